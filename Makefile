@@ -1,0 +1,61 @@
+# make demo      the demonstration: train a small model on the built-in sounds, then use it
+# make test      what a user runs: every test but the slow ones
+# make test-ci   the slow tests
+# make lint      ruff check and ruff format --check, and the README's figures against the records
+# make figures   writes the README's figures from benchmarks/results
+#
+# The first one creates the virtual environment .venv with the versions of constraints.txt.
+# make PY=python TARGET   uses the environment that is there, as it is, instead
+# make PYTHON=python3.12 TARGET   creates .venv with another interpreter (3.10 or later)
+
+PYTHON ?= python3
+
+ifeq ($(origin PY),undefined)
+PY := .venv/bin/python
+ENVIRONMENT := .venv/installed
+ifeq ($(OS),Windows_NT)
+$(error on Windows: pip install -e .[dev], then make PY=python; or use WSL)
+endif
+else
+ENVIRONMENT := is-installed
+endif
+
+.PHONY: help demo test test-ci lint figures is-installed
+
+help:
+	@sed -n '/^$$/q; s/^# //p' Makefile
+
+demo: $(ENVIRONMENT)
+	$(PY) -m slap_fast.cli demo
+
+test: $(ENVIRONMENT)
+	$(PY) -m pytest -m "not slow"
+
+# pytest exits with 5 where no test is marked slow.
+test-ci: $(ENVIRONMENT)
+	$(PY) -m pytest -m slow || [ $$? -eq 5 ]
+
+lint: $(ENVIRONMENT)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) benchmarks/readme.py --check
+
+figures: $(ENVIRONMENT)
+	$(PY) benchmarks/readme.py
+
+# torch first and alone: it decides which build the rest has to fit.
+.venv/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo 'needs Python 3.10 or later: make PYTHON=python3.12, say' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo 'install python3-venv, or use your own environment: make PY=python' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt torch
+	.venv/bin/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The empty first entry of sys.path would find the metadata that a build leaves in this folder.
+is-installed:
+	@$(PY) -c 'import sys; sys.path.remove(""); from importlib.metadata import version; \
+		version("slap-fast")' 2>/dev/null || \
+		{ echo 'slap-fast is not installed there: $(PY) -m pip install -e ".[dev]"' >&2; exit 1; }

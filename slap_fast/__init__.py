@@ -1,0 +1,33 @@
+"""slap-fast: scalable language-audio pretraining (SLAP, arXiv 2601.12594), fast.
+
+``Slap`` is a trained model; ``ops`` holds the packed operations; the rest is imported where it
+lives.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Slap": "slap_fast.inference",
+    "MelConfig": "slap_fast.config",
+    "AudioError": "slap_fast.data.decode",
+    "which": "slap_fast.ops",
+}
+__all__ = ["AudioError", "MelConfig", "Slap", "__version__", "ops", "which"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `import slap_fast` must stay light.
+    if name == "ops":
+        return importlib.import_module("slap_fast.ops")
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'slap_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""From files and captions to packed batches: manifest, decode, augment, pack."""

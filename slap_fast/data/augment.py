@@ -1,0 +1,93 @@
+"""What training hides from the student: SpecAugment spans, and the patches of the masked loss.
+
+Both are functions of the generator alone, over a whole packed batch at once.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from slap_fast.config import MelConfig
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+
+def spec_augment(
+    patches: Array,
+    coords: np.ndarray | torch.Tensor,
+    cu_seqlens: np.ndarray | torch.Tensor,
+    config: MelConfig,
+    *,
+    time_masks: int,
+    time_mask_share: float,
+    freq_masks: int,
+    freq_mask_bins: int,
+    rng: np.random.Generator,
+    value: float = 0.0,
+) -> Array:
+    """Packed patches with spans of frames and mel bins filled, per clip (arXiv 1904.08779).
+
+    Args:
+        patches: [T, patch_dim] floating; rows past ``cu_seqlens[-1]`` stay as they are.
+        coords: integers [T, 2] = (time column, frequency band).
+        cu_seqlens: integers [B + 1].
+        time_masks: spans of frames in a clip, 0 .. ``time_mask_share`` of the clip's frames long.
+        freq_masks: spans of mel bins in a clip, 0 .. ``freq_mask_bins`` long.
+        rng: decides the lengths and places, uniformly.
+        value: what fills a span; 0 is the mean of the normalised log-mel.
+
+    Returns a copy of the same kind and dtype, on the same device.
+    """
+    lengths, coords = np.diff(_numpy(cu_seqlens)), _numpy(coords)
+    clip = np.repeat(np.arange(len(lengths)), lengths)
+    column, band = coords[: len(clip)].T
+    frames = -(-lengths // config.patches_per_column) * config.patch_time
+    bins = np.full(len(lengths), config.n_mels)
+    longest = (time_mask_share * frames).astype(np.int64)
+    whole = torch.as_tensor(patches)
+    in_time = _spans(frames, longest, time_masks, config.patch_time, rng)[clip, column]
+    in_freq = _spans(bins, np.minimum(bins, freq_mask_bins), freq_masks, config.patch_freq, rng)
+    in_freq = in_freq[clip, band]
+    in_time, in_freq = (torch.from_numpy(m).to(whole.device) for m in (in_time, in_freq))
+    hidden = (in_time[:, :, None] | in_freq[:, None, :]).flatten(1)
+    filled = torch.where(hidden, value, whole[: len(clip)])
+    out = torch.cat([filled, whole[len(clip) :]]) if len(clip) < len(whole) else filled
+    return out if isinstance(patches, torch.Tensor) else out.numpy()
+
+
+def mask_indices(
+    cu_seqlens: np.ndarray | torch.Tensor, ratio: float, rng: np.random.Generator
+) -> np.ndarray:
+    """The patches that the student does not see: int64 positions in the pack, ascending.
+
+    Of a clip of L patches, ``round(ratio * L)`` chosen at random: at least 1 where L >= 2, never
+    all. ``cu_seqlens`` is [B + 1] integers.
+    """
+    bounds = _numpy(cu_seqlens).astype(np.int64)
+    lengths = np.diff(bounds)
+    counts = np.clip(np.rint(ratio * lengths).astype(np.int64), 1, None)
+    counts = np.minimum(counts, np.maximum(lengths - 1, 0))
+    clip = np.repeat(np.arange(len(lengths)), lengths)
+    shuffled = np.argsort(clip + rng.random(len(clip)))
+    rank = np.arange(len(clip)) - bounds[:-1][clip]
+    return np.sort(shuffled[rank < counts[clip]])
+
+
+def _spans(
+    sizes: np.ndarray, longest: np.ndarray, num_spans: int, group: int, rng: np.random.Generator
+) -> np.ndarray:
+    """bool [B, largest size / group, group]: whether a position lies in one of its clip's spans."""
+    position = np.arange(sizes.max(initial=0))
+    inside = np.zeros((len(sizes), len(position)), bool)
+    for _ in range(num_spans):
+        length = rng.integers(0, longest, endpoint=True)
+        start = rng.integers(0, sizes - length, endpoint=True)
+        inside |= (position >= start[:, None]) & (position < (start + length)[:, None])
+    return inside.reshape(len(sizes), len(position) // group, group)
+
+
+def _numpy(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

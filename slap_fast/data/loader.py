@@ -1,0 +1,226 @@
+"""Steps of packed batches from a source, in an order that depends on (seed, epoch, index) alone.
+
+One dataset item is one optimiser step, so a run resumes at any step, with any number of workers, on
+the very batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from slap_fast import ops
+from slap_fast.batch import PackedBatch, PackedText
+from slap_fast.config import MelConfig, TrainConfig
+from slap_fast.data.augment import mask_indices, spec_augment
+from slap_fast.data.clips import BadClip, ClipSource, clip_patches, pack_patches
+from slap_fast.data.decode import AudioError
+from slap_fast.data.tokenizer import CaptionTokenizer
+
+
+class StepData(NamedTuple):
+    """One optimiser step."""
+
+    batches: list[PackedBatch]
+    """Forward passes of at most ``max_tokens`` each; together the step's clips."""
+    seen: int
+    """Clips drawn, good and bad."""
+    bad: list[BadClip]
+    """Clips left out, each with its reason."""
+
+
+class _Clip(NamedTuple):
+    patches: Tensor
+    caption: str
+    meanings: list[Hashable]
+    """Of all the clip's captions, that of the chosen one first."""
+    mask: np.ndarray
+
+
+class TrainSteps(Dataset):
+    """Steps ``0 .. config.steps - 1`` of a run as a map-style dataset."""
+
+    def __init__(
+        self,
+        source: ClipSource,
+        tokenizer: CaptionTokenizer,
+        config: TrainConfig,
+        cache: PatchCache | None = None,
+    ) -> None:
+        if not len(source):
+            raise ValueError("source: found no clips, expected at least one to train on")
+        mel = config.model.mel
+        longest = min(config.data.max_seconds, max(map(source.seconds, range(len(source)))))
+        tokens = mel.num_patches(round(longest * mel.sample_rate))
+        if tokens > config.max_tokens:
+            raise ValueError(
+                f"max_tokens: found {config.max_tokens}, expected at least {tokens}, the tokens of "
+                f"one clip of {longest:.1f} s; or lower data.max_seconds"
+            )
+        self.source, self.tokenizer, self.config, self.cache = source, tokenizer, config, cache
+        self.batch_size = min(config.batch_size, len(source))
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def clips_of(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, index) of the step's clips: one random order after the other, end to end."""
+        size, first = len(self.source), step * self.batch_size
+        positions = range(first, first + self.batch_size)
+        return [(p // size, int(self._order(p // size)[p % size])) for p in positions]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            rng = np.random.default_rng((self.config.seed, epoch))
+            self._orders[epoch] = rng.permutation(len(self.source))
+        return self._orders[epoch]
+
+    def __getitem__(self, step: int) -> StepData:
+        clips, bad = [], []
+        for epoch, index in self.clips_of(step):
+            try:
+                clips.append(self._clip(epoch, index))
+            except AudioError as error:
+                bad.append(BadClip(self.source.name(index), error.code, str(error)))
+        bins = ops.pack([len(clip.patches) for clip in clips], self.config.max_tokens)
+        batches = [self._batch([clips[i] for i in sorted(members)]) for members in bins]
+        return StepData(batches, self.batch_size, bad)
+
+    def _clip(self, epoch: int, index: int) -> _Clip:
+        config, mel = self.config, self.config.model.mel
+        rng = np.random.default_rng((config.seed, epoch, index))
+        captions = self.source.captions(index)
+        caption = captions[rng.integers(len(captions))]
+        start, end = _crop(self.source.seconds(index), config.data.max_seconds, rng)
+        patches = self.cache.get(index) if self.cache is not None and end is None else None
+        if patches is None:
+            patches = clip_patches(self.source.waveform(index, start, end), mel).patches
+        one = pack_patches([patches], mel)
+        augmented = spec_augment(
+            one.patches,
+            one.coords,
+            one.cu_seqlens,
+            mel,
+            time_masks=config.data.time_masks,
+            time_mask_share=config.data.time_mask_share,
+            freq_masks=config.data.freq_masks,
+            freq_mask_bins=config.data.freq_mask_bins,
+            rng=rng,
+        )
+        mask = np.zeros(0, dtype=np.int64)
+        ssl = config.model.ssl
+        if config.loss.ssl and rng.random() < ssl.mask_clips:
+            mask = mask_indices(one.cu_seqlens, ssl.mask_ratio, rng)
+        meanings = dict.fromkeys(self.source.meaning(index, text) for text in (caption, *captions))
+        return _Clip(augmented, caption, list(meanings), mask)
+
+    def _batch(self, clips: list[_Clip]) -> PackedBatch:
+        clips = sorted(clips, key=lambda clip: len(clip.mask) == 0)
+        audio = pack_patches([clip.patches for clip in clips], self.config.model.mel)
+        text = PackedText.from_ids(self.tokenizer.encode([clip.caption for clip in clips]))
+        numbers: dict[Hashable, int] = {}
+        groups = [[numbers.setdefault(m, len(numbers)) for m in clip.meanings] for clip in clips]
+        most = max(map(len, groups))
+        groups = [row + row[:1] * (most - len(row)) for row in groups]
+        starts = audio.cu_seqlens.tolist()
+        masks = [
+            torch.as_tensor(clip.mask) + start for clip, start in zip(clips, starts, strict=False)
+        ]
+        masked_clips = sum(len(clip.mask) > 0 for clip in clips)
+        return PackedBatch(
+            audio,
+            text,
+            text.next_token_labels(),
+            torch.tensor(groups),
+            torch.cat(masks),
+            masked_clips,
+            starts[masked_clips],
+        )
+
+
+def _crop(
+    seconds: float, max_seconds: float, rng: np.random.Generator
+) -> tuple[float, float | None]:
+    if seconds <= max_seconds:
+        return 0.0, None
+    start = rng.uniform(0.0, seconds - max_seconds)
+    return start, start + max_seconds
+
+
+class PatchCache:
+    """Patches of the clips that need no random crop, computed once, in one shared block."""
+
+    def __init__(self, indices: list[int], patches: list[Tensor]) -> None:
+        # One block: a shared tensor per clip would hold a file descriptor each.
+        self._patches = torch.cat(patches).share_memory_()
+        ends = np.cumsum([len(clip) for clip in patches]).tolist()
+        self._spans = dict(zip(indices, zip([0, *ends], ends, strict=False), strict=True))
+
+    def get(self, index: int) -> Tensor | None:
+        """[T, patch_dim] float32, or None where the clip is not kept. Not to be written to."""
+        if index not in self._spans:
+            return None
+        start, end = self._spans[index]
+        return self._patches[start:end]
+
+    @classmethod
+    def build(
+        cls, source: ClipSource, config: TrainConfig, workers: int, progress: bool
+    ) -> PatchCache | None:
+        """Decodes all of the source; None when it does not fit ``data.cache_gb``.
+
+        A clip that cannot be decoded is left out: training meets it again, and counts it.
+        """
+        mel, data = config.model.mel, config.data
+        seconds = [source.seconds(i) for i in range(len(source))]
+        keep = [i for i, s in enumerate(seconds) if s <= data.max_seconds]
+        tokens = sum(mel.num_patches(round(seconds[i] * mel.sample_rate)) for i in keep)
+        if tokens * mel.patch_dim * 4 > data.cache_gb * 1e9:
+            return None
+        loader = DataLoader(_Patches(source, mel, keep), batch_size=None, num_workers=workers)
+        bar = tqdm(loader, desc="decoding", unit="clip", disable=not progress)
+        # A copy: what a worker hands over lives in shared memory of its own.
+        found = [(i, x.clone()) for i, x in zip(keep, bar, strict=True) if x is not None]
+        return cls([i for i, _ in found], [x for _, x in found]) if found else None
+
+
+class _Patches(Dataset):
+    def __init__(self, source: ClipSource, mel: MelConfig, keep: list[int]) -> None:
+        self.source, self.mel, self.keep = source, mel, keep
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def __getitem__(self, item: int) -> Tensor | None:
+        try:
+            return clip_patches(self.source.waveform(self.keep[item]), self.mel).patches
+        except AudioError:
+            return None
+
+
+def _ignore_interrupt(_: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process saves and ends the workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def steps_from(data: TrainSteps, first: int, workers: int) -> Iterator[StepData]:
+    """The run's steps from ``first`` on, prefetched by ``workers`` processes (0: in this one)."""
+    return iter(
+        DataLoader(
+            data,
+            sampler=range(first, len(data)),
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_ignore_interrupt,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )

@@ -1,0 +1,297 @@
+"""The three losses of SLAP as pure functions: tensors in, scalar out (arXiv 2601.12594, section 3).
+
+Softmaxes and sums run in fp32 (fp64 when given fp64), under autocast too. Nothing here reads a
+value back to the host, so all of it compiles without a graph break. Every loss is a mean over the
+rows it is given; a caller that splits a batch weights the parts by their rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+class LossWeights(Protocol):
+    """What :func:`total_loss` reads; ``config.LossConfig`` is one."""
+
+    contrastive: float
+    ssl: float
+    caption: float
+
+
+def contrastive_loss(
+    audio_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    *,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE (CLIP, arXiv 2103.00020), with every caption that fits a positive.
+
+    Of each row the targets are uniform over its positives (SupCon's L_out, arXiv 2004.11362);
+    without groups, or with all of them distinct, that is CLIP's loss.
+
+    Args:
+        audio_features: [B, E], unit norm; B may be 0 or 1, the loss is then 0.
+        text_features: [B, E], unit norm; row i belongs to audio i.
+        logit_scale: 0-d, multiplies the cosines (the scale itself, not its logarithm).
+        groups: int64 [B], rows of equal number have equal captions; or [B, M], where text j is
+            right for audio i when ``groups[j, 0]``, its own number, is among ``groups[i]``.
+
+    Returns:
+        0-d fp32 (fp64 for fp64), in nats: the mean of both directions.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    logits = _pair_logits(audio_features, text_features, logit_scale)
+    positives = _positives(groups, logits).to(logits.dtype)
+    audio_to_text = logits.log_softmax(1) * positives / positives.sum(1, keepdim=True)
+    text_to_audio = logits.log_softmax(0) * positives / positives.sum(0, keepdim=True)
+    return -(audio_to_text + text_to_audio).sum() / (2 * max(1, len(logits)))
+
+
+def sigmoid_contrastive_loss(
+    audio_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    *,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); every caption that fits is positive.
+
+    Arguments and errors are :func:`contrastive_loss`'s; ``logit_bias`` is 0-d and is added to every
+    logit. Returns 0-d fp32 (fp64 for fp64), in nats: the sum over the B x B pairs / B; 0 for B = 0.
+    """
+    logits = _pair_logits(audio_features, text_features, logit_scale) + logit_bias
+    signs = torch.where(_positives(groups, logits), 1.0, -1.0)
+    return -F.logsigmoid(signs * logits).sum() / max(1, len(logits))
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> Tensor:
+    """Targets that use every prototype about equally (SwAV, arXiv 2006.09882, section 3.1).
+
+    Each iteration normalises the prototypes over the rows, then the rows over the prototypes. It
+    runs on logarithms: exp(scores / temperature) itself overflows.
+
+    Args:
+        scores: [N, K] float, before the temperature; N may be 0.
+        temperature: divides the scores.
+        iterations: at least 1.
+
+    Returns:
+        [N, K] fp32 (fp64 for fp64): rows sum to 1, columns to about N / K. Carries no gradient.
+
+    Raises:
+        ValueError: iterations below 1.
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations: found {iterations}, expected at least 1")
+    log_targets = _full(scores) / temperature
+    for _ in range(iterations):
+        log_targets = (log_targets - log_targets.logsumexp(0)).log_softmax(1)
+    return log_targets.exp()
+
+
+@torch.no_grad()
+def centered_targets(scores: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """softmax((scores - center) / temperature) over the prototypes (DINO, arXiv 2104.14294).
+
+    scores [N, K] float, center [K] -> [N, K] fp32 (fp64 for fp64), without gradient.
+    """
+    return ((_full(scores) - center) / temperature).softmax(1)
+
+
+@torch.no_grad()
+def update_center(center: Tensor, scores: Tensor, momentum: float) -> None:
+    """center [K] <- momentum x center + (1 - momentum) x mean of scores [N, K], in place.
+
+    Without rows, N = 0, the center stays.
+    """
+    if len(scores):
+        center.lerp_(_full(scores).mean(0).to(center.dtype), 1.0 - momentum)
+
+
+def self_distillation_loss(
+    student_features: Tensor,
+    prototypes: Tensor,
+    targets: Tensor,
+    temperature: float,
+    chunk_size: int = 16_384,
+) -> Tensor:
+    """Cross-entropy of the teacher's targets and the student's softmax over prototypes (iBOT).
+
+    At most ``chunk_size`` rows of scores exist at a time: beyond one chunk, each is computed again
+    in the backward. The product with the prototypes follows autocast; all after it is fp32.
+
+    Args:
+        student_features: [M, D], at the masked patches; for M = 0 the loss and its gradients are 0.
+        prototypes: [K, D].
+        targets: [M, K], rows sum to 1 (:func:`sinkhorn`, :func:`centered_targets`).
+        temperature: divides the student's scores.
+        chunk_size: rows.
+
+    Returns:
+        0-d fp32 (fp64 for fp64), in nats: the mean over the M rows.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check_shape("targets", targets, (len(student_features), len(prototypes)))
+
+    def chunk_loss(features: Tensor, prototypes: Tensor, targets: Tensor) -> Tensor:
+        log_probs = (_full(F.linear(features, prototypes)) / temperature).log_softmax(1)
+        return -(targets.to(log_probs.dtype) * log_probs).sum()
+
+    total = _sum_of_chunks(chunk_loss, student_features, prototypes, targets, chunk_size)
+    return total / max(1, len(student_features))
+
+
+def caption_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    ignore_index: int = -100,
+    chunk_size: int = 4096,
+) -> Tensor:
+    """Next-token cross-entropy, mean over the labels that are not ``ignore_index``.
+
+    ``F.cross_entropy(hidden @ weight.T, labels)`` with at most ``chunk_size`` rows of logits at a
+    time: beyond one chunk, each is computed again in the backward. The product with the weight
+    follows autocast; all after it is fp32.
+
+    Args:
+        hidden: [N, C], the decoder's last states; N may be 0.
+        weight: [V, C], the output embedding.
+        labels: int64 [N], 0 .. V - 1 or ``ignore_index``.
+        ignore_index: the label of positions that do not count.
+        chunk_size: rows.
+
+    Returns:
+        0-d fp32 (fp64 for fp64), in nats; without a label that counts, it and its gradients are 0.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check_shape("labels", labels, (len(hidden),))
+
+    def chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        logits = _full(F.linear(hidden, weight))
+        return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+
+    total = _sum_of_chunks(chunk_loss, hidden, weight, labels, chunk_size)
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def total_loss(losses: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
+    """The weighted sum, 0-d, of ``losses``: any of ``contrastive``, ``ssl`` and ``caption``.
+
+    A weight of 0 leaves its loss out, so that not even a NaN of it counts. Raises ValueError for
+    another key, or when nothing is left to train on.
+    """
+    for name in losses:
+        if name not in ("contrastive", "ssl", "caption"):
+            raise ValueError(f"losses: found {name!r}, expected contrastive, ssl or caption")
+    factors = {name: getattr(weights, name) for name in losses}
+    parts = [factors[name] * loss for name, loss in losses.items() if factors[name]]
+    if not parts:
+        raise ValueError(f"losses: found {list(losses)}, expected one with a weight above 0")
+    return torch.stack(parts).sum()
+
+
+@torch.no_grad()
+def prototype_health(targets: Tensor, student_features: Tensor) -> dict[str, Tensor]:
+    """Figures that tell whether self-distillation still learns; :func:`collapsed` reads them.
+
+    Args:
+        targets: [M, K], rows sum to 1.
+        student_features: [M, D], any norm above 0.
+
+    Returns:
+        0-d fp32 tensors (fp64 for fp64), each NaN when M < 2, as one row tells nothing:
+        ``prototype_use``: share of min(M, K) prototypes that are the largest of some row, 0 .. 1.
+        ``target_entropy``: mean entropy of the rows / ln K; 0 one-hot, 1 uniform.
+        ``marginal_entropy``: entropy of the mean row / ln K; 0 one prototype for all, 1 equal use.
+        ``feature_std``: root mean square distance of the unit-norm features from their mean; 0
+        constant, 1 spread over the sphere (SimSiam's, arXiv 2011.10566, times sqrt(D)).
+    """
+    targets = _full(targets)
+    rows, num_prototypes = targets.shape
+    features = F.normalize(_full(student_features), dim=1)
+    used = targets.new_zeros(num_prototypes).scatter_(0, targets.argmax(1), 1.0)
+    health = {
+        "prototype_use": used.sum() / max(1, min(rows, num_prototypes)),
+        "target_entropy": torch.special.entr(targets).sum(1).mean() / math.log(num_prototypes),
+        "marginal_entropy": torch.special.entr(targets.mean(0)).sum() / math.log(num_prototypes),
+        "feature_std": (features - features.mean(0)).square().sum(1).mean().sqrt(),
+    }
+    return health if rows > 1 else {k: torch.full_like(v, math.nan) for k, v in health.items()}
+
+
+def collapsed(health: Mapping[str, Tensor]) -> Tensor:
+    """Whether the figures of :func:`prototype_health`, of one batch or averaged, show a collapse.
+
+    The alarm goes off when any of these holds, and stays silent on NaN:
+    ``feature_std`` < 0.01: the student says the same of every input (mean cosine above 0.9999);
+    ``marginal_entropy`` < 0.05: one prototype takes (almost) every row;
+    ``marginal_entropy - target_entropy`` < 0.001: this is the mutual information of row and
+    prototype, in units of ln K. It is 0 exactly when all rows have one target, uniform or not.
+
+    Returns a 0-d bool tensor (a bool, when given floats).
+    """
+    information = health["marginal_entropy"] - health["target_entropy"]
+    return (
+        (health["feature_std"] < 0.01) | (health["marginal_entropy"] < 0.05) | (information < 1e-3)
+    )
+
+
+def _full(x: Tensor) -> Tensor:
+    """fp64 stays, anything else becomes fp32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _pair_logits(audio_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    _check_shape("text_features", text_features, tuple(audio_features.shape))
+    with torch.autocast(audio_features.device.type, enabled=False):
+        return logit_scale * (_full(audio_features) @ _full(text_features).T)
+
+
+def _positives(groups: Tensor | None, logits: Tensor) -> Tensor:
+    """bool [B, B]: whether text j is right for audio i."""
+    if groups is None:
+        groups = torch.arange(len(logits), device=logits.device)
+    if groups.ndim == 1:
+        groups = groups[:, None]
+    _check_shape("groups", groups, (len(logits), groups.shape[1]))
+    return (groups[:, :, None] == groups[:, 0]).any(1)
+
+
+def _sum_of_chunks(
+    chunk_loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    rows: Tensor,
+    matrix: Tensor,
+    row_targets: Tensor,
+    chunk_size: int,
+) -> Tensor:
+    """chunk_loss(rows, matrix, row_targets), a sum over rows; no chunk's inner values are kept."""
+    pairs = list(zip(rows.split(chunk_size), row_targets.split(chunk_size), strict=True))
+    if len(pairs) == 1:
+        return chunk_loss(rows, matrix, row_targets)
+    parts = [
+        checkpoint(chunk_loss, x, matrix, y, use_reentrant=False, preserve_rng_state=False)
+        for x, y in pairs
+    ]
+    return torch.stack(parts).sum()
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name}: found shape {list(tensor.shape)}, expected {list(expected)}")

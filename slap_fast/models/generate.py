@@ -1,0 +1,138 @@
+"""Caption generation: greedy and beam search with a key-value cache, all clips in lockstep."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slap_fast import ops
+from slap_fast.models.caption_decoder import CaptionDecoder
+from slap_fast.models.layers import Segments
+from slap_fast.reference.rope import rotate
+
+
+class DecodingState:
+    """Cross-attention keys and values of B clips, and a cache that grows by one token a step."""
+
+    def __init__(self, decoder: CaptionDecoder, audio_features: Tensor, context: Segments) -> None:
+        self.keys_values = [
+            layer.cross_attention.keys_values(audio_features) for layer in decoder.layers
+        ]
+        self.context = context
+        self.length = 0
+        self._cache: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends k, v [N, H, D] and returns all so far, each [N, H, t, D]."""
+        k, v = k[:, :, None], v[:, :, None]
+        if self._cache[layer] is not None:
+            past_k, past_v = self._cache[layer]
+            k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+        self._cache[layer] = (k, v)
+        return k, v
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keeps hypotheses ``rows`` (int64 [N]), as beam search picks them."""
+        self._cache = [(k[rows], v[rows]) for k, v in self._cache]
+
+
+@torch.no_grad()
+def decode_step(decoder: CaptionDecoder, ids: Tensor, state: DecodingState) -> Tensor:
+    """One more token for every hypothesis.
+
+    Args:
+        decoder: the decoder.
+        ids: int64 [B, K], the last token of K hypotheses of each of B clips.
+        state: advanced in place.
+
+    Returns:
+        Log-probabilities of the next token, fp32 [B, K, V].
+    """
+    clips, width = ids.shape
+    device = ids.device
+    position = torch.full((1, 1), state.length, dtype=torch.int32, device=device)
+    rope = ops.rope_tables(position, decoder.head_dim, decoder.config.rope_theta)
+    # The K hypotheses of a clip are K queries to the same keys.
+    starts = torch.arange(clips + 1, dtype=torch.int32, device=device) * width
+    segments = Segments(starts, width)
+    x = decoder.token_embedding(ids.flatten())
+    for i, layer in enumerate(decoder.layers):
+        attention = layer.attention
+        qkv = attention.qkv_proj(layer.attention_norm(x))
+        q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
+        q, k = rotate(q, rope), rotate(k, rope)
+        k, v = state.extend(i, k, v)
+        out = F.scaled_dot_product_attention(q[:, :, None], k, v)[:, :, 0]
+        x = x + attention.out_proj(out.flatten(1))
+        x = x + layer.cross_attention(
+            layer.cross_norm(x), segments, state.keys_values[i], state.context
+        )
+        x = x + layer.mlp(layer.mlp_norm(x))
+    state.length += 1
+    logits = decoder.norm(x) @ decoder.token_embedding.weight.T
+    return logits.float().log_softmax(-1).unflatten(0, (clips, width))
+
+
+@torch.no_grad()
+def generate(
+    decoder: CaptionDecoder,
+    audio_features: Tensor,
+    context: Segments,
+    *,
+    start_id: int,
+    end_id: int,
+    max_tokens: int,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+) -> list[list[int]]:
+    """Captions of B clips by beam search (greedy with one beam), all clips in lockstep.
+
+    Args:
+        decoder: the decoder.
+        audio_features: dense features [Tk, context_size].
+        context: the clips' segments.
+        start_id: the token every caption begins with.
+        end_id: the token that ends one.
+        max_tokens: most tokens after the start.
+        num_beams: hypotheses kept per clip.
+        length_penalty: finished hypotheses rank by log-probability / length ** length_penalty.
+
+    Returns:
+        B lists of token ids, without start and end.
+    """
+    clips = len(context.cu_seqlens) - 1
+    device = audio_features.device
+    state = DecodingState(decoder, audio_features, context)
+    ids = torch.full((clips, 1), start_id, device=device)
+    scores = torch.zeros(clips, 1, device=device)
+    done = torch.zeros(clips, 1, dtype=torch.bool, device=device)
+    lengths = torch.zeros(clips, 1, device=device)
+    history = ids.new_empty(clips, 1, 0)
+    first_row = torch.arange(clips, device=device)[:, None]
+    for _ in range(max_tokens):
+        log_probs = decode_step(decoder, ids, state)
+        vocab = log_probs.shape[-1]
+        # A finished hypothesis goes on with its end token, free of charge.
+        stay = torch.full((vocab,), -torch.inf, device=device)
+        stay[end_id] = 0.0
+        log_probs = torch.where(done[..., None], stay, log_probs)
+        width = ids.shape[1]
+        total = scores[..., None] + log_probs
+        steps = lengths + (~done).float()
+        ranked = total / steps.clamp(min=1)[..., None] ** length_penalty
+        best = ranked.flatten(1).topk(min(num_beams, width * vocab), dim=1).indices
+        parent, ids = best // vocab, best % vocab
+        scores = total.flatten(1).gather(1, best)
+        lengths = steps.gather(1, parent)
+        done = done.gather(1, parent) | (ids == end_id)
+        history = torch.cat(
+            [history.gather(1, parent[..., None].expand(-1, -1, history.shape[2])), ids[..., None]],
+            dim=2,
+        )
+        state.reorder((first_row * width + parent).flatten())
+        if bool(done.all()):
+            break
+    best = (scores / lengths**length_penalty).argmax(1)
+    chosen = history[torch.arange(clips, device=device), best].tolist()
+    return [row[: row.index(end_id)] if end_id in row else row for row in chosen]

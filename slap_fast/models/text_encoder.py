@@ -1,0 +1,158 @@
+"""The text tower: transformers' ModernBERT, packed through its attention interface.
+
+transformers is imported when a tower is built, never on import of this package. Its rotary
+embedding stays its own: the interface hands over rotated queries and keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from slap_fast import ops
+from slap_fast.batch import PackedText
+from slap_fast.config import TextEncoderConfig
+
+if TYPE_CHECKING:
+    from transformers import ModernBertConfig
+
+ATTENTION_NAME = "slap_fast_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface over one packed run.
+
+    query, key, value [1, H, T, D], already rotated; sliding_window counts the token itself, None is
+    global. Returns ([1, T, H, D], None).
+    """
+    side = -1 if sliding_window is None else sliding_window - 1
+    out = ops.attention(
+        *(x[0].transpose(0, 1) for x in (query, key, value)),
+        cu_seq_lens_q,
+        max_length_q,
+        window_size=(side, side),
+        softmax_scale=scaling,
+    )
+    return out[None], None
+
+
+class TextEncoder(nn.Module):
+    """Packed captions to dense features."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        from transformers import AttentionInterface, ModernBertModel
+
+        super().__init__()
+        AttentionInterface.register(ATTENTION_NAME, packed_attention)
+        self.model = ModernBertModel(modernbert_config(config))
+        self.model.set_attn_implementation(ATTENTION_NAME)
+
+    def load_pretrained(self, name: str) -> None:
+        """Takes the weights of a ModernBERT folder or hub id, whose sizes the config must have."""
+        from transformers import ModernBertModel
+
+        source = ModernBertModel.from_pretrained(name)
+        self.model.load_state_dict(source.state_dict())
+
+    def forward(self, text: PackedText) -> Tensor:
+        """text with T tokens -> dense features [T, C]."""
+        out = self.model(
+            input_ids=text.ids[None],
+            position_ids=text.positions.T,
+            # A mapping is taken as it is: the packed attention needs no mask, so none is built.
+            attention_mask={"full_attention": None, "sliding_attention": None},
+            cu_seq_lens_q=text.cu_seqlens,
+            max_length_q=text.max_seqlen,
+        )
+        return out.last_hidden_state[0]
+
+
+def modernbert_config(config: TextEncoderConfig) -> ModernBertConfig:
+    """The transformers configuration of a tower of these sizes."""
+    from transformers import ModernBertConfig
+
+    return ModernBertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        global_attn_every_n_layers=config.global_every,
+        local_attention=config.local_attention,
+        # ModernBERT's 0.02 is for its width of 768; a narrower tower starts as far from zero.
+        initializer_range=0.02 * (768 / config.hidden_size) ** 0.5,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        cls_token_id=None,
+        sep_token_id=None,
+    )
+
+
+# What a checkpoint may say about its architecture that TextEncoderConfig does not hold.
+_FIXED = (
+    "hidden_activation",
+    "norm_eps",
+    "norm_bias",
+    "attention_bias",
+    "mlp_bias",
+    "layer_types",
+    "rope_parameters",
+)
+
+
+def resolve_pretrained(config: TextEncoderConfig) -> TextEncoderConfig:
+    """The config with the sizes of the ModernBERT checkpoint it names.
+
+    Raises ValueError when the checkpoint cannot be read or is not a ModernBERT this tower can hold.
+    """
+    if config.pretrained is None:
+        return config
+    from transformers import AutoConfig
+
+    try:
+        theirs = AutoConfig.from_pretrained(config.pretrained)
+    except OSError as error:
+        raise ValueError(
+            f"text.pretrained: cannot read {config.pretrained!r}: {str(error).splitlines()[0]} "
+            "Give a folder with config.json and model.safetensors, go online once, or set "
+            "model.text.pretrained=none to start from random weights"
+        ) from None
+    if theirs.model_type != "modernbert":
+        raise ValueError(
+            f"text.pretrained: {config.pretrained!r} is a {theirs.model_type!r}, expected a "
+            "'modernbert'"
+        )
+    full = [i for i, kind in enumerate(theirs.layer_types) if kind == "full_attention"]
+    config = dataclasses.replace(
+        config,
+        vocab_size=theirs.vocab_size,
+        hidden_size=theirs.hidden_size,
+        num_layers=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        intermediate_size=theirs.intermediate_size,
+        global_every=full[1] - full[0] if len(full) > 1 else theirs.num_hidden_layers,
+        local_attention=theirs.local_attention,
+    )
+    ours = modernbert_config(config)
+    for key in _FIXED:
+        found, expected = getattr(theirs, key), getattr(ours, key)
+        if found != expected:
+            raise ValueError(
+                f"text.pretrained: {config.pretrained!r} has {key} {found!r}, expected {expected!r}"
+            )
+    return config

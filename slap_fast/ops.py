@@ -1,0 +1,392 @@
+"""The public operations: what they compute, what they accept, and which implementation runs.
+
+Everything works on packed sequences: the tokens of B sequences end to end, T rows in all, with
+``cu_seqlens`` int32 [B + 1] saying where each begins; an empty sequence is legal. Rows past
+``cu_seqlens[-1]`` are never read; in outputs and gradients they are exactly 0 (``lse`` -inf).
+
+``impl`` is None (the best there is for the device), "triton", "cpp", "flash" or "reference". A
+request that cannot be met raises NotImplementedError: nothing falls back in silence. ``which``
+tells what runs.
+
+Arguments are checked on every call: dtype, shape, device and a dense last axis. The values of
+``cu_seqlens`` are checked on a CPU, and elsewhere with ``SLAP_FAST_DEBUG=1``, as that syncs. Every
+mistake is a ValueError that names the argument, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slap_fast.config import MelConfig
+from slap_fast.reference import attention as reference_attention
+from slap_fast.reference import map_pool as reference_map_pool
+from slap_fast.reference import mel_patches as reference_mel_patches
+from slap_fast.reference import pack as reference_pack
+from slap_fast.reference import rope as reference_rope
+
+try:
+    from slap_fast import _C
+except ImportError:  # not built: pack runs in Python, as which() says
+    _C = None
+
+IMPLS = ("triton", "cpp", "flash", "reference")
+AVAILABLE = {
+    "mel_patches": ("reference",),
+    "attention": ("reference",),
+    "map_pool": ("reference",),
+    "pack": ("reference",) if _C is None else ("cpp", "reference"),
+}
+"""The implementations of an operation, best first."""
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DEFAULT_MEL = MelConfig()
+
+
+class PackedPatches(NamedTuple):
+    """Audio clips as one packed run of log-mel patches."""
+
+    patches: Tensor
+    """float32 [T, patch_dim]. A patch is its 16 frames x 16 bins, frame-major; a clip's patches
+    come column by column, lowest bins first."""
+    coords: Tensor
+    """int32 [T, 2], the patch's (time, freq) inside its clip."""
+    cu_seqlens: Tensor
+    """int32 [B + 1], where each clip begins."""
+    max_seqlen: int
+    """Patches of the longest clip."""
+
+
+def mel_patches(
+    waveform: Tensor,
+    cu_samples: Tensor,
+    config: MelConfig = DEFAULT_MEL,
+    *,
+    impl: str | None = None,
+) -> PackedPatches:
+    """Log-mel patches of packed clips (SLAP, arXiv 2601.12594, section 3). Not differentiable.
+
+    Args:
+        waveform: [num_samples] float32 in -1 .. 1 or int16, all clips end to end.
+        cu_samples: int64 [B + 1], where each clip begins; its last entry is where the last ends.
+        config: the front end.
+        impl: see the module.
+
+    A clip without samples has no patches; any other has at least one column, filled with silence.
+    """
+    _check_tensor("waveform", waveform, (torch.float32, torch.int16), ("num_samples",))
+    _check_starts("cu_samples", cu_samples, torch.int64, waveform, "waveform")
+    _choose("mel_patches", impl)
+    return PackedPatches(*reference_mel_patches.mel_patches(waveform, cu_samples, config))
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
+    rope: tuple[Tensor, Tensor] | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    return_lse: bool = False,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale q k^T) v inside each packed sequence, local or global, rotary included.
+
+    Args:
+        q: [T, H, D], any strides with a dense last axis; fp16, bf16, fp32 or fp64.
+        k: [Tk, Hkv, D], H a multiple of Hkv: H / Hkv consecutive query heads share a key head.
+        v: [Tk, Hkv, D].
+        cu_seqlens: int32 [B + 1], where each sequence begins.
+        max_seqlen: length of the longest.
+        cu_seqlens_k: int32 [B + 1] of k and v, where they differ from q's (cross-attention);
+            query i then sits at position i + len_k - len_q among its keys.
+        max_seqlen_k: length of the longest of those, required with ``cu_seqlens_k``.
+        rope: (cos, sin), each fp32 [T, D / 2], rotating the pairs (j, j + D / 2) of q and k; not
+            with ``cu_seqlens_k``.
+        window_size: (left, right) token distances, inclusive, -1 open.
+        causal: no key after the query's position.
+        softmax_scale: None: D ** -0.5.
+        return_lse: also return the log-sum-exp of the scaled scores.
+        impl: see the module.
+
+    Returns:
+        out [T, H, D] in q's dtype; with ``return_lse`` also lse [H, T], natural log, fp32 (fp64 for
+        fp64 inputs), differentiable. A row that sees no key gives 0 and -inf.
+
+    Source: FlashAttention's ``flash_attn_varlen_func`` (arXiv 2307.08691), whose words these are.
+    """
+    _check_tensor("q", q, FLOATS, ("T", "H", "D"))
+    for name, x in (("k", k), ("v", v)):
+        _check_tensor(name, x, (q.dtype,), ("Tk", "Hkv", q.shape[2]), q.device)
+    if v.shape != k.shape:
+        raise ValueError(f"v: found shape {list(v.shape)}, expected k's, {list(k.shape)}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(f"k: found {k.shape[1]} heads, expected a divisor of q's {q.shape[1]}")
+    _check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, q, "q")
+    if cu_seqlens_k is None:
+        if len(k) != len(q):
+            raise ValueError(f"k: found {len(k)} rows, expected {len(q)} as q without cu_seqlens_k")
+        if max_seqlen_k is not None:
+            raise ValueError(
+                f"max_seqlen_k: found {max_seqlen_k}, expected None without cu_seqlens_k"
+            )
+    else:
+        _check_sequences("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k, "k")
+        if len(cu_seqlens_k) != len(cu_seqlens):
+            raise ValueError(
+                f"cu_seqlens_k: found {len(cu_seqlens_k)} entries, expected {len(cu_seqlens)} as "
+                "in cu_seqlens"
+            )
+        if rope is not None:
+            raise ValueError("rope: found tables, expected None with cu_seqlens_k: rotate before")
+    _check_rope(rope, q)
+    _check_window(window_size)
+    _choose("attention", impl)
+    return reference_attention.attention(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        max_seqlen,
+        cu_seqlens_k=cu_seqlens_k,
+        max_seqlen_k=max_seqlen_k,
+        rope=rope,
+        window_size=window_size,
+        causal=causal,
+        softmax_scale=softmax_scale,
+        return_lse=return_lse,
+    )
+
+
+def attention_qkvpacked(
+    qkv: Tensor,
+    num_heads_kv: int,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    rope: tuple[Tensor, Tensor] | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    return_lse: bool = False,
+    schedule: None = None,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`attention` on a projection as it comes; its backward writes one gradient.
+
+    Args:
+        qkv: [T, H + 2 Hkv, D]: H query heads, then Hkv key heads, then Hkv value heads.
+        num_heads_kv: Hkv.
+        schedule: None: no implementation takes one yet.
+
+    The other arguments and the result are those of :func:`attention`.
+    """
+    _check_tensor("qkv", qkv, FLOATS, ("T", "H + 2 Hkv", "D"))
+    num_heads = qkv.shape[1] - 2 * num_heads_kv
+    if num_heads_kv < 1 or num_heads < 1 or num_heads % num_heads_kv:
+        raise ValueError(
+            f"num_heads_kv: found {num_heads_kv}, expected Hkv >= 1 such that qkv's "
+            f"{qkv.shape[1]} heads are H + 2 Hkv, H a multiple of Hkv"
+        )
+    if schedule is not None:
+        raise ValueError(f"schedule: found {type(schedule).__name__}, expected None")
+    _check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
+    _check_rope(rope, qkv)
+    _check_window(window_size)
+    _choose("attention", impl)
+    return reference_attention.attention_qkvpacked(
+        qkv,
+        num_heads_kv,
+        cu_seqlens,
+        max_seqlen,
+        rope=rope,
+        window_size=window_size,
+        causal=causal,
+        softmax_scale=softmax_scale,
+        return_lse=return_lse,
+    )
+
+
+def map_pool(
+    x: Tensor, score_weight: Tensor, cu_seqlens: Tensor, *, impl: str | None = None
+) -> Tensor:
+    """Attention pooling: pooled[b, h] = sum_i softmax_i(x_i . score_weight[h]) x_i over sequence b.
+
+    Args:
+        x: [T, C], fp16, bf16, fp32 or fp64.
+        score_weight: [H, C]: for head h the probe's query, folded into the key projection and
+            scaled, W_k,h^T q_h / sqrt(D). A key bias would drop out of the softmax.
+        cu_seqlens: int32 [B + 1], where each sequence begins.
+        impl: see the module.
+
+    Returns:
+        [B, H, C] in x's dtype; an empty sequence gives zeros.
+
+    Source: multi-head attention pooling, arXiv 2106.04560, appendix; SigLIP's head.
+    """
+    _check_tensor("x", x, FLOATS, ("T", "C"))
+    _check_tensor("score_weight", score_weight, (x.dtype,), ("H", x.shape[1]), x.device)
+    _check_starts("cu_seqlens", cu_seqlens, torch.int32, x, "x")
+    _choose("map_pool", impl)
+    return reference_map_pool.map_pool(x, score_weight, cu_seqlens)
+
+
+def rope_tables(coords: Tensor, head_dim: int, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """cos and sin for ``rope``, each fp32 [T, head_dim / 2], from angles in fp64.
+
+    Args:
+        coords: int32 [T, 1], positions, or [T, 2], (time, freq): each axis owns half the angles.
+        head_dim: D, a multiple of twice the number of axes.
+        theta: base of the frequencies.
+
+    Source: RoFormer, arXiv 2104.09864; the two-axis form is SLAP's (arXiv 2601.12594, section 3).
+    """
+    _check_tensor("coords", coords, (torch.int32,), ("T", "1 or 2"))
+    axes = coords.shape[1]
+    if axes not in (1, 2):
+        raise ValueError(f"coords: found {axes} axes, expected 1 or 2")
+    if head_dim <= 0 or head_dim % (2 * axes):
+        raise ValueError(f"head_dim: found {head_dim}, expected a positive multiple of {2 * axes}")
+    return reference_rope.rope_tables(coords, head_dim, theta)
+
+
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Bins of indices whose lengths sum to at most ``max_tokens``, by first-fit decreasing.
+
+    Deterministic: the longest first, the lower index where lengths are equal, each into the
+    earliest bin with room. Runs on the host, in C++ where it is built.
+
+    Raises ValueError that names the first length below 0 or above ``max_tokens``.
+    """
+    array = np.asarray(lengths)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(
+            f"lengths: found {array.dtype} of shape {list(array.shape)}, expected integers [n]"
+        )
+    array = array.astype(np.int64)
+    if _C is not None:
+        return _C.pack(array, max_tokens)
+    return reference_pack.pack(array.tolist(), max_tokens)
+
+
+def which(op: str | None = None, *, device: str = "cpu") -> dict[str, str]:
+    """What runs with ``impl=None`` on a device and why: of every operation, or of ``op`` alone."""
+    if op is not None and op not in AVAILABLE:
+        raise ValueError(f"op: found {op!r}, expected one of {', '.join(AVAILABLE)}")
+    why = {
+        ("pack", "cpp"): "runs on the host, and slap_fast._C is built",
+        ("pack", "reference"): "runs on the host, and slap_fast._C is not built",
+    }
+    other = f"plain PyTorch; there is no other implementation for {torch.device(device).type} yet"
+    chosen = {name: _choose(name, None) for name in ([op] if op else AVAILABLE)}
+    return {name: f"{impl}: {why.get((name, impl), other)}" for name, impl in chosen.items()}
+
+
+def _choose(op: str, impl: str | None) -> str:
+    if impl is None:
+        return AVAILABLE[op][0]
+    if impl not in IMPLS:
+        raise ValueError(f"impl: found {impl!r}, expected None or one of {', '.join(IMPLS)}")
+    if impl not in AVAILABLE[op]:
+        raise NotImplementedError(
+            f"{op} has no {impl!r} implementation; use impl=None or one of "
+            f"{', '.join(AVAILABLE[op])}"
+        )
+    return impl
+
+
+def _check_tensor(
+    name: str,
+    x: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    shape: tuple[str | int, ...],
+    device: torch.device | None = None,
+) -> None:
+    """``shape`` holds a size where it is fixed and a letter where it is free."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name}: found {type(x).__name__}, expected a tensor")
+    if x.dtype not in dtypes:
+        expected = " or ".join(str(dtype) for dtype in dtypes)
+        raise ValueError(f"{name}: found {x.dtype}, expected {expected}")
+    fits = x.ndim == len(shape) and all(
+        isinstance(want, str) or size == want for size, want in zip(x.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name}: found shape {list(x.shape)}, expected [{', '.join(map(str, shape))}]"
+        )
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise ValueError(f"{name}: found stride {x.stride(-1)} on the last axis, expected 1")
+    if device is not None and x.device != device:
+        raise ValueError(f"{name}: found device {x.device}, expected {device}")
+
+
+def _check_starts(
+    name: str, starts: Tensor, dtype: torch.dtype, x: Tensor, x_name: str
+) -> Tensor | None:
+    """Checks the starts of packed sequences of ``x``; their values, and returned, only if cheap."""
+    _check_tensor(name, starts, (dtype,), ("B + 1",), x.device)
+    if len(starts) == 0:
+        raise ValueError(f"{name}: found no entries, expected B + 1")
+    real = type(starts) is Tensor and not torch.compiler.is_compiling()
+    if not real or starts.is_meta:
+        return None
+    if starts.device.type != "cpu" and os.environ.get("SLAP_FAST_DEBUG") != "1":
+        return None
+    lengths = starts.diff()
+    if starts[0] != 0:
+        raise ValueError(f"{name}: found {int(starts[0])} first, expected 0")
+    if (lengths < 0).any():
+        where = int((lengths < 0).nonzero()[0, 0])
+        raise ValueError(
+            f"{name}[{where + 1}]: found {int(starts[where + 1])} after {int(starts[where])}, "
+            "expected no decrease"
+        )
+    if starts[-1] > len(x):
+        raise ValueError(
+            f"{name}: found {int(starts[-1])} last, expected at most {x_name}'s {len(x)} rows"
+        )
+    return lengths
+
+
+def _check_sequences(
+    name: str, cu_seqlens: Tensor, max_name: str, max_seqlen: Any, x: Tensor, x_name: str
+) -> None:
+    lengths = _check_starts(name, cu_seqlens, torch.int32, x, x_name)
+    if not isinstance(max_seqlen, (int, torch.SymInt)):
+        raise ValueError(f"{max_name}: found {max_seqlen!r}, expected an integer")
+    if lengths is not None and len(lengths) and max_seqlen < lengths.max():
+        raise ValueError(
+            f"{max_name}: found {max_seqlen}, expected at least {int(lengths.max())}, the longest "
+            f"length in {name}"
+        )
+
+
+def _check_rope(rope: tuple[Tensor, Tensor] | None, q: Tensor) -> None:
+    if rope is None:
+        return
+    num_rows, head_dim = q.shape[0], q.shape[-1]
+    if head_dim % 2:
+        raise ValueError(f"rope: found tables with head_dim {head_dim}, expected an even head_dim")
+    if len(rope) != 2:
+        raise ValueError(f"rope: found {len(rope)} tables, expected (cos, sin)")
+    for name, table in zip(("rope cos", "rope sin"), rope, strict=True):
+        _check_tensor(name, table, (torch.float32,), (num_rows, head_dim // 2), q.device)
+
+
+def _check_window(window_size: tuple[int, int]) -> None:
+    if len(window_size) != 2 or any(int(size) != size or size < -1 for size in window_size):
+        raise ValueError(
+            f"window_size: found {window_size}, expected (left, right), each -1 (open) or more"
+        )

@@ -1,0 +1,26 @@
+"""Attention pooling over packed sequences, the learned probe already folded into the keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def map_pool(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """pooled[b, h] = sum_i softmax_i(x_i . score_weight[h]) x_i over the tokens i of sequence b.
+
+    x [T, C], score_weight [H, C], cu_seqlens int32 [B + 1] -> [B, H, C] in x's dtype; the softmax
+    is fp32 or wider. A sequence without tokens gives zeros. Rows past ``cu_seqlens[-1]`` are
+    not read.
+    """
+    bounds = cu_seqlens.tolist()
+    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    # One product per sequence: nothing of size [T, H, C], and a sequence's bits ignore its
+    # neighbours. Without any sequence, an empty one keeps the gradients defined.
+    sequences = x.split([*lengths, len(x) - bounds[-1]])[:-1] or (x[:0],)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    pooled = []
+    for tokens in sequences:
+        scores = score_weight @ tokens.T
+        pooled.append(scores.to(wide).softmax(-1).to(x.dtype) @ tokens)
+    return torch.stack(pooled)[: len(lengths)]

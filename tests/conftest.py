@@ -1,0 +1,41 @@
+"""What every test runs under: fixed seeds, and NaN in memory that nobody wrote."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_configure() -> None:
+    # Fills torch.empty with NaN (the largest integer for integers), so that a read of memory that
+    # was never written shows.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real recordings beside the checkout, which not every machine has."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no ../shared/data beside the checkout")
+    return SHARED_DATA

@@ -1,0 +1,226 @@
+"""The whole model: its size, packing isolation in values and gradients, masks, weights of zero."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from slap_fast import losses
+from slap_fast.batch import PackedBatch, PackedText
+from slap_fast.config import (
+    AudioEncoderConfig,
+    CaptionDecoderConfig,
+    LossConfig,
+    ModelConfig,
+    SelfDistillationConfig,
+    TextEncoderConfig,
+    slap_base,
+)
+from slap_fast.data.clips import pack_patches
+from slap_fast.models.slap import SlapModel, Teacher
+
+SMALL = ModelConfig(
+    audio=AudioEncoderConfig(
+        hidden_size=32, num_layers=3, num_heads=2, intermediate_size=48, local_window=2
+    ),
+    text=TextEncoderConfig(
+        vocab_size=40, hidden_size=32, num_layers=3, num_heads=2, intermediate_size=48,
+        local_attention=4,
+    ),
+    caption=CaptionDecoderConfig(hidden_size=24, num_layers=2, num_heads=2, intermediate_size=32),
+    ssl=SelfDistillationConfig(prototypes=12, head_hidden_size=20, bottleneck_size=8),
+)  # fmt: skip
+ALL = LossConfig()
+CLIPS = [24, 4, 40, 12]
+CAPTIONS = [[2, 7, 8, 9, 3], [2, 3], [2, 30, 31, 5, 6, 7, 8, 3], [2, 11, 3]]
+
+
+def small_model(dtype: torch.dtype = torch.float64, config: ModelConfig = SMALL) -> SlapModel:
+    torch.manual_seed(0)
+    return SlapModel(config).to(dtype)
+
+
+def make_batch(dtype: torch.dtype, clips: list[int] | None = None) -> PackedBatch:
+    """Some of the four clips as one packed batch; half of each clip's patches are masked."""
+    members = list(range(len(CLIPS))) if clips is None else clips
+    patches, masks, start = [], [], 0
+    for i in members:
+        generator = torch.Generator().manual_seed(i)
+        patches.append(torch.randn(CLIPS[i], 256, generator=generator, dtype=dtype))
+        masks.append(
+            torch.randperm(CLIPS[i], generator=generator)[: CLIPS[i] // 2].sort()[0] + start
+        )
+        start += CLIPS[i]
+    text = PackedText.from_ids([CAPTIONS[i] for i in members])
+    audio = pack_patches(patches, SMALL.mel)
+    groups = torch.arange(len(members))[:, None]
+    labels, masks = text.next_token_labels(), torch.cat(masks)
+    return PackedBatch(audio, text, labels, groups, masks, len(members), start)
+
+
+def three_losses(model, teacher, outputs, scores, labels):
+    pair = (outputs["audio_features"], outputs["text_features"])
+    targets = losses.sinkhorn(scores, 0.05, 3)
+    return {
+        "contrastive": losses.contrastive_loss(*pair, model.logit_scale),
+        "ssl": losses.self_distillation_loss(
+            outputs["student_features"], model.prototype_head.prototypes, targets, 0.1
+        ),
+        "caption": losses.caption_loss(
+            outputs["caption_hidden"], model.caption_decoder.token_embedding.weight, labels
+        ),
+    }
+
+
+PER_CLIP = ("audio_features", "text_features", "caption_hidden", "student_features")
+
+
+def run(model, teacher, batches):
+    """Every loss over the batches' clips, however they are packed, and the parameters'
+    gradients."""
+    model.zero_grad()
+    parts = [model(batch, ALL) for batch in batches]
+    outputs = {name: torch.cat([getattr(part, name) for part in parts]) for name in PER_CLIP}
+    scores = torch.cat([teacher(batch) for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
+    values = three_losses(model, teacher, outputs, scores, labels)
+    gradients = {}
+    for name, value in values.items():
+        model.zero_grad()
+        value.backward(retain_graph=True)
+        gradients[name] = {
+            n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+        }
+    return outputs, values, gradients
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize("student_pass", ["shared", "separate"])
+def test_packed_equals_one_clip_at_a_time(dtype, bound, student_pass):
+    ssl = dataclasses.replace(SMALL.ssl, student_pass=student_pass)
+    model = small_model(dtype, dataclasses.replace(SMALL, ssl=ssl))
+    teacher = Teacher(model)
+    packed = run(model, teacher, [make_batch(dtype)])
+    alone = run(model, teacher, [make_batch(dtype, [i]) for i in range(len(CLIPS))])
+    for name in PER_CLIP:
+        assert relative(packed[0][name], alone[0][name]) <= bound, name
+    for name in packed[1]:
+        assert relative(packed[1][name], alone[1][name]) <= bound, name
+        assert packed[2][name].keys() == alone[2][name].keys()
+        # Relative to all of a loss's gradient: single parameters' may be rounding noise about zero.
+        whole = torch.stack([g.norm() for g in alone[2][name].values()]).norm()
+        for parameter, gradient in packed[2][name].items():
+            error = (gradient - alone[2][name][parameter]).norm() / whole
+            assert error <= bound, (name, parameter)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_every_loss_reaches_the_audio_encoder_and_its_own_parts():
+    model = small_model()
+    _, _, gradients = run(model, Teacher(model), [make_batch(torch.float64)])
+    parts = {
+        "contrastive": ("audio_encoder", "audio_head", "text_encoder", "text_head", "log_logit"),
+        "ssl": ("audio_encoder", "prototype_head"),
+        "caption": ("audio_encoder", "caption_decoder"),
+    }
+    for name, prefixes in parts.items():
+        reached = {n.split(".")[0] for n, g in gradients[name].items() if g.abs().max() > 0}
+        assert {p for p in reached if p.startswith(prefixes)} == reached
+        assert all(any(r.startswith(p) for r in reached) for p in prefixes)
+
+
+def test_masked_patches_are_not_seen():
+    model, batch = small_model(), make_batch(torch.float64)
+    changed = batch.audio.patches.clone()
+    changed[batch.mask_indices] = 1e3
+    before = model.audio_encoder(batch.audio, batch.mask_indices)
+    after = model.audio_encoder(batch.audio._replace(patches=changed), batch.mask_indices)
+    assert torch.equal(before, after)
+    assert not torch.allclose(before, model.audio_encoder(batch.audio))
+
+
+def test_teacher_sees_every_patch_and_carries_no_gradient():
+    model, batch = small_model(), make_batch(torch.float64)
+    teacher = Teacher(model)
+    expected = model.prototype_head(model.audio_encoder(batch.audio)[batch.mask_indices])
+    scores = teacher(batch)
+    assert torch.allclose(scores, expected @ model.prototype_head.prototypes.T)
+    assert not scores.requires_grad and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_teacher_follows_the_student_by_its_momentum():
+    model = small_model()
+    teacher = Teacher(model)
+    before = teacher.audio_encoder.mask_token.clone()
+    with torch.no_grad():
+        model.audio_encoder.mask_token.add_(1.0)
+    teacher.update(model, 0.9)
+    assert torch.allclose(teacher.audio_encoder.mask_token, before + 0.1)
+
+
+@pytest.mark.parametrize("left_out", ["contrastive", "ssl", "caption"])
+def test_a_weight_of_zero_skips_the_work(left_out):
+    weights = dataclasses.replace(ALL, **{left_out: 0.0})
+    model = small_model()
+
+    def forbidden(*_):
+        raise AssertionError("was called")
+
+    part = {"contrastive": "text_encoder", "ssl": "prototype_head", "caption": "caption_decoder"}
+    getattr(model, part[left_out]).register_forward_pre_hook(forbidden)
+    with pytest.raises(AssertionError, match="was called"):
+        model(make_batch(torch.float64), ALL)
+    model(make_batch(torch.float64), weights)
+
+
+def test_local_layers_see_a_window_and_global_ones_the_clip():
+    far, column = 40, 4
+    patches = torch.randn(far * column, 256, dtype=torch.float64)
+
+    def reach(global_every: int) -> int:
+        audio_config = dataclasses.replace(SMALL.audio, num_layers=1, global_every=global_every)
+        model = small_model(config=dataclasses.replace(SMALL, audio=audio_config))
+        changed = patches.clone()
+        changed[0] += 1.0
+        a, b = (model.audio_encoder(pack_patches([x], SMALL.mel)) for x in (patches, changed))
+        return int((a != b).any(1).nonzero().max())
+
+    assert reach(3) == SMALL.audio.local_window * column
+    assert reach(1) == far * column - 1
+
+
+def test_slap_base_is_the_papers_model():
+    config = slap_base().model
+    with torch.device("meta"):
+        model = SlapModel(config)
+    c, m = 768, 3072
+    block = 2 * c + 4 * c * c + 3 * c * m
+    assert count(model.audio_encoder) == 12 * block + 256 * c + 2 * c
+    kinds = [layer.attention.window_size for layer in model.audio_encoder.layers]
+    assert kinds == [(48, 48), (48, 48), (-1, -1)] * 4
+    assert model.audio_encoder.layers[0].attention.num_heads == 12
+    bert_block = 4 * c * c + 3 * c * 1152 + 2 * c
+    assert count(model.text_encoder) == 50_368 * c + 22 * bert_block + c
+    assert len(model.caption_decoder.layers) == 8
+    assert {layer.attention.num_heads for layer in model.caption_decoder.layers} == {8}
+    assert model.caption_decoder.token_embedding.weight.shape == (50_368, 512)
+    assert model.prototype_head.weight.shape == (8192, 256)
+    assert not [n for n, _ in model.audio_encoder.named_parameters() if n.endswith("bias")]
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_towers_of_two_widths_meet_in_a_projection():
+    text = dataclasses.replace(SMALL.text, hidden_size=48)
+    with pytest.raises(ValueError, match=r"model\.embed_dim"):
+        dataclasses.replace(SMALL, text=text)
+    model = small_model(config=dataclasses.replace(SMALL, text=text, embed_dim=16))
+    out = model(make_batch(torch.float64), ALL)
+    assert out.audio_features.shape == out.text_features.shape == (4, 16)
+    norms = torch.cat([out.audio_features, out.text_features]).norm(dim=1)
+    assert torch.allclose(norms, torch.ones_like(norms))

@@ -1,0 +1,507 @@
+"""Losses against formulas written in numpy float64, gradients against finite differences."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from slap_fast import losses
+
+F64 = torch.float64
+SCALE, BIAS = torch.tensor(7.0, dtype=F64), torch.tensor(-3.0, dtype=F64)
+
+
+def unit(*shape, seed=0, dtype=F64):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(shape, generator=generator, dtype=F64), dim=-1).to(dtype)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def log_softmax(x, axis):
+    x = x - x.max(axis, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis, keepdims=True))
+
+
+def saved_elements(loss, *inputs):
+    """Elements that ``loss(*inputs)`` keeps for its backward beside the inputs themselves."""
+    own = {x.untyped_storage().data_ptr() for x in inputs}
+    sizes = []
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss(*inputs)
+    return sum(sizes)
+
+
+GROUPS = [None, [0, 1, 2, 3, 4], [3, 1, 3, 0, 3], [2, 2, 2, 2, 2]]
+GROUP_IDS = ["no_groups", "distinct", "three_equal", "all_equal"]
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=GROUP_IDS)
+class TestPairFormulas:
+    def pairs(self, groups):
+        audio, text = unit(5, 8, seed=1), unit(5, 8, seed=2)
+        numbers = range(5) if groups is None else groups
+        right = [[i for i in range(5) if numbers[i] == n] for n in numbers]
+        return audio, text, right, None if groups is None else torch.tensor(groups)
+
+    def test_contrastive(self, groups):
+        audio, text, right, groups = self.pairs(groups)
+        logits = 7.0 * audio.numpy() @ text.numpy().T
+        rows, columns = log_softmax(logits, 1), log_softmax(logits, 0)
+        to_text = [-np.mean([rows[i, j] for j in js]) for i, js in enumerate(right)]
+        to_audio = [-np.mean([columns[j, i] for j in js]) for i, js in enumerate(right)]
+        loss = losses.contrastive_loss(audio, text, SCALE, groups=groups)
+        assert loss.item() == pytest.approx((np.mean(to_text) + np.mean(to_audio)) / 2, abs=1e-12)
+
+    def test_sigmoid(self, groups):
+        audio, text, right, groups = self.pairs(groups)
+        total = 0.0
+        for i in range(5):
+            for j in range(5):
+                logit = 7.0 * float(audio[i] @ text[j]) - 3.0
+                total += math.log1p(math.exp(-logit if j in right[i] else logit))
+        loss = losses.sigmoid_contrastive_loss(audio, text, SCALE, BIAS, groups=groups)
+        assert loss.item() == pytest.approx(total / 5, abs=1e-12)
+
+    def test_gradients(self, groups):
+        audio, text, _, groups = self.pairs(groups)
+        inputs = [x.clone().requires_grad_() for x in (audio, text, SCALE, BIAS)]
+
+        def both(audio, text, scale, bias):
+            return losses.contrastive_loss(
+                audio, text, scale, groups=groups
+            ), losses.sigmoid_contrastive_loss(audio, text, scale, bias, groups=groups)
+
+        assert torch.autograd.gradcheck(both, inputs)
+
+
+class TestPairs:
+    def test_equals_clip(self):
+        audio, text = unit(6, 8, seed=1), unit(6, 8, seed=2)
+        logits, own = SCALE * audio @ text.T, torch.arange(6)
+        expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        torch.testing.assert_close(
+            losses.contrastive_loss(audio, text, SCALE), expected, rtol=0, atol=1e-12
+        )
+
+    def test_identical_captions_do_not_push_apart(self):
+        """Two clips of one caption, aligned with it: nothing is left to learn."""
+        base = torch.eye(4, dtype=F64)
+        text = base[[0, 0, 1, 2]]
+        groups = torch.tensor([5, 5, 1, 2])
+        scale = torch.tensor(100.0, dtype=F64)
+
+        def gradient(loss, *arguments, **keywords):
+            audio = text.clone().requires_grad_()
+            loss(audio, text, scale, *arguments, **keywords).backward()
+            return audio.grad.abs().max().item()
+
+        middle = torch.tensor(-50.0, dtype=F64)
+        assert gradient(losses.contrastive_loss, groups=groups) < 1e-12
+        assert gradient(losses.sigmoid_contrastive_loss, middle, groups=groups) < 1e-12
+        assert gradient(losses.sigmoid_contrastive_loss, middle) > 1
+        # Softmax cannot tell two equal columns apart, but it pays for the tie; with groups the
+        # loss is the entropy of its targets and no less.
+        assert losses.contrastive_loss(text, text, scale, groups=groups).item() == pytest.approx(
+            math.log(2) / 2
+        )
+        one_apart = text.clone()
+        one_apart[0], one_apart[1] = base[0], base[3]
+        with_groups = losses.contrastive_loss(text, one_apart, scale, groups=groups)
+        assert with_groups > losses.contrastive_loss(text, text, scale, groups=groups) + 1
+
+    @pytest.mark.parametrize("batch", [0, 1])
+    def test_tiny_batches_have_no_contrast(self, batch):
+        audio = unit(batch, 8).requires_grad_()
+        loss = losses.contrastive_loss(audio, unit(batch, 8, seed=1), SCALE)
+        loss.backward()
+        assert loss.item() == 0 and audio.grad.shape == (batch, 8) and not audio.grad.any()
+        pair = losses.sigmoid_contrastive_loss(audio, unit(batch, 8, seed=1), SCALE, BIAS)
+        assert math.isfinite(pair.item()) and (pair.item() == 0) == (batch == 0)
+
+    @pytest.mark.parametrize("scale", [1e4, -1e4])
+    def test_extreme_logits_are_finite(self, scale):
+        audio = unit(6, 8, seed=1, dtype=torch.float32).requires_grad_()
+        text, scale = unit(6, 8, seed=2, dtype=torch.float32), torch.tensor(scale)
+        both = losses.contrastive_loss(audio, text, scale)
+        both = both + losses.sigmoid_contrastive_loss(audio, text, scale, torch.tensor(-10.0))
+        both.backward()
+        assert both.isfinite() and audio.grad.isfinite().all()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_autocast_computes_in_fp32(self, dtype):
+        audio, text = unit(16, 64, seed=1, dtype=dtype), unit(16, 64, seed=2, dtype=dtype)
+        scale = torch.tensor(100.0)
+        expected = losses.contrastive_loss(audio.to(F64), text.to(F64), scale.to(F64))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = losses.contrastive_loss(audio, text, scale)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected.item(), rel=2e-6)
+
+    def test_a_caption_that_fits_several_clips_is_right_for_each(self):
+        """Text 1 also fits audio 0; text 0 does not fit audio 1."""
+        audio, text = unit(3, 8), unit(3, 8, seed=1)
+        groups = torch.tensor([[0, 1], [1, 1], [2, 2]])
+        right = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=float)
+        logits = SCALE.item() * audio.numpy() @ text.numpy().T
+        rows = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        columns = logits - np.log(np.exp(logits).sum(0, keepdims=True))
+        expected = -(rows * right / right.sum(1, keepdims=True)).sum() / 6
+        expected -= (columns * right / right.sum(0, keepdims=True)).sum() / 6
+        loss = losses.contrastive_loss(audio, text, SCALE, groups=groups)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+        signs = 2 * right - 1
+        expected = np.log1p(np.exp(-signs * (logits + BIAS.item()))).sum() / 3
+        loss = losses.sigmoid_contrastive_loss(audio, text, SCALE, BIAS, groups=groups)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("text_shape", "groups", "name"),
+        [((4, 8), None, "text_features"), ((5, 7), None, "text_features"), ((5, 8), 4, "groups")],
+        ids=["rows", "width", "groups"],
+    )
+    def test_rejects_shapes(self, text_shape, groups, name):
+        groups = None if groups is None else torch.arange(groups)
+        with pytest.raises(ValueError, match=f"{name}: found shape"):
+            losses.contrastive_loss(unit(5, 8), unit(*text_shape), SCALE, groups=groups)
+
+
+class TestTargets:
+    @pytest.mark.parametrize("iterations", [1, 3])
+    def test_sinkhorn_equals_normalising_by_turns(self, iterations):
+        scores = normal(12, 5).numpy()
+        expected = np.exp(scores / 0.3)
+        for _ in range(iterations):
+            expected /= expected.sum(0, keepdims=True)
+            expected /= expected.sum(1, keepdims=True)
+        result = losses.sinkhorn(torch.from_numpy(scores), 0.3, iterations)
+        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-12)
+
+    def test_sinkhorn_marginals(self):
+        scores = normal(96, 16) + 2 * normal(16, seed=1)  # some prototypes are everyone's favourite
+        result = losses.sinkhorn(scores, 0.5, 50)
+        np.testing.assert_allclose(result.sum(1), 1.0, rtol=1e-12)
+        np.testing.assert_allclose(result.sum(0), 96 / 16, rtol=1e-3)
+        assert (scores / 0.5).softmax(1).sum(0).max() > 3 * 96 / 16
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_sinkhorn_of_extreme_scores(self, dtype):
+        scores = (400.0 * normal(64, 16).sign()).to(dtype)  # scores / temperature = +-1e4
+        scores[0] = 400.0
+        scores[:, 0] = -400.0
+        result = losses.sinkhorn(scores, 0.04, 3)
+        assert result.dtype == torch.float32 and result.isfinite().all()
+        np.testing.assert_allclose(result.sum(1), 1.0, rtol=1e-6)
+
+    def test_sinkhorn_of_nothing_and_without_gradient(self):
+        assert losses.sinkhorn(torch.zeros(0, 5), 0.1, 3).shape == (0, 5)
+        assert not losses.sinkhorn(normal(4, 5).requires_grad_(), 0.1, 3).requires_grad
+        with pytest.raises(ValueError, match="iterations: found 0"):
+            losses.sinkhorn(torch.zeros(4, 5), 0.1, 0)
+
+    def test_centering(self):
+        scores, center = normal(6, 5), normal(5, seed=1)
+        targets = losses.centered_targets(scores.requires_grad_(), center, 0.2)
+        expected = log_softmax((scores.detach().numpy() - center.numpy()) / 0.2, 1)
+        np.testing.assert_allclose(targets, np.exp(expected), rtol=1e-12)
+        assert not targets.requires_grad
+
+    def test_center_moves_in_place(self):
+        scores, center = normal(6, 5), normal(5, seed=1)
+        expected = 0.9 * center.numpy() + 0.1 * scores.numpy().mean(0)
+        losses.update_center(center, scores, 0.9)
+        np.testing.assert_allclose(center, expected, rtol=1e-12)
+        losses.update_center(center, scores[:0], 0.9)
+        np.testing.assert_allclose(center, expected, rtol=1e-12)
+
+
+CHUNKS = pytest.mark.parametrize("chunk_size", [1, 4, 5, 100], ids=lambda n: f"chunks_of_{n}")
+
+
+class TestSelfDistillation:
+    def inputs(self, rows=10, dtype=F64):
+        targets = normal(rows, 7, seed=3).softmax(1).to(dtype)
+        features, prototypes = unit(rows, 6, seed=1, dtype=dtype), unit(7, 6, seed=2, dtype=dtype)
+        return features.requires_grad_(), prototypes.requires_grad_(), targets
+
+    @CHUNKS
+    def test_formula_and_gradients(self, chunk_size):
+        features, prototypes, targets = self.inputs()
+        scores = features.detach().numpy() @ prototypes.detach().numpy().T / 0.1
+        expected = -(targets.numpy() * log_softmax(scores, 1)).sum(1).mean()
+        loss = losses.self_distillation_loss(features, prototypes, targets, 0.1, chunk_size)
+        assert loss.item() == pytest.approx(expected, abs=1e-12)
+        assert torch.autograd.gradcheck(
+            lambda x, p: losses.self_distillation_loss(x, p, targets, 0.1, chunk_size),
+            (features, prototypes),
+        )
+
+    def test_no_rows_give_zero(self):
+        features, prototypes, targets = self.inputs(rows=0)
+        loss = losses.self_distillation_loss(features, prototypes, targets, 0.1)
+        loss.backward()
+        assert loss.item() == 0 and features.grad.shape == (0, 6) and not prototypes.grad.any()
+
+    def test_bf16_scores_meet_an_fp32_softmax(self):
+        features, prototypes, targets = self.inputs(dtype=torch.bfloat16)
+        scores = (features @ prototypes.T).to(F64) / 0.1
+        loss = losses.self_distillation_loss(features, prototypes, targets.float(), 0.1)
+        assert loss.dtype == torch.float32
+        expected = F.cross_entropy(scores, targets.to(F64))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+    def test_extreme_scores_are_finite(self):
+        features, prototypes, targets = self.inputs(dtype=torch.float32)
+        loss = losses.self_distillation_loss(features, prototypes, targets, 1e-4)
+        loss.backward()
+        assert loss.isfinite() and features.grad.isfinite().all()
+
+    def test_chunks_keep_no_probabilities(self):
+        def saved(chunk_size):
+            return saved_elements(
+                lambda *x: losses.self_distillation_loss(*x, 0.1, chunk_size), *self.inputs()
+            )
+
+        assert saved(2) < 70 <= saved(10)
+
+    def test_rejects_shapes(self):
+        features, prototypes, targets = self.inputs()
+        with pytest.raises(ValueError, match=r"targets: found shape \[9, 7\], expected \[10, 7\]"):
+            losses.self_distillation_loss(features, prototypes, targets[1:], 0.1)
+
+
+class TestCaption:
+    def inputs(self, dtype=F64):
+        labels = torch.tensor([3, -100, 0, 10, -100, 5, 5, -100, 1, 2, 9])
+        hidden, weight = normal(11, 6, seed=1).to(dtype), normal(11, 6, seed=2).to(dtype)
+        return hidden.requires_grad_(), weight.requires_grad_(), labels
+
+    @CHUNKS
+    def test_formula_and_gradients(self, chunk_size):
+        hidden, weight, labels = self.inputs()
+        log_probs = log_softmax(hidden.detach().numpy() @ weight.detach().numpy().T, 1)
+        expected = -np.mean([log_probs[i, y] for i, y in enumerate(labels.tolist()) if y >= 0])
+        loss = losses.caption_loss(hidden, weight, labels, chunk_size=chunk_size)
+        assert loss.item() == pytest.approx(expected, abs=1e-12)
+        assert torch.autograd.gradcheck(
+            lambda h, w: losses.caption_loss(h, w, labels, chunk_size=chunk_size), (hidden, weight)
+        )
+
+    def test_equals_cross_entropy_with_another_ignored_label(self):
+        hidden, weight, labels = self.inputs()
+        labels = labels.clamp(min=0)
+        loss = losses.caption_loss(hidden, weight, labels, ignore_index=5, chunk_size=3)
+        expected = F.cross_entropy(hidden @ weight.T, labels, ignore_index=5)
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+        for ours, theirs in zip(
+            torch.autograd.grad(loss, (hidden, weight)),
+            torch.autograd.grad(expected, (hidden, weight)),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("rows", [0, 11], ids=["no_rows", "all_ignored"])
+    @pytest.mark.parametrize("chunk_size", [3, 100], ids=["chunks", "one_chunk"])
+    def test_no_label_gives_zero(self, rows, chunk_size):
+        hidden, weight, labels = self.inputs()
+        labels = torch.full_like(labels, -100)[:rows]
+        loss = losses.caption_loss(hidden[:rows], weight, labels, chunk_size=chunk_size)
+        loss.backward()
+        assert loss.item() == 0 and not weight.grad.any() and not hidden.grad.any()
+
+    def test_extreme_logits_are_finite(self):
+        hidden, weight, labels = self.inputs(torch.float32)
+        loss = losses.caption_loss(1e4 * hidden, weight, labels, chunk_size=4)
+        loss.backward()
+        assert loss.isfinite() and weight.grad.isfinite().all()
+
+    def test_chunks_keep_no_logits(self):
+        def saved(chunk_size):
+            return saved_elements(
+                lambda *x: losses.caption_loss(*x, chunk_size=chunk_size), *self.inputs()
+            )
+
+        assert saved(3) < 121 <= saved(11)
+
+    def test_bf16_logits_meet_an_fp32_softmax(self):
+        hidden, weight, labels = self.inputs(torch.bfloat16)
+        expected = F.cross_entropy((hidden @ weight.T).to(F64), labels)
+        loss = losses.caption_loss(hidden, weight, labels)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+    def test_chunks_agree_under_autocast(self):
+        hidden, weight, labels = self.inputs(torch.float32)
+
+        def run(chunk_size):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = losses.caption_loss(hidden, weight, labels, chunk_size=chunk_size)
+            return loss, *torch.autograd.grad(loss, (hidden, weight))
+
+        whole, pieces = run(100), run(4)
+        exact = losses.caption_loss(hidden, weight, labels)
+        assert whole[0].dtype == torch.float32 and pieces[0].item() == pytest.approx(
+            whole[0].item(), rel=1e-6
+        )
+        assert whole[0].item() == pytest.approx(exact.item(), rel=2**-8)
+        for ours, theirs in zip(pieces[1:], whole[1:], strict=True):
+            assert (ours - theirs).norm() < 2**-8 * theirs.norm()
+
+    def test_rejects_shapes(self):
+        hidden, weight, labels = self.inputs()
+        with pytest.raises(ValueError, match=r"labels: found shape \[10\], expected \[11\]"):
+            losses.caption_loss(hidden, weight, labels[1:])
+
+
+class TestTotal:
+    weights = SimpleNamespace(contrastive=1.0, ssl=2.0, caption=0.5)
+
+    def test_weighted_sum(self):
+        parts = {"contrastive": torch.tensor(3.0), "ssl": torch.tensor(5.0)}
+        assert losses.total_loss(parts, self.weights).item() == 13.0
+        parts["caption"] = torch.tensor(8.0)
+        assert losses.total_loss(parts, self.weights).item() == 17.0
+
+    def test_weight_0_leaves_out_even_nan(self):
+        weights = SimpleNamespace(contrastive=1.0, ssl=0.0, caption=0.0)
+        parts = {"contrastive": torch.tensor(3.0), "ssl": torch.tensor(math.nan)}
+        assert losses.total_loss(parts, weights).item() == 3.0
+        with pytest.raises(ValueError, match="expected one with a weight above 0"):
+            losses.total_loss({"ssl": parts["ssl"]}, weights)
+
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match="losses: found 'clap'"):
+            losses.total_loss({"clap": torch.tensor(1.0)}, self.weights)
+
+
+def clusters(seed, rows=128, width=32, prototypes=64, spread=0.3):
+    """Unit features around 10 centres that share a common direction, and unit prototypes."""
+    centres = unit(10, width, seed=seed) + unit(1, width, seed=seed + 1000)
+    labels = torch.arange(rows) % 10
+    noise = spread * unit(rows, width, seed=seed + 2000)
+    features = F.normalize(centres[labels] + noise, dim=1)
+    return features.float(), unit(prototypes, width, seed=seed + 3000, dtype=torch.float32)
+
+
+def health_of(features, prototypes, student=None, targets="sinkhorn", temperature=0.07):
+    scores = features @ prototypes.T
+    if targets == "sinkhorn":
+        targets = losses.sinkhorn(scores, temperature, 3)
+    else:
+        targets = losses.centered_targets(scores, torch.zeros(scores.shape[1]), temperature)
+    return losses.prototype_health(targets, features if student is None else student)
+
+
+def collapse(kind, seed):
+    features, prototypes = clusters(seed)
+    constant = features[:1] + 1e-4 * unit(*features.shape, seed=seed + 1)
+    if kind == "constant_features_sinkhorn":
+        return health_of(constant.float(), prototypes)
+    if kind == "constant_features_centering":
+        return health_of(constant.float(), prototypes, targets="centering")
+    if kind == "constant_student":
+        return health_of(features, prototypes, student=constant)
+    if kind == "one_prototype":
+        favourite = F.normalize(features.mean(0), dim=0)
+        return health_of(features, torch.cat([prototypes[1:], 20 * favourite[None]]), targets="raw")
+    if kind == "one_prototype_but_for_a_few":
+        targets = torch.eye(64)[torch.zeros(1000, dtype=torch.int64)]
+        targets[:5] = torch.eye(64)[1:6]
+        return losses.prototype_health(targets, unit(1000, 32, seed=seed))
+    return health_of(features, 1e-3 * prototypes)  # uniform targets: every score is about 0
+
+
+COLLAPSES = [
+    "constant_features_sinkhorn",
+    "constant_features_centering",
+    "constant_student",
+    "one_prototype",
+    "one_prototype_but_for_a_few",
+    "uniform_targets",
+]
+
+
+class TestHealth:
+    def test_figures_by_hand(self):
+        targets = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0.5, 0, 0]], dtype=F64)
+        features = torch.tensor([[3.0, 0], [0, 0.5], [0, -2.0]], dtype=F64)
+        health = losses.prototype_health(targets, features)
+        assert health["prototype_use"].item() == pytest.approx(2 / 3)
+        assert health["target_entropy"].item() == pytest.approx(math.log(2) / 3 / math.log(4))
+        assert health["marginal_entropy"].item() == pytest.approx(math.log(2) / math.log(4))
+        # Unit features (1, 0), (0, 1), (0, -1): mean (1/3, 0), mean square norm 1.
+        assert health["feature_std"].item() == pytest.approx(math.sqrt(1 - 1 / 9))
+
+    @pytest.mark.parametrize("kind", COLLAPSES)
+    def test_a_collapse_is_caught(self, kind):
+        assert all(losses.collapsed(collapse(kind, seed)) for seed in range(5))
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_healthy_data_raise_no_alarm(self, seed):
+        rows, spread = (2, 16, 128, 600)[seed % 4], (0.1, 1.0)[seed // 4 % 2]
+        features, prototypes = clusters(seed, rows=rows, spread=spread)
+        for kind in ("sinkhorn", "centering"):
+            for temperature in (0.04, 0.07):
+                health = health_of(features, prototypes, targets=kind, temperature=temperature)
+                assert not losses.collapsed(health), health
+
+    @pytest.mark.parametrize("rows", [0, 1])
+    def test_one_row_tells_nothing(self, rows):
+        health = losses.prototype_health(torch.eye(4)[:rows], torch.eye(3)[:rows])
+        assert all(value.isnan() for value in health.values())
+        assert not losses.collapsed(health)
+
+    def test_floats_do_as_well(self):
+        health = {name: value.item() for name, value in collapse("one_prototype", 0).items()}
+        assert losses.collapsed(health) is True
+
+
+def test_everything_compiles_without_a_graph_break():
+    def step(audio, text, groups, features, prototypes, scores, hidden, labels):
+        targets = losses.sinkhorn(scores, 0.05, 3)
+        student = losses.self_distillation_loss(features, prototypes, targets, 0.1, chunk_size=4)
+        parts = {
+            "contrastive": losses.contrastive_loss(audio, text, SCALE, groups=groups)
+            + losses.sigmoid_contrastive_loss(audio, text, SCALE, BIAS, groups=groups),
+            "ssl": student,
+            "caption": losses.caption_loss(hidden, prototypes, labels, chunk_size=4),
+        }
+        health = losses.prototype_health(targets, features)
+        return losses.total_loss(parts, TestTotal.weights), losses.collapsed(health)
+
+    arguments = [unit(5, 8, seed=1), unit(5, 8, seed=2), torch.tensor([0, 1, 1, 2, 3])]
+    arguments += [unit(10, 6, seed=3), unit(7, 6, seed=4), normal(10, 7, seed=5)]
+    arguments += [normal(9, 6, seed=6), torch.arange(9) % 7]
+    for index in (0, 1, 3, 4, 6):
+        arguments[index].requires_grad_()
+    inputs = [x for x in arguments if x.requires_grad]
+    eager, _ = step(*arguments)
+    compiled, alarm = torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments)
+    torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-12)
+    assert not alarm
+    for ours, theirs in zip(
+        torch.autograd.grad(compiled, inputs), torch.autograd.grad(eager, inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_repeats_are_bitwise_equal():
+    def gradients():
+        hidden, weight = normal(300, 32).requires_grad_(), normal(50, 32, seed=1).requires_grad_()
+        targets = losses.sinkhorn(normal(300, 50, seed=2), 0.1, 3)
+        loss = losses.self_distillation_loss(hidden, weight, targets, 0.1, chunk_size=64)
+        loss = loss + losses.caption_loss(hidden, weight, torch.arange(300) % 50, chunk_size=64)
+        return torch.cat([x.flatten() for x in torch.autograd.grad(loss, (hidden, weight))])
+
+    assert torch.equal(gradients(), gradients())
