@@ -15,6 +15,7 @@ mistake is a ValueError that names the argument, what was found and what was exp
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,14 +36,18 @@ try:
 except ImportError:  # not built: pack runs in Python, as which() says
     _C = None
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton's kernels run on a CPU, slowly: for tests."""
+
 IMPLS = ("triton", "cpp", "flash", "reference")
-AVAILABLE = {
+IMPLEMENTATIONS = {
     "mel_patches": ("reference",),
     "attention": ("reference",),
     "map_pool": ("reference",),
-    "pack": ("reference",) if _C is None else ("cpp", "reference"),
+    "pack": ("cpp", "reference"),
 }
-"""The implementations of an operation, best first."""
+"""The implementations of an operation, best first; those after "reference" run on request only."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DEFAULT_MEL = MelConfig()
@@ -81,7 +86,7 @@ def mel_patches(
     """
     _check_tensor("waveform", waveform, (torch.float32, torch.int16), ("num_samples",))
     _check_starts("cu_samples", cu_samples, torch.int64, waveform, "waveform")
-    _choose("mel_patches", impl)
+    _choose("mel_patches", impl, waveform.device, waveform.dtype)
     return PackedPatches(*reference_mel_patches.mel_patches(waveform, cu_samples, config))
 
 
@@ -152,7 +157,7 @@ def attention(
             raise ValueError("rope: found tables, expected None with cu_seqlens_k: rotate before")
     _check_rope(rope, q)
     _check_window(window_size)
-    _choose("attention", impl)
+    _choose("attention", impl, q.device, q.dtype)
     return reference_attention.attention(
         q,
         k,
@@ -204,7 +209,7 @@ def attention_qkvpacked(
     _check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
     _check_rope(rope, qkv)
     _check_window(window_size)
-    _choose("attention", impl)
+    _choose("attention", impl, qkv.device, qkv.dtype)
     return reference_attention.attention_qkvpacked(
         qkv,
         num_heads_kv,
@@ -238,7 +243,7 @@ def map_pool(
     _check_tensor("x", x, FLOATS, ("T", "C"))
     _check_tensor("score_weight", score_weight, (x.dtype,), ("H", x.shape[1]), x.device)
     _check_starts("cu_seqlens", cu_seqlens, torch.int32, x, "x")
-    _choose("map_pool", impl)
+    _choose("map_pool", impl, x.device, x.dtype)
     return reference_map_pool.map_pool(x, score_weight, cu_seqlens)
 
 
@@ -280,30 +285,56 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return reference_pack.pack(array.tolist(), max_tokens)
 
 
-def which(op: str | None = None, *, device: str = "cpu") -> dict[str, str]:
-    """What runs with ``impl=None`` on a device and why: of every operation, or of ``op`` alone."""
-    if op is not None and op not in AVAILABLE:
-        raise ValueError(f"op: found {op!r}, expected one of {', '.join(AVAILABLE)}")
-    why = {
-        ("pack", "cpp"): "runs on the host, and slap_fast._C is built",
-        ("pack", "reference"): "runs on the host, and slap_fast._C is not built",
-    }
-    other = f"plain PyTorch; there is no other implementation for {torch.device(device).type} yet"
-    chosen = {name: _choose(name, None) for name in ([op] if op else AVAILABLE)}
-    return {name: f"{impl}: {why.get((name, impl), other)}" for name, impl in chosen.items()}
+def which(
+    op: str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, str]:
+    """What runs with ``impl=None`` for tensors of a device and dtype, and why nothing better does.
+
+    Of every operation, or of ``op`` alone: {operation: "implementation: why"}.
+    """
+    if op is not None and op not in IMPLEMENTATIONS:
+        raise ValueError(f"op: found {op!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
+    where = torch.device(device)
+    told = {}
+    for name in [op] if op else IMPLEMENTATIONS:
+        chosen = _choose(name, None, where, dtype)
+        better = IMPLEMENTATIONS[name][: IMPLEMENTATIONS[name].index(chosen)]
+        why = [f"{impl} {_obstacle(impl, where, dtype)}" for impl in better]
+        told[name] = f"{chosen}: {'; '.join(why) or f'the best there is for {where.type}'}"
+    return told
 
 
-def _choose(op: str, impl: str | None) -> str:
+def _choose(op: str, impl: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation that runs a call."""
+    there = IMPLEMENTATIONS[op]
     if impl is None:
-        return AVAILABLE[op][0]
+        return next(name for name in there if _obstacle(name, device, dtype) is None)
     if impl not in IMPLS:
         raise ValueError(f"impl: found {impl!r}, expected None or one of {', '.join(IMPLS)}")
-    if impl not in AVAILABLE[op]:
+    if impl not in there:
         raise NotImplementedError(
-            f"{op} has no {impl!r} implementation; use impl=None or one of "
-            f"{', '.join(AVAILABLE[op])}"
+            f"{op} has no {impl!r} implementation; use impl=None or one of {', '.join(there)}"
         )
+    interpreted = INTERPRETED and impl == "triton" and device.type == "cpu"
+    obstacle = _obstacle(impl, torch.device("cuda") if interpreted else device, dtype)
+    if obstacle:
+        raise NotImplementedError(f"impl: found {impl!r}, which {obstacle}; use impl=None")
     return impl
+
+
+def _obstacle(impl: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why an implementation cannot run for such tensors; None where it can."""
+    if impl == "cpp":
+        if device.type != "cpu":
+            return f"runs on a CPU, not on {device.type}"
+        return None if _C is not None else "is not built (no slap_fast._C)"
+    if impl == "triton":
+        if not HAS_TRITON:
+            return "is not installed"
+        if device.type != "cuda":
+            return f"runs on a GPU, not on {device.type}"
+        return f"has no kernels for {dtype}" if dtype == torch.float64 else None
+    return None
 
 
 def _check_tensor(

@@ -1,13 +1,20 @@
-"""What every test runs under: fixed seeds, and NaN in memory that nobody wrote."""
+"""What every test runs under: fixed seeds, NaN in memory that nobody wrote, and kernels that are
+interpreted where there is no GPU."""
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is defined
+
+pytest_plugins = ["figures"]
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -278,9 +278,34 @@ def test_which_tells_what_runs():
     assert told["attention"].startswith("reference: ")
     assert ops.which("attention") == {"attention": told["attention"]}
     assert "cuda" in ops.which("map_pool", device="cuda")["map_pool"]
-    assert told["pack"].startswith("reference" if ops._C is None else "cpp")
+    assert told["pack"] == (
+        "reference: cpp is not built (no slap_fast._C)"
+        if ops._C is None
+        else "cpp: the best there is for cpu"
+    )
     with pytest.raises(ValueError, match="op: found 'conv', expected one of mel_patches"):
         ops.which("conv")
+
+
+def test_obstacles(monkeypatch):
+    cpu, cuda, f32 = torch.device("cpu"), torch.device("cuda"), torch.float32
+    monkeypatch.setitem(ops.IMPLEMENTATIONS, "map_pool", ("triton", "reference"))
+    assert ops._choose("map_pool", None, cuda, f32) == "triton"
+    assert ops._choose("map_pool", None, cuda, torch.float64) == "reference"
+    assert ops._choose("map_pool", None, cpu, f32) == "reference"
+    monkeypatch.setattr(ops, "INTERPRETED", True)
+    assert ops._choose("map_pool", "triton", cpu, f32) == "triton"
+    assert ops._choose("map_pool", None, cpu, f32) == "reference"
+    monkeypatch.setattr(ops, "INTERPRETED", False)
+    with pytest.raises(NotImplementedError, match="'triton', which runs on a GPU, not on cpu"):
+        ops._choose("map_pool", "triton", cpu, f32)
+    monkeypatch.setattr(ops, "HAS_TRITON", False)
+    assert ops.which("map_pool", device="cuda") == {
+        "map_pool": "reference: triton is not installed"
+    }
+    monkeypatch.setattr(ops, "_C", None)
+    with pytest.raises(NotImplementedError, match="'cpp', which is not built"):
+        ops._choose("pack", "cpp", cpu, f32)
 
 
 def test_signatures_are_the_contract():
