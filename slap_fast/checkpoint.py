@@ -68,6 +68,14 @@ def find_folder(path: str | Path) -> Path:
     return old if old.is_dir() and not path.exists() else path
 
 
+def find_model(path: str | Path) -> Path:
+    """A model's folder: the one given, or the best (else the last) checkpoint of a run's folder."""
+    folder = find_folder(path)
+    checkpoints = [find_folder(folder / name) for name in ("best", "last")]
+    there = [found for found in checkpoints if (folder / "run.json").exists() and found.is_dir()]
+    return there[0] if there else folder
+
+
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -103,11 +111,11 @@ def write_model(
 
 
 def read_model(folder: str | Path) -> tuple[SlapModel, CaptionTokenizer, dict[str, Any]]:
-    """(model, tokenizer, card) of a folder, on the CPU in fp32.
+    """(model, tokenizer, card) of a model's or a run's folder, on the CPU in fp32.
 
     Raises CheckpointError that names the file, and the tensor, that is wrong.
     """
-    folder = find_folder(folder)
+    folder = find_model(folder)
     stored = _versioned(folder / "config.json")
     config = from_dict(ModelConfig, stored["model"], "model.")
     tokenizer = CaptionTokenizer.load(str(folder), config.text.max_tokens)

@@ -61,7 +61,7 @@ class Slap:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Slap:
-        """Loads a folder that slap-fast wrote, or a hub id.
+        """Loads a model's folder, the best checkpoint of a run's folder, or a hub id.
 
         Raises:
             checkpoint.CheckpointError: the folder is missing something, damaged or newer; names it.

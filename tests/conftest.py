@@ -7,6 +7,8 @@ import os
 import random
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line; before torch is loaded
+
 import numpy as np
 import pytest
 import torch

@@ -75,6 +75,15 @@ def test_eval_prints_the_promised_json(run, folder, capsys):
     assert "train" in capsys.readouterr().err
 
 
+def test_a_run_folder_is_its_best_checkpoint(run, folder, capsys):
+    words = ["eval", "--data", str(folder / "m.csv"), "--no-captions", "--json", "--model"]
+    assert main([*words, str(run)]) == 0
+    of_run = stdout_json(capsys)
+    assert main([*words, str(run / "best")]) == 0
+    assert stdout_json(capsys)["retrieval"] == of_run["retrieval"]
+    assert (run / "eval_m.json").exists()
+
+
 def test_embed_writes_vectors_and_the_status_of_each_file(run, folder, tmp_path, capsys):
     bad = tmp_path / "bad.wav"
     bad.write_text("nothing")
