@@ -323,17 +323,20 @@ def caption(
 
 
 @app.command
-def doctor(json: bool = False) -> int:
+def doctor(parity: bool = False, json: bool = False) -> int:
     """What is installed, what runs where, and what to do about the rest.
 
-    Example: slap-fast doctor
+    Example: slap-fast doctor --parity
 
     Args:
+        parity: Also run the kernels against the reference on this device, error beside tolerance.
         json: Print the report as JSON on stdout.
     """
     from slap_fast import doctor as checks
 
     report = checks.report()
+    if parity:
+        report = checks.parity(report)
     if not json:
         checks.render(report)
     _emit(report, json)

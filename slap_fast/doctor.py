@@ -93,6 +93,28 @@ def report() -> Report:
     return {"ok": all(row["status"] != "missing" for row in rows), "rows": rows}
 
 
+def parity(report: Report) -> Report:
+    """The report with a row for each figure of :mod:`slap_fast.parity` on the best device."""
+    import torch
+
+    from slap_fast import parity
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = [
+        _row(
+            f"{row.op}, {row.case}, {row.check.name}",
+            f"{row.impl}: {row.check.found:.2g}, allowed {row.check.allowed:.2g}",
+            row.check.passed,
+            "the kernel is wrong here: please report it with this table, and use impl='reference'",
+        )
+        for row in parity.run(device)
+    ]
+    if not rows:
+        rows = [_row("parity", f"nothing to compare: {device} runs the reference", True, "")]
+    rows = report["rows"] + rows
+    return {"ok": all(row["status"] != "missing" for row in rows), "rows": rows}
+
+
 def exit_code(report: Report) -> int:
     """0, or 1 when something that is needed is missing."""
     return 0 if report["ok"] else 1

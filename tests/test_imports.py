@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"cli"},
-    {"train", "evaluate", "demo", "report", "doctor", "interop"},
+    {"train", "evaluate", "demo", "report", "doctor", "parity", "interop"},
     {"inference"},
     {"batch", "checkpoint", "data", "distributed", "losses", "metrics", "models"},
     {"ops"},
