@@ -2,6 +2,7 @@
 # make test      what a user runs: every test but the slow ones
 # make test-ci   the slow tests
 # make lint      ruff check and ruff format --check, and the README's figures against the records
+# make bench     times what this machine can run beside its peers; at most 10 minutes
 # make figures   writes the README's figures from benchmarks/results
 #
 # The first one creates the virtual environment .venv with the versions of constraints.txt.
@@ -20,7 +21,7 @@ else
 ENVIRONMENT := is-installed
 endif
 
-.PHONY: help demo test test-ci lint figures is-installed
+.PHONY: help demo test test-ci lint bench figures is-installed
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -39,6 +40,9 @@ lint: $(ENVIRONMENT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) benchmarks/readme.py --check
+
+bench: $(ENVIRONMENT)
+	$(PY) benchmarks/suite.py
 
 figures: $(ENVIRONMENT)
 	$(PY) benchmarks/readme.py

@@ -1,0 +1,115 @@
+"""MAP pooling beside the usual heads: `python benchmarks/map_pool.py [--json FILE]`.
+
+Ours reads the tokens once, the probe folded into the keys; a SigLIP-style head projects every token
+to a key and a value first (padded batches, SDPA). Forward, and forward with backward, on C1 .. C4.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import cases
+import harness
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slap_fast import ops
+from slap_fast.models.layers import MAPHead
+
+
+class PaddedHead(nn.Module):
+    """Keys and values of every token, then attention from one probe: SigLIP's way."""
+
+    def __init__(self, head: MAPHead, lengths: list[int]) -> None:
+        super().__init__()
+        self.head, self.lengths = head, lengths
+        longest = max(lengths)
+        device = head.probe.device
+        inside = (
+            torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+        )
+        self.mask = None if len(set(lengths)) == 1 else inside[:, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, C] -> [B, C]; padding it is part of the work, as in the loops it comes from."""
+        attention, batch = self.head.attention, len(self.lengths)
+        padded = nn.utils.rnn.pad_sequence(x.split(self.lengths), batch_first=True)
+        w_q, w_kv = attention.in_proj_weight.tensor_split([x.shape[1]])
+        heads = (attention.num_heads, -1)
+        q = F.linear(self.head.probe.to(x.dtype).expand(batch, -1, -1), w_q.to(x.dtype))
+        k, v = F.linear(padded, w_kv.to(x.dtype)).chunk(2, dim=-1)
+        q, k, v = (tensor.unflatten(-1, heads).transpose(1, 2) for tensor in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, self.mask).transpose(1, 2).flatten(2)[:, 0]
+        return F.linear(out, attention.out_proj.weight.to(x.dtype))
+
+
+def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
+    """One row per variant and direction."""
+    device = harness.device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    head = MAPHead(cases.HIDDEN_SIZE, cases.NUM_HEADS, 4 * cases.HIDDEN_SIZE).to(device)
+    starts = cases.cu_seqlens(case.lengths, device)
+    padded = PaddedHead(head, case.lengths)
+    shape = sum(case.lengths), cases.HIDDEN_SIZE
+    inputs = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
+    dout = torch.randn(len(case.lengths), cases.HIDDEN_SIZE, device=device, dtype=dtype)
+    weight = torch.randn(cases.NUM_HEADS, cases.HIDDEN_SIZE, device=device, dtype=dtype) / 28
+    dpooled = torch.randn(len(case.lengths), *weight.shape, device=device, dtype=dtype)
+
+    def folded(x: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return head.attention(head.probe, x, starts)
+
+    heads = {
+        "operation alone": (lambda x: ops.map_pool(x, weight, starts), dpooled),
+        "slap-fast head": (folded, dout),
+        "SigLIP-style head, padded": (padded, dout),
+    }
+    want = padded(inputs[0]).detach().float()
+    error = float((folded(inputs[0]).detach().float() - want).norm() / want.norm())
+    if not error < (1e-4 if dtype == torch.float32 else 3e-2):
+        raise RuntimeError(f"{case.name}: the two heads differ by {error:.2g}")
+    calls: dict[str, dict[str, harness.Variant]] = {"forward": {}, "both": {}}
+    for name, (pool, gradient) in heads.items():
+
+        def forward(number: int, pool=pool) -> None:
+            with torch.no_grad():
+                pool(inputs[number % 3])
+
+        def both(number: int, pool=pool, gradient=gradient) -> None:
+            x = inputs[number % 3]
+            torch.autograd.grad(pool(x), x, gradient.to(dtype))
+
+        calls["forward"][name], calls["both"][name] = forward, both
+    moved = shape[0] * shape[1] * dtype.itemsize
+    for direction, passes in (("forward", 1), ("both", 4)):
+        taken = harness.seconds(calls[direction], device, rounds=rounds)
+        fastest = harness.summary(taken["slap-fast head"])["ms"]
+        for name, times in taken.items():
+            figures = harness.summary(times)
+            ours = name != "SigLIP-style head, padded"
+            yield {
+                "case": case.name,
+                "variant": name,
+                "direction": direction,
+                **figures,
+                "GB/s": passes * moved / figures["ms"] / 1e6 if ours else None,
+                "times_ours": figures["ms"] / fastest,
+                "error": error,
+            }
+
+
+def main() -> int:
+    """Runs the cases and prints the table."""
+    options = harness.arguments(__doc__.splitlines()[0]).parse_args()
+    scale = options.scale or (1.0 if harness.device().type == "cuda" else 0.02)
+    rows = [row for case in cases.packs(scale)[:4] for row in rows_of(case, options.rounds)]
+    harness.finish(rows, f"MAP pooling, scale {scale:g}", options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
