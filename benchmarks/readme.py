@@ -1,61 +1,120 @@
 """Renders the README's figures from the recorded runs in benchmarks/results: `make figures`.
 
-A run is a card as `slap-fast demo --json` or `slap-fast eval --json` prints it, beside what it ran
-on.
+A record is what a benchmark wrote there: what was measured, beside the machine, versions and commit
+it was measured on. A run that is not recorded is "not run".
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = (
     "<!-- figures: made by `make figures` from benchmarks/results -->",
     "<!-- end of figures -->",
 )
-RUNS = {
-    "demo_cpu.json": "Built-in sounds, `make demo`: combinations of attributes never trained on",
-    "animals_cpu.json": "Real recordings (animals, instruments), `slap-fast train --config tiny`",
-}
+Record = dict[str, Any]
 
 
-def table(run: dict[str, Any]) -> str:
-    """One card as a Markdown table, chance levels beside the figures."""
-    card = run["card"]
+class Figure(NamedTuple):
+    """One record as the README shows it."""
+
+    name: str
+    """Its file in benchmarks/results, without .json."""
+    title: str
+    render: Callable[[Record], str]
+    """The record as Markdown."""
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table; the first column is words, the others are figures."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def card(record: Record) -> str:
+    """An evaluation card, chance levels beside the figures."""
+    card = record["card"]
     retrieval, chance = card["retrieval"], card["retrieval"]["chance"]
     rows = [
-        (f"{name}, {key}", f"{retrieval[side][key]:.1%}", f"{chance[side][key]:.1%}")
+        [f"{name}, {key}", f"{retrieval[side][key]:.1%}", f"{chance[side][key]:.1%}"]
         for side, name in (("t2a", "text to audio"), ("a2t", "audio to text"))
         for key in ("R@1", "R@10")
     ]
     zero_shot, caption = card["zero_shot"], card["caption"]
     labels = f"zero-shot, {len(zero_shot['labels'])} labels"
     majority = f"{zero_shot['majority']:.1%} (majority)"
-    rows.append((f"{labels}, accuracy", f"{zero_shot['accuracy']:.1%}", majority))
+    rows.append([f"{labels}, accuracy", f"{zero_shot['accuracy']:.1%}", majority])
     balanced = f"{zero_shot['balanced_accuracy']:.1%}"
-    rows.append((f"{labels}, balanced accuracy", balanced, f"{zero_shot['chance']:.1%}"))
-    shuffled = f"{caption['CIDEr-D_shuffled']:.3f} (shuffled captions)"
-    rows.append(("captions, CIDEr-D", f"{caption['CIDEr-D']:.3f}", shuffled))
-    lines = [
-        "| | figure | chance |",
-        "|---|---|---|",
-        *(f"| {a} | {b} | {c} |" for a, b, c in rows),
-    ]
-    facts = ", ".join(f"{key} {value}" for key, value in run["facts"].items())
-    lines += ["", f"{card['n']} of {card['n_expected']} clips evaluated; {facts}."]
-    return "\n".join(lines)
+    rows.append([f"{labels}, balanced accuracy", balanced, f"{zero_shot['chance']:.1%}"])
+    shuffled = f"{caption['CIDEr-D_shuffled']:.2f} (shuffled captions)"
+    rows.append(["captions, CIDEr-D", f"{caption['CIDEr-D']:.2f}", shuffled])
+    took = ", ".join(
+        f"{name.removesuffix('_seconds')} {seconds:.0f} s"
+        for name, seconds in record["took"].items()
+    )
+    table = markdown(["", "figure", "chance"], rows)
+    return f"{table}\n\n{card['n']} of {card['n_expected']} clips evaluated; {took}."
+
+
+def columns(*names: str, where: dict[str, Any] | None = None) -> Callable[[Record], str]:
+    """The rows of a benchmark that have the values ``where``, as a table of these columns."""
+
+    def render(record: Record) -> str:
+        wanted = (where or {}).items()
+        rows = [row for row in record["rows"] if all(row.get(k) == v for k, v in wanted)]
+        return markdown(list(names), [[cell(row.get(name)) for name in names] for row in rows])
+
+    return render
+
+
+def cell(value: Any) -> str:
+    """A figure to three digits, never in powers of ten."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "" if value is None else str(value)
+
+
+FIGURES = [
+    Figure("demo_cpu", "Built-in sounds, `make demo`: combinations never trained on", card),
+    Figure("animals_cpu", "Real recordings (animals, instruments), `train --config tiny`", card),
+    Figure(
+        "loading_cpu",
+        "Packed beside padded: one pass of the tiny encoder, clips of 1 to 30 s",
+        columns("variant", "tokens", "useful", "ms", "times_packed", where={"what": "packing"}),
+    ),
+    Figure(
+        "map_pool_cpu",
+        "MAP pooling head, forward and backward, beside a padded SigLIP-style head",
+        columns("case", "variant", "ms", "times_ours", where={"direction": "both"}),
+    ),
+]
+
+
+def ran_on(machine: dict[str, Any]) -> str:
+    """One line about a record's machine."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return (
+        f"{machine['device']}, {machine['threads']} threads; Python {machine['python']}, "
+        f"{versions}; commit {machine['commit']}, {machine['date']}."
+    )
 
 
 def section() -> str:
-    """The README's figures; a run that is not recorded says so."""
+    """The README's figures."""
     parts = []
-    for name, title in RUNS.items():
-        path = ROOT / "benchmarks" / "results" / name
-        body = table(json.loads(path.read_text())) if path.exists() else "not run"
-        parts.append(f"**{title}**\n\n{body}")
+    for figure in FIGURES:
+        path = ROOT / "benchmarks" / "results" / f"{figure.name}.json"
+        if not path.exists():
+            parts.append(f"**{figure.title}**: not run")
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        body = f"{figure.render(record)}\n\n<sub>{ran_on(record['machine'])}</sub>"
+        parts.append(f"**{figure.title}**\n\n{body}")
     return "\n\n".join([BEGIN, *parts, END])
 
 
@@ -66,7 +125,9 @@ def main() -> int:
     before, rest = text.split(BEGIN)
     fresh = before + section() + rest.split(END)[1]
     if "--check" in sys.argv:
-        return 0 if fresh == text else 1
+        if fresh != text:
+            print("README.md: its figures are not those of benchmarks/results; run: make figures")
+        return int(fresh != text)
     readme.write_text(fresh, encoding="utf-8")
     return 0
 
