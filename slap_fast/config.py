@@ -84,9 +84,14 @@ class MelConfig:
         return self.n_mels // self.patch_freq
 
     @property
+    def floor(self) -> float:
+        """The preset's silence as a mel power: kaldi 2^-23 (float32 eps), torchaudio 1e-10."""
+        return 2.0**-23 if self.preset == "kaldi" else 1e-10
+
+    @property
     def log_floor(self) -> float:
-        """The preset's silence in ln(mel): kaldi ln(2^-23), torchaudio ln(1e-10)."""
-        return math.log(2.0**-23) if self.preset == "kaldi" else math.log(1e-10)
+        """ln(floor)."""
+        return math.log(self.floor)
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of a clip: none without samples, at least one with."""

@@ -15,6 +15,7 @@ mistake is a ValueError that names the argument, what was found and what was exp
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 IMPLS = ("triton", "cpp", "flash", "reference")
 IMPLEMENTATIONS = {
-    "mel_patches": ("reference",),
+    "mel_patches": ("cpp", "reference"),
     "attention": ("reference",),
     "map_pool": ("reference",),
     "pack": ("cpp", "reference"),
@@ -72,6 +73,7 @@ def mel_patches(
     cu_samples: Tensor,
     config: MelConfig = DEFAULT_MEL,
     *,
+    masks: Tensor | None = None,
     impl: str | None = None,
 ) -> PackedPatches:
     """Log-mel patches of packed clips (SLAP, arXiv 2601.12594, section 3). Not differentiable.
@@ -80,14 +82,57 @@ def mel_patches(
         waveform: [num_samples] float32 in -1 .. 1 or int16, all clips end to end.
         cu_samples: int64 [B + 1], where each clip begins; its last entry is where the last ends.
         config: the front end.
+        masks: int32 [M, 4] = (clip, axis, start, stop), SpecAugment's spans: frames (axis 0) or mel
+            bins (axis 1) start .. stop - 1 of the clip become 0, the mean of the normalised
+            log-mel. :func:`slap_fast.data.augment.draw_masks` draws them.
         impl: see the module.
 
-    A clip without samples has no patches; any other has at least one column, filled with silence.
+    A clip without samples has no patches; any other has at least one column, filled with silence. A
+    frame with a sample that is not finite is NaN, and no other frame is. A waveform that requires a
+    gradient is refused: patches are data.
     """
     _check_tensor("waveform", waveform, (torch.float32, torch.int16), ("num_samples",))
     _check_starts("cu_samples", cu_samples, torch.int64, waveform, "waveform")
-    _choose("mel_patches", impl, waveform.device, waveform.dtype)
-    return PackedPatches(*reference_mel_patches.mel_patches(waveform, cu_samples, config))
+    if masks is not None:
+        _check_masks(masks, cu_samples)
+    if waveform.requires_grad and torch.is_grad_enabled():
+        raise ValueError("waveform: found requires_grad, expected data: patches carry no gradient")
+    if _choose("mel_patches", impl, waveform.device, waveform.dtype, config) == "cpp":
+        return _mel_patches_cpp(waveform, cu_samples, config, masks)
+    return PackedPatches(*reference_mel_patches.mel_patches(waveform, cu_samples, config, masks))
+
+
+def _mel_patches_cpp(
+    waveform: Tensor, cu_samples: Tensor, config: MelConfig, masks: Tensor | None
+) -> PackedPatches:
+    if masks is None:
+        masks = torch.empty(0, 4, dtype=torch.int32)
+    *arrays, max_seqlen = _mel_cpp(config)(
+        waveform.detach().numpy(),
+        cu_samples.numpy(),
+        masks.contiguous().numpy(),
+        torch.get_num_threads(),
+    )
+    return PackedPatches(*map(torch.from_numpy, arrays), max_seqlen)
+
+
+@functools.lru_cache(maxsize=16)
+def _mel_cpp(config: MelConfig, instruction_set: str | None = None) -> Any:
+    """A ``_C.MelPatches``, by default for the best instruction set of this machine."""
+    window, filterbank = reference_mel_patches.constants(config, torch.float32, torch.device("cpu"))
+    return _C.MelPatches(
+        kaldi=config.preset == "kaldi",
+        n_fft=config.n_fft,
+        hop_length=config.hop_length,
+        patch_time=config.patch_time,
+        patch_freq=config.patch_freq,
+        floor=config.floor,
+        mean=config.mean,
+        std=config.std,
+        window=window.numpy(),
+        filterbank=filterbank.numpy(),
+        instruction_set=instruction_set or _C.mel_instruction_sets()[0],
+    )
 
 
 def attention(
@@ -286,29 +331,41 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def which(
-    op: str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    op: str | None = None,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    mel: MelConfig = DEFAULT_MEL,
 ) -> dict[str, str]:
     """What runs with ``impl=None`` for tensors of a device and dtype, and why nothing better does.
 
-    Of every operation, or of ``op`` alone: {operation: "implementation: why"}.
+    Of every operation, or of ``op`` alone: {operation: "implementation: why"}. ``mel`` is the front
+    end of ``mel_patches``.
     """
     if op is not None and op not in IMPLEMENTATIONS:
         raise ValueError(f"op: found {op!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
     where = torch.device(device)
     told = {}
     for name in [op] if op else IMPLEMENTATIONS:
-        chosen = _choose(name, None, where, dtype)
+        own_mel = mel if name == "mel_patches" else None
+        chosen = _choose(name, None, where, dtype, own_mel)
         better = IMPLEMENTATIONS[name][: IMPLEMENTATIONS[name].index(chosen)]
-        why = [f"{impl} {_obstacle(impl, where, dtype)}" for impl in better]
+        why = [f"{impl} {_obstacle(impl, where, dtype, own_mel)}" for impl in better]
         told[name] = f"{chosen}: {'; '.join(why) or f'the best there is for {where.type}'}"
     return told
 
 
-def _choose(op: str, impl: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def _choose(
+    op: str,
+    impl: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    mel: MelConfig | None = None,
+) -> str:
     """The implementation that runs a call."""
     there = IMPLEMENTATIONS[op]
     if impl is None:
-        return next(name for name in there if _obstacle(name, device, dtype) is None)
+        return next(name for name in there if _obstacle(name, device, dtype, mel) is None)
     if impl not in IMPLS:
         raise ValueError(f"impl: found {impl!r}, expected None or one of {', '.join(IMPLS)}")
     if impl not in there:
@@ -316,18 +373,24 @@ def _choose(op: str, impl: str | None, device: torch.device, dtype: torch.dtype)
             f"{op} has no {impl!r} implementation; use impl=None or one of {', '.join(there)}"
         )
     interpreted = INTERPRETED and impl == "triton" and device.type == "cpu"
-    obstacle = _obstacle(impl, torch.device("cuda") if interpreted else device, dtype)
+    obstacle = _obstacle(impl, torch.device("cuda") if interpreted else device, dtype, mel)
     if obstacle:
         raise NotImplementedError(f"impl: found {impl!r}, which {obstacle}; use impl=None")
     return impl
 
 
-def _obstacle(impl: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _obstacle(
+    impl: str, device: torch.device, dtype: torch.dtype, mel: MelConfig | None
+) -> str | None:
     """Why an implementation cannot run for such tensors; None where it can."""
     if impl == "cpp":
         if device.type != "cpu":
             return f"runs on a CPU, not on {device.type}"
-        return None if _C is not None else "is not built (no slap_fast._C)"
+        if _C is None:
+            return "is not built (no slap_fast._C)"
+        if mel is not None and (mel.n_fft < 4 or mel.n_fft & (mel.n_fft - 1)):
+            return f"takes an n_fft that is a power of two, not {mel.n_fft}"
+        return None
     if impl == "triton":
         if not HAS_TRITON:
             return "is not installed"
@@ -370,10 +433,7 @@ def _check_starts(
     _check_tensor(name, starts, (dtype,), ("B + 1",), x.device)
     if len(starts) == 0:
         raise ValueError(f"{name}: found no entries, expected B + 1")
-    real = type(starts) is Tensor and not torch.compiler.is_compiling()
-    if not real or starts.is_meta:
-        return None
-    if starts.device.type != "cpu" and os.environ.get("SLAP_FAST_DEBUG") != "1":
+    if not _values_are_cheap(starts):
         return None
     lengths = starts.diff()
     if starts[0] != 0:
@@ -389,6 +449,28 @@ def _check_starts(
             f"{name}: found {int(starts[-1])} last, expected at most {x_name}'s {len(x)} rows"
         )
     return lengths
+
+
+def _values_are_cheap(x: Tensor) -> bool:
+    """Whether ``x`` has values, and reading them neither breaks a graph nor, unasked, syncs."""
+    if type(x) is not Tensor or x.is_meta or torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" or os.environ.get("SLAP_FAST_DEBUG") == "1"
+
+
+def _check_masks(masks: Tensor, cu_samples: Tensor) -> None:
+    _check_tensor("masks", masks, (torch.int32,), ("M", 4), cu_samples.device)
+    if not _values_are_cheap(masks):
+        return
+    clip, axis, start, stop = masks.unbind(1)
+    good = (clip >= 0) & (clip < len(cu_samples) - 1) & (axis >= 0) & (axis <= 1)
+    good &= (start >= 0) & (start <= stop)
+    if not good.all():
+        where = int((~good).nonzero()[0, 0])
+        raise ValueError(
+            f"masks[{where}]: found {masks[where].tolist()}, expected (clip, axis, start, stop) "
+            f"with clip in 0 .. {len(cu_samples) - 2}, axis 0 or 1, and 0 <= start <= stop"
+        )
 
 
 def _check_sequences(

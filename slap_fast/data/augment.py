@@ -44,18 +44,51 @@ def spec_augment(
     lengths, coords = np.diff(_numpy(cu_seqlens)), _numpy(coords)
     clip = np.repeat(np.arange(len(lengths)), lengths)
     column, band = coords[: len(clip)].T
-    frames = -(-lengths // config.patches_per_column) * config.patch_time
-    bins = np.full(len(lengths), config.n_mels)
-    longest = (time_mask_share * frames).astype(np.int64)
+    masks = draw_masks(
+        cu_seqlens,
+        config,
+        time_masks=time_masks,
+        time_mask_share=time_mask_share,
+        freq_masks=freq_masks,
+        freq_mask_bins=freq_mask_bins,
+        rng=rng,
+    )
+    columns = lengths.max(initial=0) // config.patches_per_column
+    inside_time = np.zeros((len(lengths), columns * config.patch_time), bool)
+    inside_freq = np.zeros((len(lengths), config.n_mels), bool)
+    for one, axis, start, stop in masks:
+        (inside_freq if axis else inside_time)[one, start:stop] = True
     whole = torch.as_tensor(patches)
-    in_time = _spans(frames, longest, time_masks, config.patch_time, rng)[clip, column]
-    in_freq = _spans(bins, np.minimum(bins, freq_mask_bins), freq_masks, config.patch_freq, rng)
-    in_freq = in_freq[clip, band]
+    in_time = inside_time.reshape(len(lengths), columns, config.patch_time)[clip, column]
+    bands = config.patches_per_column
+    in_freq = inside_freq.reshape(len(lengths), bands, config.patch_freq)[clip, band]
     in_time, in_freq = (torch.from_numpy(m).to(whole.device) for m in (in_time, in_freq))
     hidden = (in_time[:, :, None] | in_freq[:, None, :]).flatten(1)
     filled = torch.where(hidden, value, whole[: len(clip)])
     out = torch.cat([filled, whole[len(clip) :]]) if len(clip) < len(whole) else filled
     return out if isinstance(patches, torch.Tensor) else out.numpy()
+
+
+def draw_masks(
+    cu_seqlens: np.ndarray | torch.Tensor,
+    config: MelConfig,
+    *,
+    time_masks: int,
+    time_mask_share: float,
+    freq_masks: int,
+    freq_mask_bins: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The spans of :func:`spec_augment`, as ``masks`` of :func:`slap_fast.ops.mel_patches`.
+
+    Returns int32 [M, 4] = (clip, axis, start, stop); axis 0 is time, in frames, 1 is mel bins.
+    """
+    lengths = np.diff(_numpy(cu_seqlens))
+    frames = -(-lengths // config.patches_per_column) * config.patch_time
+    bins = np.full(len(lengths), config.n_mels)
+    in_time = _spans(0, frames, (time_mask_share * frames).astype(np.int64), time_masks, rng)
+    in_freq = _spans(1, bins, np.minimum(bins, freq_mask_bins), freq_masks, rng)
+    return np.concatenate([in_time, in_freq])
 
 
 def mask_indices(
@@ -77,16 +110,16 @@ def mask_indices(
 
 
 def _spans(
-    sizes: np.ndarray, longest: np.ndarray, num_spans: int, group: int, rng: np.random.Generator
+    axis: int, sizes: np.ndarray, longest: np.ndarray, num_spans: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """bool [B, largest size / group, group]: whether a position lies in one of its clip's spans."""
-    position = np.arange(sizes.max(initial=0))
-    inside = np.zeros((len(sizes), len(position)), bool)
-    for _ in range(num_spans):
+    """int32 [num_spans * B, 4] = (clip, axis, start, stop), within 0 .. sizes [B]."""
+    spans = np.empty((num_spans, len(sizes), 4), np.int32)
+    for span in spans:
         length = rng.integers(0, longest, endpoint=True)
         start = rng.integers(0, sizes - length, endpoint=True)
-        inside |= (position >= start[:, None]) & (position < (start + length)[:, None])
-    return inside.reshape(len(sizes), len(position) // group, group)
+        span[:, 0], span[:, 1] = np.arange(len(sizes)), axis
+        span[:, 2], span[:, 3] = start, start + length
+    return spans.reshape(-1, 4)
 
 
 def _numpy(values: np.ndarray | torch.Tensor) -> np.ndarray:

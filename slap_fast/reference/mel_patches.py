@@ -30,7 +30,7 @@ PREEMPHASIS = 0.97
 
 @torch.no_grad()
 def mel_patches(
-    waveform: Tensor, cu_samples: Tensor, config: Any
+    waveform: Tensor, cu_samples: Tensor, config: Any, masks: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """The log-mel patches of packed clips. Not differentiable.
 
@@ -39,6 +39,9 @@ def mel_patches(
             int16 (divided by 32768).
         cu_samples: int64 [B + 1], where each clip starts; its last entry is where the last ends.
         config: a ``slap_fast.config.MelConfig``.
+        masks: int32 [M, 4] = (clip, axis, start, stop): frames (axis 0) or mel bins (axis 1)
+            start .. stop - 1 of the clip become 0, the mean of the normalised log-mel. What lies
+            past the clip's last column does nothing.
 
     Returns:
         patches [T, patch_dim] float32 (float64 for float64 input), coords int32 [T, 2] = (time
@@ -67,6 +70,8 @@ def mel_patches(
         filled = mel.view(-1, patch_time, bands, config.patch_freq).transpose(1, 2)
         grid[column : column + len(filled)] = filled
         column += len(filled)
+    if masks is not None:
+        _mask(grid, cu_seqlens, masks, config)
 
     return (
         patches,
@@ -114,7 +119,7 @@ def _frames(clip: Tensor, config: Any) -> Tensor:
 
 def _log_mel(block: Tensor, config: Any) -> Tensor:
     """Normalised log-mel [frames, n_mels] of frames [frames, win_length]."""
-    window, filterbank = _constants(config, block.dtype, block.device)
+    window, filterbank = constants(config, block.dtype, block.device)
     if config.preset == "kaldi":
         centred = block - block.mean(dim=1, keepdim=True)
         block = torch.empty_like(centred)
@@ -122,8 +127,20 @@ def _log_mel(block: Tensor, config: Any) -> Tensor:
         block[:, 0] = 0  # x[0] - 0.97 x[0], which the window weighs with 0
     spectrum = torch.fft.rfft(block * window, config.n_fft)
     power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
-    floor = 2.0**-23 if config.preset == "kaldi" else 1e-10
-    return (power @ filterbank).clamp_min_(floor).log_().sub_(config.mean).div_(config.std)
+    return (power @ filterbank).clamp_min_(config.floor).log_().sub_(config.mean).div_(config.std)
+
+
+def _mask(grid: Tensor, cu_seqlens: list[int], masks: Tensor, config: Any) -> None:
+    """Fills spans of ``grid`` [columns, bands, patch_time, patch_freq] with 0."""
+    bands, device = config.patches_per_column, grid.device
+    for clip, axis, start, stop in masks.tolist():
+        own = grid[cu_seqlens[clip] // bands : cu_seqlens[clip + 1] // bands]
+        if axis == 0:
+            frames = torch.arange(len(own) * config.patch_time, device=device)[start:stop]
+            own[frames // config.patch_time, :, frames % config.patch_time] = 0
+        else:
+            bins = torch.arange(config.n_mels, device=device)[start:stop]
+            own[:, bins // config.patch_freq, :, bins % config.patch_freq] = 0
 
 
 def _coords(lengths: Tensor, bands: int) -> Tensor:
@@ -135,7 +152,7 @@ def _coords(lengths: Tensor, bands: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def _constants(config: Any, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def constants(config: Any, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """window [win_length] and filterbank [n_fft // 2 + 1, n_mels], made in float64.
 
     kaldi: triangles over the Kaldi mel scale and a symmetric Hann; torchaudio: triangles over Hz
