@@ -91,7 +91,7 @@ def describe(state: TrainState, source: ClipSource) -> str:
     """One line about a run that is about to start."""
     config = state.config
     millions = sum(p.numel() for p in state.model.parameters()) / 1e6
-    hours = sum(source.seconds(i) for i in range(len(source))) / 3600
+    hours = source.total_seconds() / 3600
     batch = min(config.batch_size, len(source))
     short = (
         "" if batch == config.batch_size else f" (batch_size {config.batch_size}: all there are)"

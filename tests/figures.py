@@ -41,13 +41,14 @@ class Figure:
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self.config, self.test = request.config, request.node.nodeid
+        self.soak = self.config.getoption("--soak")
         self.records: list[dict[str, Any]] = []
 
     def __call__(self, name: str, *, ci: int, soak: int) -> Iterator[int]:
         """Seeds 0, 1, ... of the trials; a trial counts once the next one is asked for."""
         assert name in IDS, name
         wanted, budget = ci, float("inf")
-        if self.config.getoption("--soak"):
+        if self.soak:
             wanted, budget = soak, 60 * self.config.getoption("--soak-minutes")
         started = time.perf_counter()
         record = {"test": self.test, "n": 0, "wanted": wanted, "failures": 0, "seconds": 0.0}

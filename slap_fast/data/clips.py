@@ -1,12 +1,12 @@
-"""Where clips come from: a manifest of files, or the built-in sounds; and one clip as patches.
+"""Clips from a manifest of files, shards, a mix of them or the built-in sounds; one as patches.
 
-A source has ``len()``, ``name(i)``, ``seconds(i)``, ``captions(i)``, ``meaning(i, caption)``,
-``label(i)``, ``item(i)`` and ``waveform(i, start, end)``; anything with those methods can be
-trained on.
+Anything with the methods of :class:`ClipSource` can be trained on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +17,10 @@ import torch
 
 from slap_fast import ops
 from slap_fast.config import MelConfig
-from slap_fast.data.decode import AudioError, decode, probe
+from slap_fast.data.decode import IN_PROCESS, AudioError, Decoder
 from slap_fast.data.manifest import Row, read_manifest
+from slap_fast.data.mix import MixedClips, read_mix
+from slap_fast.data.shards import INDEX, ShardClips, read_index
 from slap_fast.data.sounds import SoundSet
 from slap_fast.ops import PackedPatches
 
@@ -35,11 +37,17 @@ class ClipSource(Protocol):
     def name(self, index: int) -> str:
         """What an error message calls the clip."""
 
+    def total_seconds(self) -> float:
+        """Of all clips."""
+
+    def longest_seconds(self) -> float:
+        """Of one clip, at most."""
+
     def seconds(self, index: int) -> float:
         """Duration; 0 where the file cannot be read (its error comes from ``waveform``)."""
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """One or more."""
+        """One or more. Raises AudioError where they are stored with the clip and it is bad."""
 
     def meaning(self, index: int, caption: str) -> Hashable:
         """What the caption says; it is right for every clip that has a caption of this meaning."""
@@ -67,6 +75,12 @@ class BuiltinClips:
 
     def name(self, index: int) -> str:
         return f"built-in sound {index}"
+
+    def total_seconds(self) -> float:
+        return sum(map(self.seconds, range(len(self))))
+
+    def longest_seconds(self) -> float:
+        return max(map(self.seconds, range(len(self))))
 
     def seconds(self, index: int) -> float:
         return self.sounds.seconds(index)
@@ -102,17 +116,28 @@ class BuiltinClips:
 class ManifestClips:
     """The rows of a manifest as a source."""
 
-    def __init__(self, rows: Sequence[Row], sample_rate: int = 16_000) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        sample_rate: int = 16_000,
+        decoder: Decoder = IN_PROCESS,
+    ) -> None:
         self.rows = rows
-        self.sample_rate = sample_rate
+        self.sample_rate, self.decoder = sample_rate, decoder
         with ThreadPoolExecutor(8) as pool:
-            self._seconds = list(pool.map(_row_seconds, rows))
+            self._seconds = list(pool.map(self._row_seconds, rows))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def name(self, index: int) -> str:
         return str(self.rows[index].path)
+
+    def total_seconds(self) -> float:
+        return sum(self._seconds)
+
+    def longest_seconds(self) -> float:
+        return max(self._seconds)
 
     def seconds(self, index: int) -> float:
         return self._seconds[index]
@@ -133,27 +158,51 @@ class ManifestClips:
     def waveform(self, index: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
         row = self.rows[index]
         last = row.end if end is None else row.start + end
-        audio = decode(row.path, sample_rate=self.sample_rate, start=row.start + start, end=last)
-        return audio.waveform
+        return self.decoder.decode(
+            row.path, sample_rate=self.sample_rate, start=row.start + start, end=last
+        ).waveform
 
-
-def _row_seconds(row: Row) -> float:
-    try:
-        end = row.end or row.seconds or probe(row.path).seconds
-    except AudioError:
-        return 0.0
-    return end - row.start
+    def _row_seconds(self, row: Row) -> float:
+        try:
+            end = row.end or row.seconds or self.decoder.probe(row.path).seconds
+        except AudioError:
+            return 0.0
+        return end - row.start
 
 
 class BadClip(NamedTuple):
     """A clip that could not be used."""
 
-    name: str
-    """The file."""
+    shard: str
+    """The tar that holds it, or the folder of the file."""
+    key: str
+    """Its name in there."""
     code: str
-    """E_..., as in :mod:`slap_fast.data.decode`."""
+    """E_..., as in :mod:`slap_fast.data.decode` and :mod:`slap_fast.data.shards`."""
+    bytes: int
+    """Size of the audio file; 0 where it could not be read."""
+    sha1: str
+    """First 8 hex digits of the audio file's; empty where it could not be read."""
     message: str
     """One line."""
+
+
+def bad_clip(source: ClipSource, index: int, error: AudioError) -> BadClip:
+    """What the record of bad clips says of one."""
+    shard, key = os.path.split(source.name(index))
+    try:
+        size, digest = _fingerprint(source.item(index)[0])
+    except (OSError, AudioError):
+        size, digest = 0, ""
+    return BadClip(shard, key, error.code, size, digest, str(error))
+
+
+def _fingerprint(audio: Path | bytes) -> tuple[int, str]:
+    if isinstance(audio, Path):
+        if not audio.is_file():
+            return 0, ""
+        audio = audio.read_bytes()
+    return len(audio), hashlib.sha1(audio, usedforsecurity=False).hexdigest()[:8]
 
 
 def clip_patches(waveform: np.ndarray, mel: MelConfig) -> PackedPatches:
@@ -177,26 +226,44 @@ BUILTIN_SIZES = {"train": 5_000, "validation": 200, "test": 500}
 
 
 def open_source(
-    data: str | Path, split: str | None, *, fallback: str, sample_rate: int = 16_000
+    data: str | Path,
+    split: str | None,
+    *,
+    fallback: str,
+    sample_rate: int = 16_000,
+    decoder: Decoder = IN_PROCESS,
 ) -> ClipSource:
-    """The built-in sounds for ``"builtin"``, else a manifest or a folder of files.
+    """The built-in sounds for ``"builtin"``, else a manifest, a folder, shards, or a mix of them.
 
     Args:
-        data: ``"builtin"``, or the path of a JSONL or CSV manifest or of a folder.
-        split: rows of this split; None takes ``fallback`` where the data has it, else every row.
+        data: ``"builtin"``, or the path of a JSONL or CSV manifest, of a folder of files or of
+            shards, or of a YAML file that :mod:`slap_fast.data.mix` describes.
+        split: clips of this split; None takes ``fallback`` where the data has it, else every clip.
         fallback: "train", "validation" or "test".
         sample_rate: Hz, of the waveforms.
+        decoder: of the files; :class:`slap_fast.data.isolate.IsolatedDecoder` is another.
 
     Raises:
         ManifestError: the manifest is not one; names file and line.
+        ShardError: the index of the shards is damaged.
     """
+    path = Path(data)
     if str(data) == "builtin":
         name = split or fallback
         if name not in BUILTIN_SIZES:
             raise ValueError(f"split: found {name!r}, expected one of {tuple(BUILTIN_SIZES)}")
         return BuiltinClips(SoundSet(name, BUILTIN_SIZES[name]), sample_rate)
-    rows = read_manifest(data, split)
+    names = {"validation": ("validation", "valid", "val", "dev")}.get(fallback, (fallback,))
+    if path.suffix in (".yaml", ".yml"):
+        parts = read_mix(path)
+        options = {"fallback": fallback, "sample_rate": sample_rate, "decoder": decoder}
+        sources = [open_source(part.data, split, **options) for part in parts]
+        return MixedClips(sources, [part.weight for part in parts])
+    if (path / INDEX).exists():
+        there = [name for name in read_index(path).splits if name]
+        found = split or next((name for name in names if name in there), None)
+        return ShardClips(path, found if there else None, sample_rate, decoder)
+    rows = read_manifest(path, split)
     if split is None:
-        names = {"validation": ("validation", "valid", "val", "dev")}.get(fallback, (fallback,))
         rows = [row for row in rows if row.split in names] or rows
-    return ManifestClips(rows, sample_rate)
+    return ManifestClips(rows, sample_rate, decoder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ class AudioError(ValueError):
         self.code, self.path = code, str(name)
         # All four as args, or the error cannot travel back from a worker process.
         super().__init__(code, self.path, found, expected)
+
+    def named(self, name: str) -> AudioError:
+        """The same fault of something that has a better name."""
+        code, _, found, expected = self.args
+        return AudioError(code, name, found, expected)
 
     def __str__(self) -> str:
         code, path, found, expected = self.args
@@ -187,6 +193,8 @@ def _binary(source: Source) -> Iterator[BinaryIO]:
         yield io.BytesIO(source)
     elif isinstance(source, (str, os.PathLike)):
         try:
+            if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
+                raise AudioError("E_MISSING", source, "no regular file", "a readable file")
             file = _Nameless(io.FileIO(source))
         except OSError as error:
             raise AudioError("E_MISSING", source, error.strerror, "a readable file") from None

@@ -231,3 +231,18 @@ def as_waveform(
         found = f"{len(waveform) / sample_rate:.4f} s of audio"
         raise AudioError("E_TOO_SHORT", name, found, f"at least {min_seconds:g} s")
     return waveform
+
+
+class Decoder:
+    """The two functions as an object that a source of clips holds."""
+
+    def decode(self, source: Source, **options: float | None) -> Audio:
+        """As :func:`decode`."""
+        return decode(source, **options)
+
+    def probe(self, source: Source) -> AudioInfo:
+        """As :func:`probe`."""
+        return probe(source)
+
+
+IN_PROCESS = Decoder()

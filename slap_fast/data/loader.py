@@ -20,8 +20,10 @@ from slap_fast import ops
 from slap_fast.batch import PackedBatch, PackedText
 from slap_fast.config import MelConfig, TrainConfig
 from slap_fast.data.augment import mask_indices, spec_augment
-from slap_fast.data.clips import BadClip, ClipSource, clip_patches, pack_patches
+from slap_fast.data.clips import BadClip, ClipSource, bad_clip, clip_patches, pack_patches
 from slap_fast.data.decode import AudioError
+from slap_fast.data.mix import MixedClips
+from slap_fast.data.order import Order
 from slap_fast.data.tokenizer import CaptionTokenizer
 
 
@@ -57,7 +59,7 @@ class TrainSteps(Dataset):
         if not len(source):
             raise ValueError("source: found no clips, expected at least one to train on")
         mel = config.model.mel
-        longest = min(config.data.max_seconds, max(map(source.seconds, range(len(source)))))
+        longest = min(config.data.max_seconds, source.longest_seconds())
         tokens = mel.num_patches(round(longest * mel.sample_rate))
         if tokens > config.max_tokens:
             raise ValueError(
@@ -66,23 +68,15 @@ class TrainSteps(Dataset):
             )
         self.source, self.tokenizer, self.config, self.cache = source, tokenizer, config, cache
         self.batch_size = min(config.batch_size, len(source))
-        self._orders: dict[int, np.ndarray] = {}
+        parts = source.parts if isinstance(source, MixedClips) else [(len(source), 1.0)]
+        self._order = Order(config.seed, *zip(*parts, strict=True))
 
     def __len__(self) -> int:
         return self.config.steps
 
     def clips_of(self, step: int) -> list[tuple[int, int]]:
         """(epoch, index) of the step's clips: one random order after the other, end to end."""
-        size, first = len(self.source), step * self.batch_size
-        positions = range(first, first + self.batch_size)
-        return [(p // size, int(self._order(p // size)[p % size])) for p in positions]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            rng = np.random.default_rng((self.config.seed, epoch))
-            self._orders[epoch] = rng.permutation(len(self.source))
-        return self._orders[epoch]
+        return self._order.draw(step * self.batch_size, self.batch_size)
 
     def __getitem__(self, step: int) -> StepData:
         clips, bad = [], []
@@ -90,7 +84,7 @@ class TrainSteps(Dataset):
             try:
                 clips.append(self._clip(epoch, index))
             except AudioError as error:
-                bad.append(BadClip(self.source.name(index), error.code, str(error)))
+                bad.append(bad_clip(self.source, index, error))
         bins = ops.pack([len(clip.patches) for clip in clips], self.config.max_tokens)
         batches = [self._batch([clips[i] for i in sorted(members)]) for members in bins]
         return StepData(batches, self.batch_size, bad)
@@ -181,6 +175,8 @@ class PatchCache:
         A clip that cannot be decoded is left out: training meets it again, and counts it.
         """
         mel, data = config.model.mel, config.data
+        if len(source) * mel.num_patches(1) * mel.patch_dim * 4 > data.cache_gb * 1e9:
+            return None
         seconds = [source.seconds(i) for i in range(len(source))]
         keep = [i for i, s in enumerate(seconds) if s <= data.max_seconds]
         tokens = sum(mel.num_patches(round(seconds[i] * mel.sample_rate)) for i in keep)

@@ -23,8 +23,19 @@ AUDIO_SUFFIXES = frozenset(
 )
 
 
+MAX_CAPTION = 10_000
+"""Characters; no sentence about a sound is longer."""
+
+
 class ManifestError(ValueError):
     """A manifest that cannot be used; says the file, the line, what was found and expected."""
+
+    def __init__(self, message: str, code: str = "E_MANIFEST", line: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+        """E_CAPTION_EMPTY, _TYPE, _LONG or _TEXT (no Unicode text); E_MANIFEST: all else."""
+        self.line = line
+        """0: not one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +60,28 @@ class Row:
     """Where in the manifest."""
 
 
-def read_manifest(path: str | os.PathLike, split: str | None = None) -> list[Row]:
+def read_manifest(
+    path: str | os.PathLike, split: str | None = None, *, bad: list[ManifestError] | None = None
+) -> list[Row]:
     """The clips of ``split``, in the manifest's order; of all splits for None.
 
     ``path`` is a .jsonl or .csv file, or a folder of audio. A manifest that has no splits gives all
-    its rows. Raises ManifestError; audio that is missing is no error here.
+    its rows. A row that cannot be used is added to ``bad``, where that is given. Raises
+    ManifestError; audio that is missing is no error here.
     """
     path = Path(path)
     if path.is_dir():
-        rows = list(_folder_rows(path))
+        found, folder = _folder_fields(path), str(path)
     elif path.suffix.lower() in (".jsonl", ".csv"):
-        fields = _csv_fields(path) if path.suffix.lower() == ".csv" else _jsonl_fields(path)
-        rows = _merged(path, fields)
+        found = _csv_fields(path) if path.suffix.lower() == ".csv" else _jsonl_fields(path)
+        folder = str(path.parent)
     else:
         raise ManifestError(f"{path}: expected a folder, or a file that ends in .jsonl or .csv")
-    if not rows:
+    rows = _merged(folder, found, bad)
+    if not rows and not bad:
         raise ManifestError(f"{path}: found no rows, expected at least one")
     splits = {row.split for row in rows}
-    if split is None or splits == {None}:
+    if split is None or splits <= {None}:
         return rows
     if split not in splits:
         there = ", ".join(sorted(name for name in splits if name is not None))
@@ -74,77 +89,105 @@ def read_manifest(path: str | os.PathLike, split: str | None = None) -> list[Row
     return [row for row in rows if row.split == split]
 
 
+Found = Iterator[tuple[Path, int, dict[str, Any] | ManifestError]]
+"""(manifest, line, its fields or why there are none)"""
+
+
 def _lines(path: Path) -> Iterator[str]:
+    """Bytes that are not UTF-8 come as lone surrogates."""
     try:
-        file = path.open("rb")
+        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from None
     with file:
-        for number, raw in enumerate(file, 1):
-            try:
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                _fail(path, number, f"byte {raw[error.start]:#04x}", "UTF-8")
+        yield from file
 
 
-def _jsonl_fields(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, text in enumerate(_lines(path), 1):
-        if text.isspace():
-            continue
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            _fail(path, number, f"invalid JSON ({error})", "one object per line")
-        if not isinstance(fields, dict):
-            _fail(path, number, f"a JSON {type(fields).__name__}", "an object")
-        yield number, fields
-
-
-def _csv_fields(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(_lines(path), strict=True)
+def _not_utf8(text: str) -> str:
+    """What in a text from :func:`_lines` was not UTF-8; empty where all was."""
+    if text.isascii():
+        return ""
     try:
-        header = [name.strip() for name in next(reader, [])]
-        for values in reader:
-            if not values:
-                continue
-            if len(values) != len(header):
-                found = f"{len(values)} fields"
-                _fail(path, reader.line_num, found, f"the {len(header)} of the header")
-            yield reader.line_num, dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        _fail(path, reader.line_num, f"invalid CSV ({error})", "quotes and commas that match")
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"byte {ord(text[error.start]) & 0xFF:#04x}"
+    return ""
 
 
-def _folder_rows(folder: Path) -> Iterator[Row]:
+def _jsonl_fields(path: Path) -> Found:
+    for number, text in enumerate(_lines(path), 1):
+        if not text.isspace():
+            yield path, number, _object(path, number, text)
+
+
+def _object(path: Path, line: int, text: str) -> dict[str, Any] | ManifestError:
+    if found := _not_utf8(text):
+        return _error(path, line, found, "UTF-8")
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return _error(path, line, f"invalid JSON ({error})", "one object per line")
+    if not isinstance(fields, dict):
+        return _error(path, line, f"a JSON {type(fields).__name__}", "an object")
+    return fields
+
+
+def _csv_fields(path: Path) -> Found:
+    reader = csv.reader(_lines(path), strict=True)
+    header = None
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            expected = "quotes and commas that match"
+            yield (
+                path,
+                reader.line_num,
+                _error(path, reader.line_num, f"invalid CSV ({error})", expected),
+            )
+            continue
+        line = reader.line_num
+        if header is None:
+            header = [name.strip() for name in values]
+        elif found := _not_utf8("".join(values)):
+            yield path, line, _error(path, line, found, "UTF-8")
+        elif values and len(values) != len(header):
+            expected = f"the {len(header)} of the header"
+            yield path, line, _error(path, line, f"{len(values)} fields", expected)
+        elif values:
+            yield path, line, dict(zip(header, values, strict=True))
+
+
+def _folder_fields(folder: Path) -> Found:
     for audio in audio_files(folder):
         notes, text = audio.with_suffix(".json"), audio.with_suffix(".txt")
+        name = str(audio.relative_to(folder))
         if notes.exists():
-            try:
-                fields = json.loads("".join(_lines(notes)))
-            except (ValueError, RecursionError) as error:
-                if isinstance(error, ManifestError):
-                    raise
-                raise ManifestError(f"{notes}: invalid JSON ({error})") from None
-            if not isinstance(fields, dict):
-                raise ManifestError(f"{notes}: found {type(fields).__name__}, expected an object")
-            yield _row(notes, str(audio.parent), 1, {**fields, "path": audio.name})
+            fields = _object(notes, 1, "".join(_lines(notes)))
+            if isinstance(fields, dict):
+                fields = {**fields, "path": name}
+            yield notes, 1, fields
         elif text.exists():
             captions = [line.strip() for line in _lines(text) if not line.isspace()]
-            yield _row(text, str(audio.parent), 1, {"path": audio.name, "caption": captions})
+            yield text, 1, {"path": name, "caption": captions}
         else:
-            raise ManifestError(f"{audio}: found no captions, expected {text.name} or {notes.name}")
+            expected = f"expected {text.name} or {notes.name}"
+            yield audio, 0, ManifestError(f"{audio}: found no captions, {expected}", "E_PAIR")
 
 
-def _row(manifest: Path, folder: str, line: int, fields: dict[str, Any]) -> Row:
+def row_of(manifest: Path, line: int, folder: str, fields: dict[str, Any]) -> Row:
+    """The row that a manifest's fields make; raises ManifestError."""
     for column in ("path", "caption"):
         if column not in fields:
             _fail(manifest, line, f"no {column!r}", f"it among the columns: {', '.join(fields)}")
     path, captions = fields["path"], fields["caption"]
-    if not isinstance(path, str) or not path.strip() or "\0" in path:
+    if not isinstance(path, str) or not path.strip() or "\0" in path or not _is_unicode(path):
         _fail(manifest, line, f"path {path!r}", "the name of a file")
     captions = captions if isinstance(captions, list) else [captions]
     if not captions:
-        _fail(manifest, line, "no captions", "at least one")
+        _fail(manifest, line, "no captions", "at least one", "E_CAPTION_EMPTY")
     start = _number(manifest, line, fields, "start") or 0.0
     end = _number(manifest, line, fields, "end")
     if end is not None and end <= start:
@@ -162,16 +205,30 @@ def _row(manifest: Path, folder: str, line: int, fields: dict[str, Any]) -> Row:
 
 
 def _caption(manifest: Path, line: int, caption: Any) -> str:
-    if not isinstance(caption, str) or not (caption := caption.strip()):
-        _fail(manifest, line, f"caption {caption!r}", "text that is not empty")
+    if not isinstance(caption, str):
+        _fail(manifest, line, f"caption {caption!r}", "text", "E_CAPTION_TYPE")
+    caption = caption.strip()
+    if not caption:
+        _fail(manifest, line, "caption ''", "text that is not empty", "E_CAPTION_EMPTY")
+    if len(caption) > MAX_CAPTION:
+        expected = f"at most {MAX_CAPTION:,}"
+        _fail(manifest, line, f"a caption of {len(caption):,} characters", expected,
+              "E_CAPTION_LONG")  # fmt: skip
+    if "\0" in caption or not _is_unicode(caption):
+        _fail(manifest, line, f"caption {caption[:80]!r}", "Unicode text", "E_CAPTION_TEXT")
     return caption if caption.isascii() else unicodedata.normalize("NFC", caption)
+
+
+def _is_unicode(text: str) -> bool:
+    """False where JSON escapes made half a surrogate pair."""
+    return not _not_utf8(text)
 
 
 def _name(manifest: Path, line: int, fields: dict[str, Any], column: str) -> str | None:
     value = fields.get(column)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not _is_unicode(str(value)):
         _fail(manifest, line, f"{column} {value!r}", "text")
     return str(value).strip() or None
 
@@ -189,26 +246,43 @@ def _number(manifest: Path, line: int, fields: dict[str, Any], column: str) -> f
     return number
 
 
-def _merged(manifest: Path, found: Iterator[tuple[int, dict[str, Any]]]) -> list[Row]:
-    folder = str(manifest.parent)
+def _merged(folder: str, found: Found, bad: list[ManifestError] | None) -> list[Row]:
     clips: dict[tuple, Row] = {}
-    for line, fields in found:
-        row = _row(manifest, folder, line, fields)
-        key = fields["path"].strip(), row.start, row.end  # hashing a Path costs ten times more
-        first = clips.setdefault(key, row)
-        if first is row:
-            continue
-        for column in ("split", "label"):
-            here, there = getattr(row, column), getattr(first, column)
-            if here != there:
-                expected = f"{there!r}, as line {first.line} says of {row.path.name}"
-                _fail(manifest, row.line, f"{column} {here!r}", expected)
-        clips[key] = replace(first, captions=first.captions + row.captions)
+    for manifest, line, fields in found:
+        try:
+            if isinstance(fields, ManifestError):
+                raise fields
+            row = row_of(manifest, line, folder, fields)
+            key = fields["path"].strip(), row.start, row.end  # hashing a Path costs ten times more
+            clips[key] = _with(manifest, clips[key], row) if key in clips else row
+        except ManifestError as error:
+            if bad is None:
+                raise
+            bad.append(error)
     return list(clips.values())
 
 
-def _fail(manifest: Path, line: int, found: str, expected: str) -> NoReturn:
-    raise ManifestError(f"{manifest}, line {line}: found {found}, expected {expected}")
+def _with(manifest: Path, first: Row, row: Row) -> Row:
+    """The first row of a clip with the captions of another one added."""
+    for column in ("split", "label"):
+        here, there = getattr(row, column), getattr(first, column)
+        if here != there:
+            expected = f"{there!r}, as line {first.line} says of {row.path.name}"
+            _fail(manifest, row.line, f"{column} {here!r}", expected)
+    return replace(first, captions=first.captions + row.captions)
+
+
+def _error(
+    manifest: Path, line: int, found: str, expected: str, code: str = "E_MANIFEST"
+) -> ManifestError:
+    message = f"{manifest}, line {line}: found {found}, expected {expected}"
+    return ManifestError(message, code, line)
+
+
+def _fail(
+    manifest: Path, line: int, found: str, expected: str, code: str = "E_MANIFEST"
+) -> NoReturn:
+    raise _error(manifest, line, found, expected, code)
 
 
 def audio_files(path: str | os.PathLike) -> list[Path]:

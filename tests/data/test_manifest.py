@@ -87,10 +87,10 @@ def test_a_folder_with_captions_beside_the_files(tmp_path):
     ):
         read_manifest(tmp_path)
     write(tmp_path / "c.json", "[1]")
-    with pytest.raises(ManifestError, match=r"c\.json: found list, expected an object"):
+    with pytest.raises(ManifestError, match=r"c\.json, line 1: found a JSON list, expected an obj"):
         read_manifest(tmp_path)
     write(tmp_path / "c.json", "{")
-    with pytest.raises(ManifestError, match=r"c\.json: invalid JSON"):
+    with pytest.raises(ManifestError, match=r"c\.json, line 1: found invalid JSON"):
         read_manifest(tmp_path)
     write(tmp_path / "c.json", b'{"caption": "\xff"}')
     with pytest.raises(ManifestError, match=r"c\.json, line 1: found byte 0xff, expected UTF-8"):
