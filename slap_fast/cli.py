@@ -17,6 +17,11 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 from tyro.extras import SubcommandApp
 
+from slap_fast import data_cli
+from slap_fast.console import console as _console
+from slap_fast.console import emit as _emit
+from slap_fast.console import progress as _progress
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
 
 app = SubcommandApp()
+app.command(data_cli.app, name="data", help="Check a collection, pack it into shards.")
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -76,8 +82,8 @@ def train(
     --set model.audio.global_every=1 makes every layer global.
 
     Args:
-        data: A JSONL or CSV manifest (path, caption), a folder of audio with captions beside it, or
-            "builtin".
+        data: A JSONL or CSV manifest (path, caption), a folder of audio with captions beside it, a
+            folder of shards, a YAML file that mixes several by weight, or "builtin".
         config: A recipe (tiny, base) or a YAML file of settings.
         out: Folder for checkpoints, metrics and logs.
         split: Rows to train on; by default those of split "train" where there is one.
@@ -99,6 +105,7 @@ def train(
     from slap_fast import train as training
     from slap_fast.config import override
     from slap_fast.data.clips import open_source
+    from slap_fast.data.isolate import IsolatedDecoder
 
     plan = {"data": data, "split": split, "tokenizer": tokenizer}
     if resume:
@@ -117,7 +124,7 @@ def train(
         flags = {"precision": precision, "seed": seed, "max_tokens": max_tokens}
         changes |= {key: value for key, value in flags.items() if value is not None}
         run_config = override(_recipe(config), changes)
-    source = open_source(plan["data"], plan["split"], fallback="train")
+    source = open_source(plan["data"], plan["split"], fallback="train", decoder=IsolatedDecoder())
     validation = open_source(plan["data"], None, fallback="validation")
     state, words = training.begin(run_config, plan["tokenizer"], init, _device(device))
     if resume:
@@ -169,7 +176,7 @@ def eval(
 
     Args:
         model: A model's folder, or a run's: its best checkpoint.
-        data: A manifest, a folder, or "builtin".
+        data: A manifest, a folder of files or shards, or "builtin".
         split: Rows to evaluate on; by default those of split "test" where there is one.
         template: Zero-shot prompts with {} for the label, averaged.
         captions: Also generate captions and score them.
@@ -378,22 +385,6 @@ def _device(name: Device) -> torch.device:
     if not has[name]:
         raise ValueError(f"--device: {name} is not available here; slap-fast doctor says what is")
     return torch.device(name)
-
-
-def _console(json: bool) -> Any:
-    """Where a person reads: stderr when stdout carries JSON."""
-    from rich.console import Console
-
-    return Console(stderr=json)
-
-
-def _progress(json: bool) -> bool:
-    return sys.stderr.isatty() and not json
-
-
-def _emit(value: Any, json: bool) -> None:
-    if json:
-        print(json_module.dumps(value, indent=2, ensure_ascii=False))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -164,11 +164,15 @@ def test_a_run_is_not_overwritten(run, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "train", "eval", "embed", "classify", "caption", "doctor"]
-)
+    "command",
+    [
+        "demo", "train", "eval", "embed", "classify", "caption", "doctor",
+        "data check", "data pack",
+    ],
+)  # fmt: skip
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     assert f"slap-fast {command}" in capsys.readouterr().out.replace("\n", " ")
 

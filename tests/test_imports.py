@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"cli"},
-    {"train", "evaluate", "demo", "report", "doctor", "parity", "interop"},
+    {"train", "evaluate", "demo", "report", "doctor", "parity", "interop", "data_cli"},
     {"inference"},
-    {"batch", "checkpoint", "data", "distributed", "losses", "metrics", "models"},
+    {"batch", "checkpoint", "console", "data", "distributed", "losses", "metrics", "models"},
     {"ops"},
     {"reference", "kernels", "_C", "config"},
 )

@@ -18,6 +18,8 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
+from slap_fast.data import integrity
+
 Source = str | os.PathLike | bytes | BinaryIO
 
 CHANNELS = range(1, 9)
@@ -83,6 +85,8 @@ class Track:
     """How the container shows that bytes are missing; empty where it does not."""
     blocks: Callable[[int, int], Iterator[np.ndarray]]
     """(first frame, most frames) -> float32 [n, channels], n > 0, to the end of the file."""
+    is_damaged: Callable[[], bool] = lambda: False
+    """Whether the file itself tells of damage that decoders pass over; reads all of it."""
 
 
 @contextmanager
@@ -105,8 +109,8 @@ def open_track(source: Source) -> Iterator[Track]:
         if kind in AUDIO_CHUNKS:
             cut_short = _missing_chunk_bytes(file, kind, head, size)
         elif kind == "OGG":
-            cut_short = _missing_page_bytes(file, size)
-        promised = _xing_frames(file, head) if kind == "MP3" else None
+            cut_short = integrity.missing_page_bytes(file, size)
+        promised = integrity.xing_frames(file, head) if kind == "MP3" else None
         file.seek(0)
         if kind in ("MP4", "WEBM"):
             from slap_fast.data.pyav import open_av
@@ -130,7 +134,13 @@ def open_track(source: Source) -> Iterator[Track]:
             if not known:
                 frames = sum(map(len, blocks(0, 1 << 16)))
             info = AudioInfo(frames / sound.samplerate, sound.samplerate, sound.channels, kind)
-            yield Track(info, promised, cut_short, blocks)
+
+            def is_damaged() -> bool:
+                if kind == "OGG":
+                    return integrity.ogg_is_damaged(file)
+                return kind == "MP3" and integrity.mp3_is_damaged(file, head)
+
+            yield Track(info, promised, cut_short, blocks, is_damaged)
 
 
 def sniff(head: bytes) -> str | None:
@@ -267,31 +277,3 @@ def _missing_chunk_bytes(file: BinaryIO, kind: str, head: bytes, size: int) -> s
             short = known and size - at < COMPLETE * declared
             return f"{size - at} bytes of audio, of {declared}" if short else ""
     return ""
-
-
-def _missing_page_bytes(file: BinaryIO, size: int) -> str:
-    """How much of the last page of an Ogg file is not there; a page is at most 65,307 bytes."""
-    file.seek(max(0, size - 65_536))
-    tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    segments = page[26] if len(page) > 26 else 0
-    whole = 27 + segments + sum(page[27 : 27 + segments])
-    return f"{len(page)} bytes of the last Ogg page, of {whole}" if len(page) < whole else ""
-
-
-def _xing_frames(file: BinaryIO, head: bytes) -> int:
-    """Audio frames by the Xing or Info header of an MP3; 0 without one.
-
-    libsndfile's own count is an estimate in that case. Three MPEG frames fewer than declared, as a
-    decoder drops the encoder's delay and padding.
-    """
-    at = 0
-    if head[:3] == b"ID3":
-        at = 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-    file.seek(at)
-    frame = file.read(256)
-    tag = max(frame.find(b"Xing"), frame.find(b"Info"))
-    if tag < 0 or len(frame) < tag + 12 or not frame[tag + 7] & 1:
-        return 0
-    samples = 1152 if frame[1] >> 3 & 3 == 3 else 576
-    return max(0, int.from_bytes(frame[tag + 8 : tag + 12], "big") - 3) * samples

@@ -8,6 +8,7 @@ silently.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -60,7 +61,8 @@ class Audio:
     """num_samples / sample_rate."""
     warnings: tuple[str, ...]
     """W_SILENT: all samples equal. W_CROPPED: the file goes on after ``end``. W_EXT_MISMATCH: the
-    file's name says another format than its bytes."""
+    file's name says another format than its bytes. W_CORRUPT: read to its end, an Ogg or MP3 file
+    shows damage that the decoder has passed over."""
 
 
 @dataclass(slots=True)
@@ -124,6 +126,45 @@ def decode(
     return Audio(np.concatenate(blocks), num_samples / sample_rate, tuple(seen.warnings))
 
 
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a clip is, without its samples."""
+
+    seconds: float
+    """Of audio."""
+    sample_rate: int
+    """Hz, of the file."""
+    channels: int
+    """1 .. 8."""
+    warnings: tuple[str, ...]
+    """As of :class:`Audio`."""
+    digest: str
+    """Of the samples at the file's own rate, channels averaged, as 16-bit integers: equal for the
+    same audio in two lossless files."""
+
+
+def inspect(
+    source: Source, *, start: float = 0.0, end: float | None = None, min_seconds: float = 0.025
+) -> Inspection:
+    """Decodes to the end, in memory that does not grow with the file; raises as :func:`decode`."""
+    seen, digest, num_samples = _Seen(), hashlib.blake2b(digest_size=16), 0
+    info = probe(source)
+    with closing(_stream(source, info.sample_rate, start, end, seen)) as parts:
+        for block in parts:
+            digest.update(np.rint(block * 32_767).astype("<i4").tobytes())
+            num_samples += len(block)
+    seconds = num_samples / info.sample_rate
+    if seconds < min_seconds:
+        raise AudioError(
+            "E_TOO_SHORT", source, f"{seconds:.4f} s of audio", f"at least {min_seconds:g} s"
+        )
+    if seen.low == seen.high:
+        seen.warnings.append("W_SILENT")
+    digest.update(f"{info.sample_rate}".encode())
+    warnings = tuple(seen.warnings)
+    return Inspection(seconds, info.sample_rate, info.channels, warnings, digest.hexdigest())
+
+
 def _stream(
     source: Source, sample_rate: int, start: float, end: float | None, seen: _Seen
 ) -> Iterator[np.ndarray]:
@@ -180,6 +221,8 @@ def _mono(
         raise AudioError("E_TRUNCATED", source, found, f"the {track.declared_frames} it declares")
     if track.cut_short:
         raise AudioError("E_TRUNCATED", source, track.cut_short, "the whole file")
+    if track.is_damaged():
+        seen.warnings.append("W_CORRUPT")
 
 
 def _names_another_format(source: Source, found: str) -> bool:

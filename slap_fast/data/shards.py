@@ -170,20 +170,20 @@ class ShardClips:
         return max(part.longest_seconds for part in self._parts)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self._clip(index)[1].captions
+        return self.clip(index)[1].captions
 
     def meaning(self, index: int, caption: str) -> Hashable:
         return caption.casefold()
 
     def label(self, index: int) -> str | None:
-        return self._clip(index)[1].label
+        return self.clip(index)[1].label
 
     def item(self, index: int) -> Any:
-        audio, row = self._clip(index)
+        audio, row = self.clip(index)
         return audio, row.start, row.end
 
     def waveform(self, index: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
-        audio, row = self._clip(index)
+        audio, row = self.clip(index)
         last = row.end if end is None else row.start + end
         try:
             found = self.decoder.decode(
@@ -197,7 +197,7 @@ class ShardClips:
         shards, number = self._index.shards, int(row["shard"])
         return self.folder / (shards[number].name if number < len(shards) else f"#{number}")
 
-    def _clip(self, index: int) -> tuple[bytes, Row]:
+    def clip(self, index: int) -> tuple[bytes, Row]:
         """The bytes of the audio file and its row; the last clip is kept for the next call."""
         if self._held is None or self._held[0] != index:
             self._held = (index, *self._read(index))
