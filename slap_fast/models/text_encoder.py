@@ -7,8 +7,12 @@ embedding stays its own: the interface hands over rotated queries and keys.
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from slap_fast import ops
@@ -62,11 +66,17 @@ class TextEncoder(nn.Module):
         self.model.set_attn_implementation(ATTENTION_NAME)
 
     def load_pretrained(self, name: str) -> None:
-        """Takes the weights of a ModernBERT folder or hub id, whose sizes the config must have."""
-        from transformers import ModernBertModel
+        """Takes the weights of a ModernBERT folder or hub id, whose sizes the config must have.
 
-        source = ModernBertModel.from_pretrained(name)
-        self.model.load_state_dict(source.state_dict())
+        Reads ``model.safetensors`` and nothing else; a head that is in there too is left out.
+        """
+        path = _fetch(name, "model.safetensors")
+        try:
+            found = {key.removeprefix("model."): value for key, value in load_file(path).items()}
+            wanted = self.model.state_dict().keys()
+            self.model.load_state_dict({key: found[key] for key in wanted & found.keys()})
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"text.pretrained: {path}: {error}") from None
 
     def forward(self, text: PackedText) -> Tensor:
         """text with T tokens -> dense features [T, C]."""
@@ -113,6 +123,55 @@ _FIXED = (
     "layer_types",
     "rope_parameters",
 )
+# All that is taken from a config.json. Others name code to fetch and run (auto_map, and
+# _attn_implementation_internal in CVE-2026-4372) or have nothing to do with the maths.
+_READ = (
+    *_FIXED,
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "local_attention",
+    "global_attn_every_n_layers",
+    "global_rope_theta",
+    "local_rope_theta",
+)
+
+
+def _fetch(name: str, file: str) -> Path:
+    """A file of a folder or a hub repository. Raises ValueError that says what to do instead."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    path = Path(name) / file
+    if path.is_file():
+        return path
+    try:
+        return Path(hf_hub_download(name, file))
+    except (HFValidationError, OSError) as error:
+        raise ValueError(
+            f"text.pretrained: cannot read {file} of {name!r}: {type(error).__name__}. "
+            "Give a folder with config.json and model.safetensors, go online once, or set "
+            "model.text.pretrained=none to start from random weights"
+        ) from None
+
+
+def _read_config(name: str) -> ModernBertConfig:
+    from transformers import ModernBertConfig
+
+    path = _fetch(name, "config.json")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        kind = stored.get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"text.pretrained: {path}: cannot be read: {error}") from None
+    if kind != "modernbert":
+        raise ValueError(f"text.pretrained: {name!r} is a {kind!r}, expected a 'modernbert'")
+    try:
+        return ModernBertConfig(**{key: stored[key] for key in _READ if key in stored})
+    except Exception as error:  # of whatever type transformers' own checks are
+        raise ValueError(f"text.pretrained: {path}: {' '.join(str(error).split())}") from None
 
 
 def resolve_pretrained(config: TextEncoderConfig) -> TextEncoderConfig:
@@ -122,21 +181,7 @@ def resolve_pretrained(config: TextEncoderConfig) -> TextEncoderConfig:
     """
     if config.pretrained is None:
         return config
-    from transformers import AutoConfig
-
-    try:
-        theirs = AutoConfig.from_pretrained(config.pretrained)
-    except OSError as error:
-        raise ValueError(
-            f"text.pretrained: cannot read {config.pretrained!r}: {str(error).splitlines()[0]} "
-            "Give a folder with config.json and model.safetensors, go online once, or set "
-            "model.text.pretrained=none to start from random weights"
-        ) from None
-    if theirs.model_type != "modernbert":
-        raise ValueError(
-            f"text.pretrained: {config.pretrained!r} is a {theirs.model_type!r}, expected a "
-            "'modernbert'"
-        )
+    theirs = _read_config(config.pretrained)
     full = [i for i, kind in enumerate(theirs.layer_types) if kind == "full_attention"]
     config = dataclasses.replace(
         config,
