@@ -89,7 +89,7 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: not found, expected a folder that slap-fast wrote"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 

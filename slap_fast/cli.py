@@ -364,7 +364,7 @@ def _recipe(name: str) -> TrainConfig:
         )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return from_dict(TrainConfig, values)
 
