@@ -44,8 +44,11 @@ class Figure:
         self.soak = self.config.getoption("--soak")
         self.records: list[dict[str, Any]] = []
 
-    def __call__(self, name: str, *, ci: int, soak: int) -> Iterator[int]:
-        """Seeds 0, 1, ... of the trials; a trial counts once the next one is asked for."""
+    def __call__(self, name: str, *, ci: int, soak: int, batch: int = 1) -> Iterator[int]:
+        """Seeds 0, 1, ... of the trials; a trial counts once the next one is asked for.
+
+        A test that makes ``batch`` trials at a time gets the first seed of each batch.
+        """
         assert name in IDS, name
         wanted, budget = ci, float("inf")
         if self.soak:
@@ -53,11 +56,11 @@ class Figure:
         started = time.perf_counter()
         record = {"test": self.test, "n": 0, "wanted": wanted, "failures": 0, "seconds": 0.0}
         self.records.append({"figure": name, **record})
-        for seed in range(wanted):
+        for seed in range(0, wanted, batch):
             self.records[-1]["failures"] = 1  # until the trial has come to its end
             yield seed
             seconds = time.perf_counter() - started
-            self.records[-1] |= {"n": seed + 1, "failures": 0, "seconds": round(seconds, 1)}
+            self.records[-1] |= {"n": seed + batch, "failures": 0, "seconds": round(seconds, 1)}
             if seconds > budget:
                 return
 

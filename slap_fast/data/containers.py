@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -119,7 +119,7 @@ def open_track(source: Source) -> Iterator[Track]:
                 yield track
             return
         try:
-            sound = _Sound(file)
+            sound = _Sound(_View(file))
         except soundfile.LibsndfileError as error:
             raise AudioError("E_DECODE", source, f"{kind}: {error.error_string}", "audio") from None
         with sound:
@@ -191,10 +191,19 @@ class _Sound(soundfile.SoundFile):
         return False
 
 
-class _Nameless(io.BufferedReader):
-    """A file whose name soundfile does not see: it refuses a WAV that is called x.raw."""
+class _View:
+    """A file as libsndfile is to see it.
 
-    name = ""
+    Without its name, as soundfile refuses a WAV that is called x.raw; and a seek to before its
+    start, which damaged headers ask for, does nothing: soundfile would print a traceback.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tell, self.readinto, self._seek = file.tell, file.readinto, file.seek
+
+    def seek(self, offset: int, whence: int) -> None:
+        with suppress(OSError, ValueError):
+            self._seek(offset, whence)
 
 
 @contextmanager
@@ -205,7 +214,7 @@ def _binary(source: Source) -> Iterator[BinaryIO]:
         try:
             if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
                 raise AudioError("E_MISSING", source, "no regular file", "a readable file")
-            file = _Nameless(io.FileIO(source))
+            file = open(source, "rb")
         except OSError as error:
             raise AudioError("E_MISSING", source, error.strerror, "a readable file") from None
         with file:

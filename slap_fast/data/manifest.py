@@ -275,8 +275,8 @@ def _with(manifest: Path, first: Row, row: Row) -> Row:
 def _error(
     manifest: Path, line: int, found: str, expected: str, code: str = "E_MANIFEST"
 ) -> ManifestError:
-    message = f"{manifest}, line {line}: found {found}, expected {expected}"
-    return ManifestError(message, code, line)
+    said = " ".join(f"found {found}, expected {expected}".split())  # names may hold line ends
+    return ManifestError(f"{manifest}, line {line}: {said}", code, line)
 
 
 def _fail(

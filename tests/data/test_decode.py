@@ -104,7 +104,7 @@ def test_a_path_the_bytes_and_a_file_are_the_same(kind, tmp_path):
         file.seek(100)
         waves = [decode(source).waveform for source in (path, str(path), data, io.BytesIO(data))]
         with pytest.raises(TypeError):
-            soundfile.read(file)  # why _Nameless is there
+            soundfile.read(file)  # why _View is there
     assert all(np.array_equal(wave, waves[0]) for wave in waves)
     info = probe(path)
     assert (info.sample_rate, info.channels, info.format) == (44_100, 2, kind)
