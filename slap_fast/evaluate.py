@@ -14,6 +14,8 @@ from rich.table import Table
 
 from slap_fast import metrics
 from slap_fast.data.clips import ClipSource
+from slap_fast.data.decode import AudioError
+from slap_fast.data.mix import ChosenClips
 from slap_fast.inference import DEFAULT_TEMPLATE, Slap
 
 
@@ -57,6 +59,15 @@ def evaluate(
         (None where there is nothing to evaluate), ``n`` of ``n_expected`` clips, ``failures`` by
         code.
     """
+    lost, kept = Counter[str](), []
+    for i in range(len(source)):
+        try:
+            source.captions(i)
+            kept.append(i)
+        except AudioError as error:  # in a damaged shard: there is nothing to ask for
+            lost[error.code] += 1
+    expected = len(source)
+    source = ChosenClips(source, kept) if lost else source
     everything = range(len(source))
     vectors, failures = slap.embed_audio(
         _Items(source, everything), on_error="skip", progress=progress
@@ -68,8 +79,8 @@ def evaluate(
         "zero_shot": _zero_shot(slap, source, vectors, template, min_label_clips),
         "caption": _captions(slap, source, good, num_beams) if captions and good else None,
         "n": len(good),
-        "n_expected": len(source),
-        "failures": dict(Counter(failure.code for failure in failures)),
+        "n_expected": expected,
+        "failures": dict(lost + Counter(failure.code for failure in failures)),
     }
 
 

@@ -24,6 +24,7 @@ from slap_fast.data.shards import INDEX, ROWS, ShardClips, read_index
 KINDS = {
     "E_MISSING": "missing",
     "E_TRUNCATED": "truncated",
+    "W_TRUNCATED": "truncated",
     "W_SILENT": "silent",
     "E_TOO_SHORT": "too short",
     "E_DUPLICATE": "duplicate",
@@ -121,6 +122,7 @@ def check(
 _MEANS = {
     "W_SILENT": "all samples are equal",
     "W_CORRUPT": "parts of the file are damaged, the decoder leaves them out",
+    "W_TRUNCATED": "the file has no last page",
 }
 
 

@@ -85,8 +85,9 @@ class Track:
     """How the container shows that bytes are missing; empty where it does not."""
     blocks: Callable[[int, int], Iterator[np.ndarray]]
     """(first frame, most frames) -> float32 [n, channels], n > 0, to the end of the file."""
-    is_damaged: Callable[[], bool] = lambda: False
-    """Whether the file itself tells of damage that decoders pass over; reads all of it."""
+    damage: Callable[[], str] = str
+    """W_CORRUPT or W_TRUNCATED where the file itself tells of it and decoders do not, else empty;
+    reads all of it."""
 
 
 @contextmanager
@@ -121,6 +122,8 @@ def open_track(source: Source) -> Iterator[Track]:
         try:
             sound = _Sound(_View(file))
         except soundfile.LibsndfileError as error:
+            if cut_short:
+                raise AudioError("E_TRUNCATED", source, cut_short, "the whole file") from None
             raise AudioError("E_DECODE", source, f"{kind}: {error.error_string}", "audio") from None
         with sound:
             check_layout(source, sound.channels, sound.samplerate)
@@ -135,12 +138,13 @@ def open_track(source: Source) -> Iterator[Track]:
                 frames = sum(map(len, blocks(0, 1 << 16)))
             info = AudioInfo(frames / sound.samplerate, sound.samplerate, sound.channels, kind)
 
-            def is_damaged() -> bool:
+            def damage() -> str:
                 if kind == "OGG":
-                    return integrity.ogg_is_damaged(file)
-                return kind == "MP3" and integrity.mp3_is_damaged(file, head)
+                    return integrity.ogg_damage(file)
+                damaged = kind == "MP3" and integrity.mp3_is_damaged(file, head)
+                return "W_CORRUPT" if damaged else ""
 
-            yield Track(info, promised, cut_short, blocks, is_damaged)
+            yield Track(info, promised, cut_short, blocks, damage)
 
 
 def sniff(head: bytes) -> str | None:

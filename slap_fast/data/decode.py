@@ -62,7 +62,8 @@ class Audio:
     warnings: tuple[str, ...]
     """W_SILENT: all samples equal. W_CROPPED: the file goes on after ``end``. W_EXT_MISMATCH: the
     file's name says another format than its bytes. W_CORRUPT: read to its end, an Ogg or MP3 file
-    shows damage that the decoder has passed over."""
+    shows damage that the decoder has passed over. W_TRUNCATED: an Ogg file has whole pages, but no
+    last one."""
 
 
 @dataclass(slots=True)
@@ -221,8 +222,8 @@ def _mono(
         raise AudioError("E_TRUNCATED", source, found, f"the {track.declared_frames} it declares")
     if track.cut_short:
         raise AudioError("E_TRUNCATED", source, track.cut_short, "the whole file")
-    if track.is_damaged():
-        seen.warnings.append("W_CORRUPT")
+    if damage := track.damage():
+        seen.warnings.append(damage)
 
 
 def _names_another_format(source: Source, found: str) -> bool:

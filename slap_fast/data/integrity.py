@@ -19,18 +19,21 @@ def missing_page_bytes(file: BinaryIO, size: int) -> str:
     return f"{len(page)} bytes of the last Ogg page, of {whole}" if len(page) < whole else ""
 
 
-def ogg_is_damaged(file: BinaryIO) -> bool:
-    """Whether a page is not where the one before it ends, or has another checksum than it says."""
+def ogg_damage(file: BinaryIO) -> str:
+    """W_CORRUPT: a page is not where the one before it ends, or has not the checksum it says.
+    W_TRUNCATED: the last page is not marked as the last."""
     file.seek(0)
+    is_last = False
     while head := file.read(27):
         if len(head) < 27 or head[:4] != b"OggS":
-            return True
+            return "W_CORRUPT"
         segments = file.read(head[26])
         body = file.read(sum(segments))
         page = head[:22] + bytes(4) + head[26:] + segments + body
         if ogg_checksum(page) != int.from_bytes(head[22:26], "little"):
-            return True
-    return False
+            return "W_CORRUPT"
+        is_last = bool(head[5] & 4)
+    return "" if is_last else "W_TRUNCATED"
 
 
 def ogg_checksum(page: bytes) -> int:

@@ -51,27 +51,12 @@ def _part(path: Path, entry: Any) -> Part:
     return Part(data if data == "builtin" else str(path.parent / data), float(weight))
 
 
-class MixedClips:
-    """Sources end to end, see :mod:`slap_fast.data.clips`; the trainer draws by their weights."""
-
-    def __init__(self, sources: Sequence[Any], weights: Sequence[float]) -> None:
-        self.sources = sources
-        self.parts = [(len(s), weight) for s, weight in zip(sources, weights, strict=True)]
-        """(clips, weight) of each."""
-        self._ends = list(accumulate(map(len, sources)))
+class _View:
+    """Clips of other sources, see :class:`slap_fast.data.clips.ClipSource`."""
 
     def _at(self, index: int) -> tuple[Any, int]:
-        k = bisect.bisect_right(self._ends, index)
-        return self.sources[k], index - (self._ends[k - 1] if k else 0)
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def total_seconds(self) -> float:
-        return sum(source.total_seconds() for source in self.sources)
-
-    def longest_seconds(self) -> float:
-        return max(source.longest_seconds() for source in self.sources)
+        """The source that has a clip, and its index there."""
+        raise NotImplementedError
 
     def name(self, index: int) -> str:
         source, own = self._at(index)
@@ -100,3 +85,45 @@ class MixedClips:
     def waveform(self, index: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
         source, own = self._at(index)
         return source.waveform(own, start, end)
+
+
+class MixedClips(_View):
+    """Sources end to end; the trainer draws by their weights."""
+
+    def __init__(self, sources: Sequence[Any], weights: Sequence[float]) -> None:
+        self.sources = sources
+        self.parts = [(len(s), weight) for s, weight in zip(sources, weights, strict=True)]
+        """(clips, weight) of each."""
+        self._ends = list(accumulate(map(len, sources)))
+
+    def _at(self, index: int) -> tuple[Any, int]:
+        k = bisect.bisect_right(self._ends, index)
+        return self.sources[k], index - (self._ends[k - 1] if k else 0)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def total_seconds(self) -> float:
+        return sum(source.total_seconds() for source in self.sources)
+
+    def longest_seconds(self) -> float:
+        return max(source.longest_seconds() for source in self.sources)
+
+
+class ChosenClips(_View):
+    """Some clips of a source, in the order given."""
+
+    def __init__(self, source: Any, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, indices
+
+    def _at(self, index: int) -> tuple[Any, int]:
+        return self.source, self.indices[index]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def total_seconds(self) -> float:
+        return sum(map(self.seconds, range(len(self))))
+
+    def longest_seconds(self) -> float:
+        return max(map(self.seconds, range(len(self))))
