@@ -2,6 +2,7 @@
 # make test      what a user runs: every test but the slow ones
 # make test-ci   the slow tests
 # make lint      ruff check and ruff format --check, and the README's figures against the records
+# make soak      the reliability figures in their long forms: MINUTES=5 at most for each
 # make bench     times what this machine can run beside its peers; at most 10 minutes
 # make figures   writes the README's figures from benchmarks/results
 #
@@ -10,6 +11,7 @@
 # make PYTHON=python3.12 TARGET   creates .venv with another interpreter (3.10 or later)
 
 PYTHON ?= python3
+MINUTES ?= 5
 
 ifeq ($(origin PY),undefined)
 PY := .venv/bin/python
@@ -21,7 +23,7 @@ else
 ENVIRONMENT := is-installed
 endif
 
-.PHONY: help demo test test-ci lint bench figures is-installed
+.PHONY: help demo test test-ci soak lint bench figures is-installed
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -35,6 +37,9 @@ test: $(ENVIRONMENT)
 # pytest exits with 5 where no test is marked slow.
 test-ci: $(ENVIRONMENT)
 	$(PY) -m pytest -m slow || [ $$? -eq 5 ]
+
+soak: $(ENVIRONMENT)
+	$(PY) -m pytest --soak --soak-minutes $(MINUTES)
 
 lint: $(ENVIRONMENT)
 	$(PY) -m ruff check .

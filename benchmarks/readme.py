@@ -72,6 +72,64 @@ def columns(*names: str, where: dict[str, Any] | None = None) -> Callable[[Recor
     return render
 
 
+PROMISES = {
+    "K1": "packed attention, forward and backward, against fp64",
+    "K2": "within the tolerance rule of the tests",
+    "K3": "a clip's bits do not depend on its neighbours",
+    "K4": "nothing is read or written out of bounds",
+    "K5": "addresses past 2^31 and 2^32",
+    "K6": "opcheck and gradcheck of every operation",
+    "K7": "every launch setting against the reference",
+    "K8": "repeats give the same bits",
+    "K9": "compute-sanitizer",
+    "K10": "torch.compile: no graph break, few recompilations",
+    "K11": "planted bugs are caught",
+    "K12": "C++ under sanitizers, fuzzed calls",
+    "D1": "gradients on many ranks equal those on one",
+    "D2": "DDP and FSDP2 after 20 steps equal one rank",
+    "D3": "a step that is not finite: one decision, state unchanged",
+    "D4": "a dead or stuck rank ends the others",
+    "D5": "uneven data: no hang",
+    "D6": "losses of kernels equal those of the reference",
+    "D7": "golden losses, to the bit",
+    "D8": "collapse is noticed",
+    "C1": "kill -9: resumed to the bit",
+    "C2": "damaged checkpoints are noticed, an older one is taken",
+    "C3": "disk full, read-only, two writers, clock jumps",
+    "C4": "resumed at any step: the same samples",
+    "C5": "another number of ranks: the same order",
+    "C6": "SIGTERM in any phase saves",
+    "C7": "no reader sees half a checkpoint",
+    "A1": "damaged audio: no crash, hang or 512 MB",
+    "A2": "labelled files have their code",
+    "A3": "damaged shards: each lost clip is noticed, and no other",
+    "A4": "seen = trained + skipped by code, after kill -9 too",
+    "A5": "text of any kind: an answer or a typed error",
+    "A6": "malicious files run nothing, write nothing outside",
+    "A7": "no unsafe call in the source",
+    "A8": "a 109 M-row index: open and seek in 2 s and 1 GB",
+    "A9": "memory, files and threads over a long run",
+}
+"""What each reliability figure of ``tests/figures.py`` counts the failures of."""
+
+
+def reliability(record: Record) -> str:
+    """A row per figure and kind of device; a figure that nobody tried says so."""
+    rows = []
+    for name, promise in PROMISES.items():
+        tests = [test for test in record["figures"] if test["figure"] == name]
+        if not tests:
+            rows.append([f"{name}: {promise}", "not run", "", ""])
+        for place in sorted({test["runs_on"] for test in tests}):
+            here = [test for test in tests if test["runs_on"] == place]
+            tried, wanted, failures = (
+                sum(test[key] for test in here) for key in ("n", "wanted", "failures")
+            )
+            trials = f"{tried:,}" if tried == wanted else f"{tried:,} of {wanted:,}"
+            rows.append([f"{name}: {promise}", trials, f"{failures:,}", place])
+    return markdown(["", "trials", "failures", "ran on"], rows)
+
+
 def cell(value: Any) -> str:
     """A figure to three digits, never in powers of ten."""
     if isinstance(value, float):
@@ -91,6 +149,9 @@ FIGURES = [
         "map_pool_cpu",
         "MAP pooling head, forward and backward, beside a padded SigLIP-style head",
         columns("case", "variant", "ms", "times_ours", where={"direction": "both"}),
+    ),
+    Figure(
+        "reliability", "Reliability: how often each promise was tried, `make soak`", reliability
     ),
 ]
 

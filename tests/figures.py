@@ -6,25 +6,26 @@ A test draws its seeds from the ``figure`` fixture::
         for seed in figure("C1", ci=60, soak=1000):
             ...
 
-Every run of the tests makes ``ci`` trials. ``make soak`` makes ``soak`` of them, or as many as fit
-in ``--soak-minutes`` for each figure, and writes what came of it to ``reliability.json``. A figure
-that was not tried is "not run" there; a trial that raises is a failure, and ends its test.
+Every run of the tests makes ``ci`` trials. ``make soak`` runs the tests that have a figure and no
+others; each makes ``soak`` trials, or as many as fit in ``--soak-minutes``, and what came of it is
+written to ``benchmarks/results/reliability.json`` at once, beside what earlier soaks tried
+elsewhere. A figure that was never tried is not in there; a trial that raises is a failure, and ends
+its test.
 """
 
 from __future__ import annotations
 
 import json
-import platform
-import sys
+import runpy
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[1]
 IDS = (
     *(f"K{i}" for i in range(1, 13)),
     *(f"D{i}" for i in range(1, 9)),
@@ -33,15 +34,14 @@ IDS = (
 )
 """Kernels, distributed and training, checkpoints, data and security."""
 
-RECORDS = pytest.StashKey[dict[str, list[dict[str, Any]]]]()
-
 
 class Figure:
     """Counts the trials of one test; called with a figure's id, it yields their seeds."""
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self.config, self.test = request.config, request.node.nodeid
-        self.soak = self.config.getoption("--soak")
+        self.soak: bool = self.config.getoption("--soak")
+        """Whether these are the long forms."""
         self.records: list[dict[str, Any]] = []
 
     def __call__(self, name: str, *, ci: int, soak: int, batch: int = 1) -> Iterator[int]:
@@ -54,13 +54,14 @@ class Figure:
         if self.soak:
             wanted, budget = soak, 60 * self.config.getoption("--soak-minutes")
         started = time.perf_counter()
-        record = {"test": self.test, "n": 0, "wanted": wanted, "failures": 0, "seconds": 0.0}
-        self.records.append({"figure": name, **record})
+        record = {"figure": name, "test": self.test, "wanted": wanted, "n": 0, "seconds": 0.0}
+        self.records.append(record)
         for seed in range(0, wanted, batch):
-            self.records[-1]["failures"] = 1  # until the trial has come to its end
+            record |= {"failures": 1, "failed_seed": seed}  # until the trial has come to its end
             yield seed
             seconds = time.perf_counter() - started
-            self.records[-1] |= {"n": seed + batch, "failures": 0, "seconds": round(seconds, 1)}
+            record |= {"n": seed + batch, "failures": 0, "seconds": round(seconds, 1)}
+            del record["failed_seed"]
             if seconds > budget:
                 return
 
@@ -70,29 +71,42 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
     """Seeds of a reliability figure's trials; see the module."""
     counter = Figure(request)
     yield counter
-    for record in counter.records:
-        request.config.stash[RECORDS].setdefault(record.pop("figure"), []).append(record)
+    if counter.soak:
+        write(request.config.getoption("--soak-to"), counter.records)
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> None:
+    """Puts records in the place of those of the same tests on the same kind of device."""
+    machine = runpy.run_path(str(ROOT / "benchmarks" / "machine.py"))["facts"]()
+    has_gpu = torch.cuda.is_available()
+    where = {
+        "runs_on": machine["device"] if has_gpu else "CPU, kernels interpreted",
+        "commit": machine["commit"],
+    }
+    fresh = [record | where for record in records]
+    replaced = {(record["test"], record["figure"], record["runs_on"]) for record in fresh}
+    kept = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else []
+    kept = [r for r in kept if (r["test"], r["figure"], r["runs_on"]) not in replaced]
+    figures = sorted(kept + fresh, key=lambda r: (IDS.index(r["figure"]), r["test"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = {"machine": machine, "figures": figures}
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="the long forms; writes reliability.json")
+    parser.addoption("--soak", action="store_true", help="only the figures, in their long forms")
     parser.addoption("--soak-minutes", type=float, default=5.0, help="at most, for each figure")
+    parser.addoption(
+        "--soak-to",
+        type=Path,
+        default=ROOT / "benchmarks" / "results" / "reliability.json",
+        help="where they are recorded",
+    )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RECORDS] = {}
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not session.config.getoption("--soak"):
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--soak"):
         return
-    records = session.config.stash[RECORDS]
-    has_gpu = torch.cuda.is_available()
-    report = {
-        "device": torch.cuda.get_device_name() if has_gpu else "CPU, kernels interpreted",
-        "versions": {"python": platform.python_version(), "torch": version("torch")}
-        | ({"triton": version("triton")} if sys.platform == "linux" else {}),
-        "figures": {name: records.get(name, "not run") for name in IDS},
-    }
-    path = Path(session.config.rootpath) / "reliability.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    chosen = [item for item in items if "figure" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen

@@ -76,6 +76,19 @@ def test_n_and_failures_are_counted(card):
     assert (card["n"], card["n_expected"], card["failures"]) == (6, 7, {"E_FORMAT": 1})
 
 
+def test_a_clip_whose_captions_are_lost_is_left_out_and_counted():
+    class Damaged(Clips):
+        def captions(self, index):
+            if index == 6:
+                raise AudioError("E_SHARD_CORRUPT", "a.tar", "other bytes", "those packed")
+            return super().captions(index)
+
+    card = evaluation.evaluate(Oracle(), Damaged())
+    assert (card["n"], card["n_expected"]) == (5, 7)
+    assert card["failures"] == {"E_SHARD_CORRUPT": 1, "E_FORMAT": 1}
+    assert card["retrieval"]["queries"] == 5 and "rain" not in card["zero_shot"]["labels"]
+
+
 def test_equal_captions_are_one_query_with_several_positives(card):
     """Six queries. "a dog" may find two of the three dogs; all dogs tie, and ties count against."""
     assert card["retrieval"]["queries"] == 6

@@ -1,0 +1,73 @@
+"""What `make soak` runs and records."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from figures import IDS
+
+ROOT = Path(__file__).parents[1]
+
+TESTS = """
+import time
+
+def test_without():
+    raise AssertionError("not a figure")
+
+def test_good(figure):
+    assert figure.soak
+    for seed in figure("A1", ci=1, soak=40, batch=10):
+        pass
+
+def test_slow(figure):
+    for seed in figure("A2", ci=1, soak=10**6):
+        time.sleep(0.01)
+
+def test_bad(figure):
+    for seed in figure("A3", ci=1, soak=9):
+        assert seed < 3
+"""
+
+
+@pytest.fixture(scope="module")
+def soak(tmp_path_factory):
+    """Runs a soak of TESTS and gives (its summary line, {figure: record})."""
+    folder = tmp_path_factory.mktemp("soak")
+    (folder / "test_some.py").write_text(TESTS)
+    (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT / 'tests'}\n")
+
+    def run(*options: str) -> tuple[str, dict]:
+        words = [sys.executable, "-m", "pytest", "-p", "figures", "--soak", "--soak-to", "out.json"]
+        words += ["--soak-minutes", "0.005", "-q", *options]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+        records = json.loads((folder / "out.json").read_text())["figures"]
+        return done.stdout.splitlines()[-1], {record["figure"]: record for record in records}
+
+    return run
+
+
+def test_a_soak_runs_the_figures_and_records_each(soak):
+    said, records = soak()
+    assert "1 failed, 2 passed, 1 deselected" in said
+    good, slow, bad = (records[name] for name in ("A1", "A2", "A3"))
+    assert (good["n"], good["wanted"], good["failures"]) == (40, 40, 0)
+    assert 10 < slow["n"] < 100 and slow["wanted"] == 10**6 and slow["failures"] == 0
+    assert (bad["n"], bad["failures"], bad["failed_seed"]) == (3, 1, 3)
+    assert {"runs_on", "commit", "test", "seconds"} <= bad.keys()
+    assert list(soak("-k", "good")[1]) == ["A1", "A2", "A3"]  # what was recorded stays
+
+
+def test_the_readme_shows_every_figure():
+    readme = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
+    assert tuple(readme["PROMISES"]) == IDS
+    record = {"figure": "A1", "test": "t", "n": 5, "wanted": 9, "failures": 0, "runs_on": "a CPU"}
+    other = record | {"test": "u", "n": 1_000, "wanted": 1_000, "failures": 2}
+    table = readme["reliability"]({"figures": [record, other]}).splitlines()
+    assert len(table) == 2 + len(IDS)
+    assert any(line.endswith("| 1,005 of 1,009 | 2 | a CPU |") for line in table)
+    assert sum("| not run |" in line for line in table) == len(IDS) - 1
