@@ -260,9 +260,10 @@ def open_source(
         sources = [open_source(part.data, split, **options) for part in parts]
         return MixedClips(sources, [part.weight for part in parts])
     if (path / INDEX).exists():
-        there = [name for name in read_index(path).splits if name]
+        index = read_index(path)
+        there = [name for name in index.splits if name]
         found = split or next((name for name in names if name in there), None)
-        return ShardClips(path, found if there else None, sample_rate, decoder)
+        return ShardClips(path, found if there else None, sample_rate, decoder, index)
     rows = read_manifest(path, split)
     if split is None:
         rows = [row for row in rows if row.split in names] or rows

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import struct
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -25,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from slap_fast.config import from_dict
 from slap_fast.data.decode import IN_PROCESS, AudioError, Decoder
 from slap_fast.data.manifest import ManifestError, Row, row_of
 
@@ -100,32 +101,68 @@ def read_index(folder: Path) -> Index:
         version = found["format_version"]
         if version != FORMAT_VERSION:
             raise ValueError(f"format_version {version!r}, expected {FORMAT_VERSION}")
-        shards = [from_dict(Shard, shard) for shard in found["shards"]]
-        splits = {name: from_dict(Split, split) for name, split in found["splits"].items()}
+        shards = [
+            Shard(str(s["name"]), int(s["bytes"]), int(s["clips"]), str(s["sha256"]))
+            for s in found["shards"]
+        ]
+        splits = {
+            name: Split(
+                int(s["first"]), int(s["last"]), float(s["total_seconds"]),
+                float(s["longest_seconds"]),
+            )
+            for name, s in found["splits"].items()
+        }  # fmt: skip
         index = Index(int(found["rows"]), str(found["rows_sha256"]), splits, shards)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _NO_INDEX as error:
         raise ShardError(f"{path}: cannot be used: {type(error).__name__} {error}") from None
     for shard in shards:
-        if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+        if "/" in shard.name or "\\" in shard.name or not shard.name.endswith(".tar"):
             raise ShardError(f"{path}: found {shard.name!r}, expected the name of a .tar beside it")
     ends = [0, *(split.last for split in splits.values())]
-    if ends != [*(split.first for split in splits.values()), index.rows] or ends != sorted(ends):
+    starts = [*(split.first for split in splits.values()), index.rows]
+    if not splits or ends != starts or ends != sorted(ends):
         raise ShardError(f"{path}: found splits {splits}, expected them to fill {index.rows} rows")
+    if not all(0 <= s.longest_seconds <= s.total_seconds < math.inf for s in splits.values()):
+        raise ShardError(f"{path}: found splits {splits}, expected finite seconds")
     return index
 
 
-def map_rows(folder: Path, rows: int) -> np.ndarray:
-    """``index.npy`` as ROW [rows], mapped, not read. Raises ShardError."""
-    path = folder / ROWS
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise ShardError(f"{path}: cannot be read: {error}") from None
-    if found.dtype != ROW or found.shape != (rows,):
-        raise ShardError(
-            f"{path}: found {found.dtype} {found.shape}, expected {rows} rows of a shard index"
-        )
-    return found
+_NO_INDEX = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
+)  # fmt: skip
+
+
+class Rows:
+    """``index.npy``, read a row at a time: mapped, its pages would fill the memory of a shuffle.
+
+    Raises ShardError where it is not what ``index.json`` says.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        try:
+            self._file = path.open("rb", buffering=0)
+            version = np.lib.format.read_magic(self._file)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, _, dtype = read_header(self._file)
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            raise ShardError(f"{path}: cannot be read: {error}") from None
+        self._first = self._file.tell()
+        size = (path.stat().st_size - self._first) / ROW.itemsize
+        if dtype != ROW or shape != (count,) or size != count:
+            found = f"{dtype} {shape}, {size:g} of them there"
+            raise ShardError(f"{path}: found {found}, expected {count} rows of a shard index")
+
+    def __getitem__(self, index: int) -> np.void:
+        at = self._first + index * ROW.itemsize
+        if hasattr(os, "pread"):  # processes that are forked share a file's position
+            data = os.pread(self._file.fileno(), ROW.itemsize, at)
+        else:
+            self._file.seek(at)
+            data = self._file.read(ROW.itemsize)
+        return np.frombuffer(data, ROW)[0]
 
 
 class ShardClips:
@@ -137,11 +174,13 @@ class ShardClips:
         split: str | None = None,
         sample_rate: int = 16_000,
         decoder: Decoder = IN_PROCESS,
+        index: Index | None = None,
     ) -> None:
+        """``index``: the folder's, where it has been read already."""
         self.folder, self.split = Path(folder), split
         self.sample_rate, self.decoder = sample_rate, decoder
-        self._index = read_index(self.folder)
-        self._rows = map_rows(self.folder, self._index.rows)
+        self._index = read_index(self.folder) if index is None else index
+        self._rows = Rows(self.folder / ROWS, self._index.rows)
         splits = self._index.splits
         if split is not None and split not in splits:
             raise ShardError(f"{folder}: found no split {split!r}, there are: {', '.join(splits)}")
@@ -150,7 +189,7 @@ class ShardClips:
         self._held: tuple[int, bytes, Row] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A mapped array would travel to a worker process as a copy of itself.
+        # An open file does not travel to a worker process.
         return ShardClips, (self.folder, self.split, self.sample_rate, self.decoder)
 
     def __len__(self) -> int:
