@@ -15,9 +15,10 @@ _WHERE = {
     "Slap": "slap_fast.inference",
     "MelConfig": "slap_fast.config",
     "AudioError": "slap_fast.data.decode",
+    "patch": "slap_fast.interop.patch",
     "which": "slap_fast.ops",
 }
-__all__ = ["AudioError", "MelConfig", "Slap", "__version__", "ops", "which"]
+__all__ = ["AudioError", "MelConfig", "Slap", "__version__", "ops", "patch", "which"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,152 @@
+"""Foreign layers that a function of ours can stand in for, found by their parts, proven by a run.
+
+A candidate is a layer's new forward. It is taken only if it gives the layer's own numbers on random
+input and weights, so a look-alike (Gemma's RMSNorm, a GeGLU) is left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slap_fast import ops
+
+TOLERANCE = 1e-5
+"""Largest relative difference, in fp32, between a layer and what replaces it."""
+
+_SWIGLU_PARTS = (
+    ("gate_proj", "up_proj", "down_proj"),  # LLaMA and its descendants
+    ("fc1_g", "fc1_x", "fc2"),  # timm
+    ("w1", "w3", "w2"),  # Mixtral's experts
+    ("weights_in", "weights_out"),  # DINOv2
+    ("gate_up_proj", "down_proj"),  # Phi-3
+    ("Wi", "Wo"),  # ModernBERT
+)
+
+
+class Candidate(NamedTuple):
+    """What may stand in for a layer."""
+
+    option: str
+    """Of ``patch``."""
+    forward: functools.partial[Tensor]
+    """Its first argument is the layer."""
+    shape: tuple[int, ...]
+    """Of an input to compare with."""
+    what: str
+    """For the report."""
+
+
+def candidates(module: nn.Module) -> Iterator[Candidate]:
+    """At most one for a layer."""
+    if _looks_like_rms_norm(module):
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        forward = functools.partial(_rms_norm, module, eps)
+        yield Candidate("rms_norm", forward, (8, len(module.weight)), "torch's fused rms_norm")
+    for names in _SWIGLU_PARTS:
+        parts = [getattr(module, name, None) for name in names]
+        if all(isinstance(part, nn.Linear) for part in parts):
+            forward = functools.partial(_swiglu, module, names)
+            what = "SwiGLU, one activation less kept"
+            yield Candidate("swiglu", forward, (8, parts[0].in_features), what)
+            return
+    if _has_linear(module, "qkv", "proj") and isinstance(getattr(module, "num_heads", None), int):
+        forward = functools.partial(_self_attention, module)
+        what = "packed attention for timm's"
+        yield Candidate("attention", forward, (2, 4, module.qkv.in_features), what)
+
+
+def _looks_like_rms_norm(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    return (
+        "rmsnorm" in type(module).__name__.lower()
+        and not isinstance(module, nn.RMSNorm)  # is the fused one
+        and isinstance(weight, Tensor)
+        and weight.ndim == 1
+    )
+
+
+def _has_linear(module: nn.Module, *names: str) -> bool:
+    return all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
+
+
+def _rms_norm(module: Any, eps: float, hidden_states: Tensor) -> Tensor:
+    return F.rms_norm(hidden_states, module.weight.shape, module.weight, eps)
+
+
+def _swiglu(module: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
+    *inner, down = (getattr(module, name) for name in names)
+    gate, up = (part(x) for part in inner) if len(inner) == 2 else inner[0](x).chunk(2, dim=-1)
+    return down(SiluMul.apply(gate, up))
+
+
+class SiluMul(torch.autograd.Function):
+    """silu(gate) * up; silu(gate) is made again in the backward instead of being kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        sigmoid = gate.sigmoid()
+        silu = gate * sigmoid
+        # d silu / d gate = sigmoid + silu (1 - sigmoid)
+        return dout * up * torch.addcmul(sigmoid, silu, 1 - sigmoid), dout * silu
+
+
+def _self_attention(
+    module: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """x [B, L, C] -> [B, L, C]."""
+    if attn_mask is not None:
+        raise ValueError("attn_mask: found a mask, expected none in a layer that is patched")
+    batch_size, length, _ = x.shape
+    heads = module.num_heads
+    starts = torch.arange(batch_size + 1, device=x.device, dtype=torch.int32) * length
+    qkv = module.qkv(x).flatten(0, 1).unflatten(-1, (3 * heads, -1))
+    out = ops.attention_qkvpacked(qkv, heads, starts, length, causal=is_causal)
+    return module.proj(out.flatten(1)).unflatten(0, (batch_size, length))
+
+
+def obstacle(module: nn.Module, candidate: Candidate) -> str | None:
+    """Why a candidate must not be used; None where it gives the layer's numbers."""
+    if "forward" in module.__dict__:
+        return "its forward was replaced before"
+    if next(module.parameters()).is_meta:
+        return "has no weights yet to compare with"
+    if any(isinstance(child, nn.Dropout) and child.p for child in module.modules()):
+        return "has dropout inside"
+    difference = _difference(module, candidate)
+    if difference > TOLERANCE:
+        return f"computes something else: {difference:.1e} away on a random input"
+    return None
+
+
+@torch.no_grad()
+def _difference(module: nn.Module, candidate: Candidate) -> float:
+    """Relative L2 difference in fp32, the largest of 8 rows: of every size, so an epsilon shows."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, candidate.shape[-1], generator=generator)
+    x = (x * torch.logspace(-3, 1, 8)[:, None]).reshape(candidate.shape)
+    layer = copy.deepcopy(module).float().cpu().eval()
+    for parameter in layer.parameters():
+        random = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(random / parameter.shape[-1] ** 0.5)
+    forward: Callable[[Tensor], Tensor] = functools.partial(
+        candidate.forward.func, layer, *candidate.forward.args[1:]
+    )
+    try:
+        expected = type(layer).forward(layer, x)
+    except Exception:  # it wants more than one tensor, so it is something else
+        return float("inf")
+    return float(((forward(x) - expected).norm(dim=-1) / expected.norm(dim=-1)).max())

@@ -1,0 +1,359 @@
+"""patch(): foreign models give the same numbers on our operations, and come back exactly."""
+
+import copy
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import slap_fast
+from slap_fast import ops
+
+IDS = torch.randint(4, 60, (3, 12), generator=torch.Generator().manual_seed(1))
+MASK = torch.tensor([[1] * 12, [1] * 5 + [0] * 7, [0] * 3 + [1] * 9])  # whole, right, left padded
+SIZES = {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+GROUPED = {"num_hidden_layers": 2, "num_key_value_heads": 2, **SIZES, **NO_IDS}
+
+
+def modernbert():
+    from transformers import ModernBertConfig, ModernBertModel
+
+    more = {"num_hidden_layers": 4, "local_attention": 6, "cls_token_id": None}
+    return ModernBertModel(ModernBertConfig(**SIZES, **NO_IDS, **more, sep_token_id=None))
+
+
+def ast():
+    from transformers import ASTConfig, ASTModel
+
+    more = {"num_hidden_layers": 2, "max_length": 64, "num_mel_bins": 32}
+    return ASTModel(ASTConfig(**{k: v for k, v in SIZES.items() if k != "vocab_size"}, **more))
+
+
+def eurobert():
+    from transformers import EuroBertConfig, EuroBertForMaskedLM
+
+    return EuroBertForMaskedLM(EuroBertConfig(**GROUPED, mask_token_id=3))
+
+
+def llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**GROUPED))
+
+
+def inputs_of(model):
+    if type(model).__name__ == "ASTModel":
+        generator = torch.Generator().manual_seed(2)
+        return {"input_values": torch.randn(2, 64, 32, generator=generator)}
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    if model.get_output_embeddings() is not None:
+        inputs["labels"] = IDS.masked_fill(MASK == 0, -100)
+    return inputs
+
+
+def build(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def run(model):
+    """Output at the real tokens, or the loss, and every gradient."""
+    model.zero_grad()
+    inputs = inputs_of(model)
+    out = model(**inputs)
+    value = out.loss if "labels" in inputs else out.last_hidden_state
+    if value.ndim and "attention_mask" in inputs:
+        value = value[MASK.bool()]
+    value.square().sum().backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {"out": value.detach(), **grads}
+
+
+def differences(found, expected):
+    assert found.keys() == expected.keys()
+    whole = torch.stack([x.norm() for name, x in expected.items() if name != "out"]).norm()
+    for name, x in expected.items():
+        yield float((found[name] - x).norm() / (x.norm() if name == "out" else whole))
+
+
+CHANGED = {
+    modernbert: {"attention": 4},
+    ast: {"attention": 2},
+    eurobert: {"attention": 2, "rms_norm": 5, "swiglu": 2, "linear_cross_entropy": 1},
+    llama: {"attention": 2, "rms_norm": 5, "swiglu": 2, "linear_cross_entropy": 1},
+}
+
+
+@pytest.mark.parametrize("make", CHANGED, ids=lambda make: make.__name__)
+def test_same_outputs_and_gradients_and_undone_exactly(make, monkeypatch):
+    model = build(make)
+    before, modules = run(model), dict(model.named_modules())
+    types = {name: (type(m), set(m.__dict__)) for name, m in modules.items()}
+    state, config = list(model.state_dict()), model.config
+
+    calls = []
+    original = ops.attention
+    monkeypatch.setattr(ops, "attention", lambda *a, **k: calls.append(1) or original(*a, **k))
+    report = slap_fast.patch(model)
+    options = ("attention", "rms_norm", "swiglu", "linear_cross_entropy")
+    assert {o: report.changed(o) for o in options if report.changed(o)} == CHANGED[make]
+    assert list(model.state_dict()) == state
+    calls.clear()
+    assert max(differences(run(model), before)) < 1e-5
+    assert len(calls) == CHANGED[make]["attention"]
+
+    report.undo()
+    assert {name: (type(m), set(m.__dict__)) for name, m in model.named_modules()} == types
+    assert model.config is config
+    calls.clear()
+    again = run(model)
+    assert not calls
+    assert all(torch.equal(again[name], x) for name, x in before.items())
+
+
+@pytest.mark.parametrize("option", ["attention", "rms_norm", "swiglu", "linear_cross_entropy"])
+def test_each_option_can_be_left_out(option):
+    report = slap_fast.patch(build(llama), **{option: False})
+    assert report.changed(option) == 0 and option not in str(report)
+    assert len({change.option for change in report.changes}) == 3
+
+
+def test_the_report_is_a_table_that_says_why_not():
+    text = str(slap_fast.patch(build(modernbert)))
+    assert "attention  yes      4 x ModernBertAttention  packed attention for" in text
+    assert "swiglu     no       4 x ModernBertMLP        computes something else" in text
+
+
+def test_packed_inputs_stay_packed():
+    model = build(modernbert)
+    padded = model(**inputs_of(model)).last_hidden_state[MASK.bool()]
+    slap_fast.patch(model)
+    lengths = MASK.sum(1).tolist()
+    # What the left padded caption's positions were in the batch: rotary angles are relative.
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    packed = model(
+        input_ids=IDS[MASK.bool()][None],
+        position_ids=positions[None],
+        cu_seq_lens_q=torch.tensor([0, *lengths]).cumsum(0).int(),
+        max_length_q=max(lengths),
+    ).last_hidden_state[0]
+    assert (packed - padded).norm() / padded.norm() < 1e-5
+
+
+def test_position_ids_alone_pack_too():
+    model = build(llama)
+    parts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+    alone = torch.cat([model(torch.tensor([part])).logits[0] for part in parts])
+    slap_fast.patch(model)
+    positions = torch.cat([torch.arange(len(part)) for part in parts])[None]
+    ids = torch.tensor([sum(parts, [])])
+    packed = model(ids, position_ids=positions, use_cache=False).logits[0]
+    assert (packed - alone).norm() / alone.norm() < 1e-5
+
+
+def test_generation_with_a_cache_is_the_same():
+    model = build(llama)
+    prompt = {"input_ids": IDS[:2, :5], "attention_mask": torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])}
+    more = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(**prompt, **more)
+    slap_fast.patch(model)
+    assert torch.equal(model.generate(**prompt, **more), expected)
+
+
+def test_a_static_cache_is_refused():
+    model = build(llama)
+    slap_fast.patch(model)
+    with pytest.raises(ValueError, match="past_key_values: found .* not a static one"):
+        model.generate(IDS[:1, :5], max_new_tokens=4, cache_implementation="static", pad_token_id=0)
+
+
+def test_one_instance_is_patched_not_its_class_or_config():
+    model = build(llama)
+    other = type(model)(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    expected = other(IDS).logits
+    slap_fast.patch(model)
+    assert other.config._attn_implementation == "sdpa"
+    assert "forward" not in other.model.norm.__dict__
+    assert torch.equal(other(IDS).logits, expected)
+
+
+def test_a_patched_model_can_be_copied_and_shows_its_signature():
+    model = build(llama)
+    signature = inspect.signature(model.forward)
+    slap_fast.patch(model)
+    assert inspect.signature(model.forward) == signature
+    twin = copy.deepcopy(model)
+    nn.init.zeros_(model.model.norm.weight)
+    assert twin(IDS).logits.abs().max() > 0
+
+
+def test_attention_with_dropout_is_left_alone():
+    from transformers import BertConfig, BertModel
+
+    model = BertModel(BertConfig(num_hidden_layers=1, **SIZES))
+    report = slap_fast.patch(model)
+    assert report.changed("attention") == 0
+    assert "config.attention_probs_dropout_prob is 0.1" in str(report)
+
+
+class OtherRMSNorm(nn.Module):
+    """Gemma's: the weight is a distance from 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(8)), 1e-6
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+
+class EpsilonRMSNorm(OtherRMSNorm):
+    """Keeps its epsilon outside of the root."""
+
+    def forward(self, x):
+        return x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps) * self.weight
+
+
+class DroppingSwiGLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w1, self.w3, self.w2 = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x):
+        return self.dropout(self.w2(nn.functional.silu(self.w1(x)) * self.w3(x)))
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        (OtherRMSNorm(), "computes something else"),
+        (EpsilonRMSNorm(), "computes something else"),
+        (DroppingSwiGLU(), "has dropout inside"),
+        (nn.MultiheadAttention(8, 2), "torch's own is not replaced"),
+    ],
+    ids=["1 + weight", "epsilon outside", "dropout", "nn"],
+)
+def test_a_look_alike_is_left_alone(module, why):
+    report = slap_fast.patch(nn.Sequential(module))
+    assert [change.changed for change in report.changes] == [False]
+    assert why in str(report) and "forward" not in module.__dict__
+
+
+class TimmAttention(nn.Module):
+    """What timm's vision transformers have, in its names."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 4
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.q_norm = nn.Identity()
+
+    def forward(self, x, attn_mask=None, is_causal=False):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        out = nn.functional.scaled_dot_product_attention(
+            self.q_norm(q), k, v, attn_mask, is_causal=is_causal
+        )
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def test_a_timm_style_attention_is_replaced_and_one_with_norms_is_not():
+    layer, x = TimmAttention(), torch.randn(3, 7, 32)
+    expected = layer(x), layer(x, is_causal=True)
+    report = slap_fast.patch(layer)
+    assert report.changed("attention") == 1
+    torch.testing.assert_close((layer(x), layer(x, is_causal=True)), expected)
+    with pytest.raises(ValueError, match="attn_mask"):
+        layer(x, torch.ones(7, 7, dtype=torch.bool))
+    report.undo()
+    layer.q_norm = nn.LayerNorm(8)
+    assert slap_fast.patch(layer).changed("attention") == 0
+
+
+def kept_bytes(model, inputs):
+    """Of the activations that a training step keeps for its backward."""
+    kept, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = model(**inputs).loss
+    assert loss.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    ("option", "spared"),
+    # Of 100 x 50 tokens: the SiLU's output in 2 layers; the log-probabilities of 60 ids.
+    [("swiglu", 2 * 5000 * 48 * 4), ("linear_cross_entropy", 5000 * 60 * 4)],
+)
+def test_less_is_kept_for_the_backward(option, spared):
+    model = build(llama)
+    ids = torch.randint(60, (100, 50))
+    inputs = {"input_ids": ids, "labels": ids}
+    before = kept_bytes(model, inputs)
+    off = dict.fromkeys(["attention", "rms_norm", "swiglu", "linear_cross_entropy"], False)
+    slap_fast.patch(model, **{**off, option: True})
+    assert kept_bytes(model, inputs) <= before - 0.99 * spared
+
+
+def test_the_loss_counts_items_as_the_trainer_wants_and_logits_come_without_labels():
+    model = build(llama)
+    inputs = {**inputs_of(model), "num_items_in_batch": torch.tensor(7)}
+    expected, logits = model(**inputs).loss, model(IDS).logits
+    slap_fast.patch(model, attention=False)
+    out = model(**inputs)
+    assert torch.allclose(out.loss, expected, rtol=1e-5) and out.logits is None
+    assert torch.allclose(model(IDS).logits, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def traceable(monkeypatch):
+    """In place of the reference, which reads lengths back; kernels are opaque to the compiler."""
+
+    def attention(q, k, v, cu_seqlens, *_, **__):
+        return (q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1)) * cu_seqlens[-1]
+
+    monkeypatch.setattr(ops, "attention", attention)
+
+
+def test_a_patched_encoder_compiles_without_a_graph_break(traceable):
+    model = build(modernbert)
+    inputs = inputs_of(model)
+    slap_fast.patch(model)
+    expected = model(**inputs).last_hidden_state
+    found = torch.compile(model, backend="eager", fullgraph=True)(**inputs).last_hidden_state
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_compiled_causal_model_wants_to_know_its_padding(traceable):
+    model = build(lambda: llama().model)
+    slap_fast.patch(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    expected = model(IDS, attention_mask=MASK, use_cache=False).last_hidden_state
+    found = compiled(IDS, attention_mask=MASK, use_cache=False).last_hidden_state
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(Exception, match="attention_mask: found none under torch.compile"):
+        compiled(IDS, use_cache=False)
+
+
+def test_nothing_is_patched_on_import():
+    code = (
+        "import transformers, slap_fast.interop.patch, slap_fast.interop.attention as a; "
+        "assert a.NAME not in transformers.AttentionInterface(); "
+        "slap_fast.interop.patch.patch; "
+        "assert a.NAME not in transformers.AttentionMaskInterface()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
