@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from slap_fast import ops
 from slap_fast.config import AudioEncoderConfig, MelConfig
@@ -47,6 +48,8 @@ class AudioEncoder(nn.Module):
             for i in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.gradient_checkpointing = False
+        """Keep each block's input alone for the backward, and run the block again there."""
         init_weights(self, config.num_layers)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -69,5 +72,8 @@ class AudioEncoder(nn.Module):
         rope = ops.rope_tables(audio.coords, head_dim, self.config.rope_theta)
         segments = Segments(audio.cu_seqlens, audio.max_seqlen)
         for layer in self.layers:
-            x = layer(x, rope, segments)
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, rope, segments, use_reentrant=False)
+            else:
+                x = layer(x, rope, segments)
         return self.norm(x)

@@ -120,14 +120,17 @@ class SlapModel(nn.Module):
         """Dense features [T, C] -> embeddings [B, E], unit norm."""
         return F.normalize(self.audio_projection(self.audio_head(features, cu_seqlens)), dim=-1)
 
+    def pool_text(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Dense features [T, C] -> embeddings [B, E], unit norm."""
+        return F.normalize(self.text_projection(self.text_head(features, cu_seqlens)), dim=-1)
+
     def embed_audio(self, audio: PackedPatches) -> Tensor:
         """Patches of B clips -> embeddings [B, E], unit norm."""
         return self.pool_audio(self.audio_encoder(audio), audio.cu_seqlens)
 
     def embed_text(self, text: PackedText) -> Tensor:
         """B captions -> embeddings [B, E], unit norm."""
-        pooled = self.text_head(self.text_encoder(text), text.cu_seqlens)
-        return F.normalize(self.text_projection(pooled), dim=-1)
+        return self.pool_text(self.text_encoder(text), text.cu_seqlens)
 
     def forward(self, batch: PackedBatch, loss: LossConfig) -> SlapOutput:
         """One student pass over a packed batch: what every loss with a weight needs."""

@@ -1,0 +1,126 @@
+"""Waveforms and captions to the model's inputs, as transformers knows it: see ``transformers``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, processors
+from torch import nn
+from transformers import (
+    BatchFeature,
+    FeatureExtractionMixin,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
+
+from slap_fast.config import MelConfig, from_dict, to_dict
+from slap_fast.data.clips import clip_patches
+from slap_fast.data.decode import as_waveform
+from slap_fast.data.tokenizer import END, START, CaptionTokenizer
+
+
+class SlapFeatureExtractor(FeatureExtractionMixin):
+    """Waveforms to padded, or packed, log-mel patches."""
+
+    model_input_names = ["input_features", "input_features_mask"]
+
+    def __init__(self, mel: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        config = MelConfig() if mel is None else from_dict(MelConfig, mel, "mel.")
+        self.mel = to_dict(config)
+        self.sampling_rate, self.feature_size = config.sample_rate, config.patch_dim
+        for derived in ("sampling_rate", "feature_size"):
+            kwargs.pop(derived, None)
+        super().__init__(**kwargs)
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        *,
+        packed: bool = False,
+        return_tensors: str | None = "pt",
+        **_: Any,
+    ) -> BatchFeature:
+        """One waveform, [num_samples] float32 or int16, or a list of them.
+
+        Args:
+            raw_speech: mono; another rate than the model's is resampled.
+            sampling_rate: Hz; None is the model's own.
+            packed: ``input_features`` [T, patch_dim] and ``audio_cu_seqlens`` int32 [B + 1] instead
+                of [B, L, patch_dim] and ``input_features_mask`` bool [B, L].
+            return_tensors: as in transformers.
+
+        Raises:
+            slap_fast.AudioError: not finite, out of range, too short.
+        """
+        mel = from_dict(MelConfig, self.mel)
+        clips = [raw_speech] if _is_waveform(raw_speech) else raw_speech
+        rate = sampling_rate or mel.sample_rate
+        patches = [
+            clip_patches(
+                as_waveform(np.asarray(clip), rate, sample_rate=mel.sample_rate), mel
+            ).patches
+            for clip in clips
+        ]
+        lengths = torch.tensor([len(clip) for clip in patches])
+        if packed:
+            starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+            data = {"input_features": torch.cat(patches), "audio_cu_seqlens": starts}
+        else:
+            padded = nn.utils.rnn.pad_sequence(patches, batch_first=True)
+            mask = torch.arange(padded.shape[1]) < lengths[:, None]
+            data = {"input_features": padded, "input_features_mask": mask}
+        if return_tensors == "pt":
+            return BatchFeature(data)
+        return BatchFeature({k: v.numpy() for k, v in data.items()}, tensor_type=return_tensors)
+
+
+def _is_waveform(audio: Any) -> bool:
+    return np.ndim(audio[0]) == 0
+
+
+class SlapProcessor(ProcessorMixin):
+    """The feature extractor and the tokenizer as one."""
+
+    def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
+        super().__init__(feature_extractor, tokenizer)
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        audio: Any = None,
+        *,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = "pt",
+        **text_kwargs: Any,
+    ) -> BatchFeature:
+        """Texts, waveforms or both; texts are padded, and cut at the model's longest."""
+        data: dict[str, Any] = {}
+        if text is not None:
+            options = {"padding": True, "truncation": True, **text_kwargs}
+            data |= self.tokenizer(text, return_tensors=return_tensors, **options)
+        if audio is not None:
+            data |= self.feature_extractor(audio, sampling_rate, return_tensors=return_tensors)
+        return BatchFeature(data)
+
+
+def make_tokenizer(words: CaptionTokenizer) -> PreTrainedTokenizerFast:
+    """The captions' tokenizer as transformers': the same ids."""
+    tokenizer = Tokenizer.from_str(words.to_json())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        special_tokens=[(START, words.start_id), (END, words.end_id)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=words.max_tokens,
+        cls_token=START,
+        sep_token=END,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "attention_mask"],
+    )

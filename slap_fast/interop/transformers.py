@@ -1,0 +1,250 @@
+"""SLAP as transformers knows models: Auto classes, from_pretrained, pipelines, Trainer.
+
+Importing this module registers the four classes, after which ``AutoModel.from_pretrained`` and the
+pipelines find them. Batches come padded, as everywhere in transformers, or packed; they are packed
+inside, so both give the same numbers and padding costs nothing past the entrance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from slap_fast import checkpoint, losses
+from slap_fast.batch import PackedText
+from slap_fast.config import ModelConfig, from_dict, to_dict
+from slap_fast.data.tokenizer import CaptionTokenizer
+from slap_fast.interop.model_card import model_card
+from slap_fast.interop.processing import SlapFeatureExtractor, SlapProcessor, make_tokenizer
+from slap_fast.models import slap as native
+from slap_fast.ops import PackedPatches
+
+
+class SlapConfig(PreTrainedConfig):
+    """A :class:`slap_fast.config.ModelConfig` as transformers stores it: one mapping, ``slap``."""
+
+    model_type = "slap"
+
+    def __init__(self, slap: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        model = ModelConfig() if slap is None else from_dict(ModelConfig, slap, "slap.")
+        self.slap = to_dict(model)
+        self.projection_dim = model.embed_dim or model.audio.hidden_size
+        self.hidden_size, self.vocab_size = model.audio.hidden_size, model.text.vocab_size
+        for derived in ("projection_dim", "hidden_size", "vocab_size"):
+            kwargs.pop(derived, None)
+        super().__init__(**kwargs)
+
+    @property
+    def model(self) -> ModelConfig:
+        """The settings that the model is built from."""
+        return from_dict(ModelConfig, self.slap, "slap.")
+
+
+@dataclass
+class SlapOutput(ModelOutput):
+    """What a forward pass gives; the names are those of transformers' CLAP."""
+
+    loss: Tensor | None = None
+    """0-d, with ``return_loss``."""
+    logits_per_audio: Tensor | None = None
+    """[audio, text], scaled cosines."""
+    logits_per_text: Tensor | None = None
+    """[text, audio]."""
+    text_embeds: Tensor | None = None
+    """[text, E], unit norm."""
+    audio_embeds: Tensor | None = None
+    """[audio, E], unit norm."""
+    text_model_output: BaseModelOutputWithPooling | None = None
+    """Dense and pooled."""
+    audio_model_output: BaseModelOutputWithPooling | None = None
+    """Dense and pooled."""
+
+
+class SlapModel(PreTrainedModel):
+    """:class:`slap_fast.models.slap.SlapModel`, held as ``slap``.
+
+    Padded inputs are [B, L, ...] with a mask, 1 where a token is real; packed ones have all clips
+    (or captions) end to end and a ``cu_seqlens`` int32 [B + 1] instead.
+    """
+
+    config_class = SlapConfig
+    config: SlapConfig
+    main_input_name = "input_features"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AudioBlock", "CaptionBlock", "ModernBertEncoderLayer"]
+
+    def __init__(self, config: SlapConfig) -> None:
+        super().__init__(config)
+        self.slap = native.SlapModel(config.model)
+        self.card: dict[str, Any] = {}
+        """Evaluation figures, for the model card."""
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: the modules initialise themselves."""
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; a README.md that is not there is written too."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        readme = Path(save_directory) / "README.md"
+        if not readme.exists():
+            readme.write_text(model_card(self.config.model, self.card), encoding="utf-8")
+
+    def get_audio_features(
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor | None = None,
+        audio_cu_seqlens: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Log-mel patches to embeddings.
+
+        Args:
+            input_features: [B, L, patch_dim], or packed [T, patch_dim].
+            input_features_mask: bool [B, L]; None: nothing is padded.
+            audio_cu_seqlens: int32 [B + 1], of packed features.
+
+        Returns:
+            ``pooler_output`` [B, E], unit norm, and ``last_hidden_state``: [B, L, C], 0 at the
+            padding, or [T, C].
+        """
+        rows, run = _unpad(
+            "input_features", input_features, input_features_mask, audio_cu_seqlens, packed_ndim=2
+        )
+        bands = self.config.model.mel.patches_per_column
+        token = run.positions
+        coords = torch.stack([token // bands, token % bands], dim=1).int()
+        rows = rows.to(self.slap.audio_encoder.patch_embedding.weight.dtype)
+        audio = PackedPatches(rows, coords, run.cu_seqlens, run.max_seqlen)
+        features = self.slap.audio_encoder(audio)
+        pooled = self.slap.pool_audio(features, run.cu_seqlens)
+        return BaseModelOutputWithPooling(run.pad(features), pooled)
+
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        text_cu_seqlens: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Token ids to embeddings: int64 [B, L] with a mask [B, L], or packed [T]; see
+        :meth:`get_audio_features`."""
+        ids, run = _unpad("input_ids", input_ids, attention_mask, text_cu_seqlens, packed_ndim=1)
+        text = PackedText(ids, run.positions.int()[:, None], run.cu_seqlens, run.max_seqlen)
+        features = self.slap.text_encoder(text)
+        pooled = self.slap.pool_text(features, run.cu_seqlens)
+        return BaseModelOutputWithPooling(run.pad(features), pooled)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features_mask: Tensor | None = None,
+        return_loss: bool | None = None,
+        text_cu_seqlens: Tensor | None = None,
+        audio_cu_seqlens: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SlapOutput | tuple[Any, ...]:
+        """Either side alone, or both and their similarity; ``return_loss`` adds the contrastive
+        loss, row i of the audio belonging to row i of the text."""
+        audio = text = loss = logits = None
+        if input_features is not None:
+            audio = self.get_audio_features(input_features, input_features_mask, audio_cu_seqlens)
+        if input_ids is not None:
+            text = self.get_text_features(input_ids, attention_mask, text_cu_seqlens)
+        if audio is not None and text is not None:
+            pair = (audio.pooler_output, text.pooler_output)
+            logits = self.slap.logit_scale * pair[0] @ pair[1].T
+            if return_loss:
+                loss = losses.contrastive_loss(*pair, self.slap.logit_scale)
+        out = SlapOutput(
+            loss=loss,
+            logits_per_audio=logits,
+            logits_per_text=None if logits is None else logits.T,
+            text_embeds=None if text is None else text.pooler_output,
+            audio_embeds=None if audio is None else audio.pooler_output,
+            text_model_output=text,
+            audio_model_output=audio,
+        )
+        return out if return_dict is not False else out.to_tuple()
+
+
+class _Run:
+    """The packed run that a batch became."""
+
+    def __init__(self, cu_seqlens: Tensor, max_seqlen: int, rows: Tensor | None, shape: Any):
+        self.cu_seqlens, self.max_seqlen = cu_seqlens, max_seqlen
+        self._rows, self._shape = rows, shape
+        lengths = cu_seqlens.diff().long()
+        starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
+        self.positions = torch.arange(len(starts), device=starts.device) - starts
+        """int64 [T], of each token in its own sequence."""
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[T, C] -> [B, L, C] with zeros, for a batch that came padded."""
+        if self._shape is None:
+            return x
+        batch_size, length = self._shape
+        out = x.new_zeros(batch_size * length, x.shape[-1])
+        return out.index_copy(0, self._rows, x).unflatten(0, (batch_size, length))
+
+
+def _unpad(
+    name: str, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, packed_ndim: int
+) -> tuple[Tensor, _Run]:
+    """The rows that are real, end to end."""
+    if x.ndim == packed_ndim:
+        if cu_seqlens is None:
+            raise ValueError(f"{name}: found a packed run of shape {list(x.shape)}, without the "
+                             "cu_seqlens that say where each sequence begins")  # fmt: skip
+        return x, _Run(cu_seqlens, int(cu_seqlens.diff().max()), None, None)
+    if mask is None:
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"{name}: found a mask of shape {list(mask.shape)}, expected {list(x.shape[:2])}"
+        )
+    lengths = mask.sum(1)
+    cu_seqlens = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    rows = mask.flatten().nonzero().flatten()
+    return x.flatten(0, 1)[rows], _Run(cu_seqlens, int(lengths.max()), rows, mask.shape)
+
+
+def from_native(
+    model: native.SlapModel, words: CaptionTokenizer, card: dict[str, Any] | None = None
+) -> tuple[SlapModel, SlapProcessor]:
+    """A trained model and its tokenizer as transformers' classes; the weights are shared."""
+    ours = SlapModel(SlapConfig(to_dict(model.config)))
+    ours.slap = model
+    ours.card = card or {}
+    extractor = SlapFeatureExtractor(to_dict(model.config.mel))
+    return ours.train(model.training), SlapProcessor(extractor, make_tokenizer(words))
+
+
+def convert(folder: str | Path, out: str | Path) -> None:
+    """Writes a slap-fast model folder as one that transformers loads and the hub shows."""
+    model, processor = from_native(*checkpoint.read_model(folder))
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+AutoConfig.register("slap", SlapConfig)
+AutoModel.register(SlapConfig, SlapModel)
+AutoFeatureExtractor.register(SlapConfig, SlapFeatureExtractor)
+AutoTokenizer.register(SlapConfig, fast_tokenizer_class=PreTrainedTokenizerFast)
+AutoProcessor.register(SlapConfig, SlapProcessor)
