@@ -36,6 +36,14 @@ class PackedText(NamedTuple):
             ids, positions.int()[:, None], starts.int(), int(lengths.max()) if captions else 0
         )
 
+    @classmethod
+    def from_padded(cls, input_ids: Tensor, attention_mask: Tensor) -> PackedText:
+        """Packs a tokenizer's padded batch: int64 [B, L], and a mask that holds at real tokens."""
+        ids = [
+            row[mask].tolist() for row, mask in zip(input_ids, attention_mask.bool(), strict=True)
+        ]
+        return cls.from_ids(ids)
+
     def next_token_labels(self) -> Tensor:
         """int64 [T]: the token that follows inside the caption; IGNORE_INDEX at each last one."""
         labels = torch.full_like(self.ids, IGNORE_INDEX)
@@ -63,6 +71,60 @@ class PackedBatch(NamedTuple):
     masked_tokens: int
     """Patches of those clips."""
 
+    @classmethod
+    def from_lengths(
+        cls,
+        patches: Tensor,
+        lengths: Sequence[int],
+        ids: Tensor,
+        text_lengths: Sequence[int],
+        *,
+        patches_per_column: int = 4,
+        groups: Tensor | None = None,
+        mask_indices: Tensor | None = None,
+    ) -> PackedBatch:
+        """A batch from a loader of your own: clips and captions end to end, and their lengths.
+
+        Args:
+            patches: [T, patch_dim], B clips, each of whole columns.
+            lengths: patches of each clip.
+            ids: int64 [T of the text], B captions.
+            text_lengths: tokens of each caption.
+            patches_per_column: patches that cover the same frames.
+            groups: as the field; None: every clip has a meaning of its own.
+            mask_indices: as the field; None: nothing is masked.
+
+        Raises:
+            ValueError: lengths that do not add up, or do not pair.
+        """
+        for name, rows, parts in (
+            ("lengths", patches, lengths),
+            ("text_lengths", ids, text_lengths),
+        ):
+            if sum(parts) != len(rows):
+                raise ValueError(f"{name}: found a sum of {sum(parts)}, expected {len(rows)} rows")
+        if len(lengths) != len(text_lengths):
+            raise ValueError(
+                f"text_lengths: found {len(text_lengths)} captions, expected {len(lengths)}"
+            )
+        text = PackedText.from_ids([part.tolist() for part in ids.split(list(text_lengths))])
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        token = torch.arange(len(patches)) - starts[:-1].repeat_interleave(torch.tensor(lengths))
+        coords = torch.stack([token // patches_per_column, token % patches_per_column], dim=1)
+        audio = PackedPatches(patches, coords.int(), starts.int(), max(lengths, default=0))
+        if groups is None:
+            groups = torch.arange(len(lengths))[:, None]
+        masked = mask_indices is not None
+        return cls(
+            audio,
+            text,
+            text.next_token_labels(),
+            groups,
+            mask_indices if masked else torch.zeros(0, dtype=torch.int64),
+            len(lengths) if masked else 0,
+            len(patches) if masked else 0,
+        )
+
     @property
     def masked_audio(self) -> PackedPatches:
         """The clips that have masked patches: all that self-distillation looks at."""
@@ -81,3 +143,8 @@ class PackedBatch(NamedTuple):
             PackedText(*map(move, self.text)),
             *map(move, self[2:]),
         )
+
+
+def _check_sum(name: str, lengths: Sequence[int], rows: Tensor) -> None:
+    if sum(lengths) != len(rows):
+        raise ValueError(f"{name}: found a sum of {sum(lengths)}, expected {len(rows)} rows")
