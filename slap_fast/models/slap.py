@@ -23,6 +23,7 @@ from slap_fast.models.text_encoder import TextEncoder
 from slap_fast.ops import PackedPatches
 
 _MAP_EXPANSION = 4
+ALL_LOSSES = LossConfig()
 
 
 class PrototypeHead(nn.Module):
@@ -132,7 +133,7 @@ class SlapModel(nn.Module):
         """B captions -> embeddings [B, E], unit norm."""
         return self.pool_text(self.text_encoder(text), text.cu_seqlens)
 
-    def forward(self, batch: PackedBatch, loss: LossConfig) -> SlapOutput:
+    def forward(self, batch: PackedBatch, loss: LossConfig = ALL_LOSSES) -> SlapOutput:
         """One student pass over a packed batch: what every loss with a weight needs."""
         audio, text = batch.audio, batch.text
         audio_features = text_features = hidden = weight = student = prototypes = None
