@@ -153,13 +153,13 @@ def yaml_object(place: Place) -> bytes:
 
 
 def gzip_bomb(place: Place) -> bytes:
-    return gzip.compress(bytes(100_000_000))
+    return gzip.compress(bytes(20_000_000))
 
 
 def zip_bomb(place: Place) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
-        out.writestr("../../CANARY", bytes(100_000_000))
+        out.writestr("../../CANARY", bytes(20_000_000))
     return file.getvalue()
 
 
@@ -370,7 +370,7 @@ def audio(name: str, content: Callable[[Place], bytes]) -> Callable[[Place], Non
 
 def flac_bomb(place: Place) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, np.full(40 * 60 * 16_000, 0.1), 16_000, format="FLAC")
+    soundfile.write(file, np.full(10 * 60 * 16_000, 0.1), 16_000, format="FLAC")
     return file.getvalue()
 
 

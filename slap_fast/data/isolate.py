@@ -220,9 +220,13 @@ def _limit_memory() -> None:
     with contextlib.suppress(ImportError):  # no such module on Windows
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for limit, value in (
+            (resource.RLIMIT_AS, MEMORY_BYTES),
+            (resource.RLIMIT_FSIZE, 0),
+            (resource.RLIMIT_CORE, 0),
+        ):
+            with contextlib.suppress(ValueError, OSError):  # macOS has addresses without end
+                resource.setrlimit(limit, (value, value))
 
 
 def _limit_time(seconds: float) -> None:

@@ -266,7 +266,7 @@ def replaced(shard, kind: str) -> None:
     elif kind == "pipe":
         os.mkfifo(shard)
     elif kind == "gzip_bomb":
-        shard.write_bytes(gzip.compress(bytes(50_000_000)) + bytes(len(whole)))
+        shard.write_bytes(gzip.compress(bytes(10_000_000)) + bytes(len(whole)))
     elif kind == "symlinks":
         with tarfile.open(shard, "w") as tar:
             for i in range(400):
