@@ -13,16 +13,22 @@ import numpy as np
 import pytest
 import soundfile
 
+from slap_fast.config import override, slap_tiny
 from slap_fast.data import isolate
 from slap_fast.data.clips import ManifestClips, open_source
 from slap_fast.data.decode import AudioError, decode, inspect, probe
 from slap_fast.data.isolate import IsolatedDecoder
+from slap_fast.data.loader import TrainSteps, steps_from
+from slap_fast.data.tokenizer import CaptionTokenizer
 
 EVIL = """
 import os, signal, sys, time
+from slap_fast.config import override, slap_tiny
 from slap_fast.data import isolate
 
-def evil(source, **options):
+def evil(path_or_bytes, **options):
+    is_path = isinstance(path_or_bytes, str)
+    source = open(path_or_bytes, "rb").read() if is_path else path_or_bytes
     if source == b"segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     if source == b"exit":
@@ -130,6 +136,20 @@ def test_an_item_that_crashed_twice_is_not_tried_again(evil):
         with pytest.raises(AudioError, match="E_CRASH: found a file that crashed twice"):
             evil.decode(b"exit")
     assert evil._process.pid == pid and len(evil.decode(wav()).waveform) == 3_200
+
+
+def test_training_goes_on_without_the_item(evil, tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.wav").write_bytes(wav())
+    (tmp_path / "bad.wav").write_bytes(b"segfault")
+    rows = "".join(f"{name}.wav,noise,0.2\n" for name in ("a", "bad", "b", "c"))
+    (tmp_path / "m.csv").write_text("path,caption,duration_s\n" + rows)
+    source = open_source(tmp_path / "m.csv", None, fallback="train", decoder=evil)
+    config = override(slap_tiny(), {"batch_size": 4, "steps": 3})
+    data = TrainSteps(source, CaptionTokenizer.load(None, 96), config)
+    for step in steps_from(data, 0, workers=1):
+        assert step.seen == 4 and sum(len(batch.groups) for batch in step.batches) == 3
+        assert [(bad.key, bad.code, bad.bytes) for bad in step.bad] == [("bad.wav", "E_CRASH", 8)]
 
 
 def test_a_copy_and_a_fork_have_a_process_of_their_own(decoder):
