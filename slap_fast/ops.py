@@ -45,7 +45,7 @@ IMPLS = ("triton", "cpp", "flash", "reference")
 IMPLEMENTATIONS = {
     "mel_patches": ("cpp", "reference"),
     "attention": ("reference",),
-    "map_pool": ("reference",),
+    "map_pool": ("triton", "reference"),
     "pack": ("cpp", "reference"),
 }
 """The implementations of an operation, best first; those after "reference" run on request only."""
@@ -288,7 +288,10 @@ def map_pool(
     _check_tensor("x", x, FLOATS, ("T", "C"))
     _check_tensor("score_weight", score_weight, (x.dtype,), ("H", x.shape[1]), x.device)
     _check_starts("cu_seqlens", cu_seqlens, torch.int32, x, "x")
-    _choose("map_pool", impl, x.device, x.dtype)
+    if _choose("map_pool", impl, x.device, x.dtype) == "triton":
+        from slap_fast.kernels.map_pool import map_pool as run
+
+        return run(x, score_weight, cu_seqlens)
     return reference_map_pool.map_pool(x, score_weight, cu_seqlens)
 
 
