@@ -125,6 +125,19 @@ class PackedBatch(NamedTuple):
             len(patches) if masked else 0,
         )
 
+    @classmethod
+    def empty(cls, patch_dim: int) -> PackedBatch:
+        """No clips: what a rank goes through while the others still have some."""
+        text = PackedText.from_ids([])
+        audio = PackedPatches(
+            torch.zeros(0, patch_dim),
+            torch.zeros(0, 2, dtype=torch.int32),
+            torch.zeros(1, dtype=torch.int32),
+            0,
+        )
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return cls(audio, text, nothing, nothing[:, None], nothing, 0, 0)
+
     @property
     def masked_audio(self) -> PackedPatches:
         """The clips that have masked patches: all that self-distillation looks at."""

@@ -1,16 +1,14 @@
-"""Checkpoints: folders of JSON and safetensors, written whole or not at all. Never a pickle.
+"""Checkpoints: what is in a folder of JSON and safetensors. Never a pickle.
 
 A model folder holds ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``card.json``; a
-checkpoint of a run adds ``training.json`` and ``training.safetensors`` (optimiser, teacher,
-counters).
+checkpoint of a run adds ``run.json`` (its settings), ``training.json`` (counters) and
+``training.safetensors`` (optimiser, teacher, random generators). :mod:`slap_fast.storage` writes
+them to disk, and has the checksums.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +17,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from slap_fast import distributed, storage
 from slap_fast.config import ModelConfig, from_dict, to_dict
 from slap_fast.data.tokenizer import CaptionTokenizer
-from slap_fast.models.slap import SlapModel
+from slap_fast.models.slap import SlapModel, Teacher
+from slap_fast.storage import CheckpointError, find_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no manifest, and 0-d parameters, which FSDP2 cannot shard."""
 
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "card.json")
+TRAINING_FILES = ("run.json", "training.json", "training.safetensors")
 
-class CheckpointError(ValueError):
-    """A folder that is no checkpoint, is damaged, or is newer than this package."""
-
-
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder through ``write`` and puts it at ``path`` in one rename.
-
-    What stood there before is kept until the new folder is complete and on disk.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = path.with_name(f"{path.name}.tmp"), path.with_name(f"{path.name}.old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    write(fresh)
-    for file in fresh.iterdir():
-        _sync(file)
-    _sync(fresh)
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    fresh.rename(path)
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+Files = dict[str, str | dict[str, Tensor]]
+"""What a folder will hold: texts and tensors by file name, the tensors copied to the CPU."""
 
 
-def _sync(path: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def find_folder(path: str | Path) -> Path:
-    """The folder itself, or the one a rename that was cut short left beside it."""
-    path = Path(path)
-    old = path.with_name(f"{path.name}.old")
-    return old if old.is_dir() and not path.exists() else path
+def to_json(value: Any) -> str:
+    """Readable JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def find_model(path: str | Path) -> Path:
@@ -77,8 +47,17 @@ def find_model(path: str | Path) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Readable JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Readable JSON, replaced in one go."""
+    storage.replace_file(path, to_json(value))
+
+
+def write_files(folder: Path, files: Files) -> None:
+    """Fills a folder; see :func:`storage.write_folder`."""
+    for name, content in files.items():
+        if isinstance(content, str):
+            (folder / name).write_text(content, encoding="utf-8")
+        else:
+            save_file(content, folder / name)
 
 
 def read_json(path: Path) -> Any:
@@ -93,21 +72,19 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 
-def write_model(
-    folder: Path, model: SlapModel, tokenizer: CaptionTokenizer, card: dict[str, Any]
-) -> None:
-    """The files that ``Slap.from_pretrained`` reads."""
-    write_json(
-        folder / "config.json",
-        {
-            "format_version": FORMAT_VERSION,
-            "tokenizer_sha256": tokenizer.sha256,
-            "model": to_dict(model.config),
-        },
-    )
-    write_json(folder / "card.json", {"format_version": FORMAT_VERSION, **card})
-    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    save_file(_plain(model.state_dict()), folder / "model.safetensors")
+def model_files(model: SlapModel, tokenizer: CaptionTokenizer, card: dict[str, Any]) -> Files:
+    """The files that ``Slap.from_pretrained`` reads. All ranks call it."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        "tokenizer_sha256": tokenizer.sha256,
+        "model": to_dict(model.config),
+    }
+    return {
+        "config.json": to_json(config),
+        "card.json": to_json({"format_version": FORMAT_VERSION, **card}),
+        "tokenizer.json": tokenizer.to_json(),
+        "model.safetensors": _copied(model.state_dict()),
+    }
 
 
 def read_model(folder: str | Path) -> tuple[SlapModel, CaptionTokenizer, dict[str, Any]]:
@@ -116,6 +93,7 @@ def read_model(folder: str | Path) -> tuple[SlapModel, CaptionTokenizer, dict[st
     Raises CheckpointError that names the file, and the tensor, that is wrong.
     """
     folder = find_model(folder)
+    verify(folder, MODEL_FILES)
     stored = _versioned(folder / "config.json")
     config = from_dict(ModelConfig, stored["model"], "model.")
     tokenizer = CaptionTokenizer.load(str(folder), config.text.max_tokens)
@@ -124,14 +102,54 @@ def read_model(folder: str | Path) -> tuple[SlapModel, CaptionTokenizer, dict[st
             f"{folder / 'tokenizer.json'}: is not the one the model was saved with"
         )
     model = SlapModel(config)
-    load_tensors(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    tensors = read_tensors(path)
+    if stored["format_version"] < 2:
+        tensors = {k: v.reshape(1) if v.ndim == 0 else v for k, v in tensors.items()}
+    load_tensors(model, tensors, path)
     return model, tokenizer, _versioned(folder / "card.json")
+
+
+def export(folder: str | Path, out: Path, weights: str) -> None:
+    """Writes one model of a run's checkpoint as a model folder of its own, without the optimiser.
+
+    Args:
+        folder: a checkpoint, such as ``runs/my/last``.
+        out: the model folder.
+        weights: ``"student"``, or ``"teacher"``: the audio encoder and the prototype head are the
+            moving averages, all else is the student's, which alone has it.
+
+    Raises:
+        ValueError: another name, or a checkpoint without a teacher.
+    """
+    folder = find_model(folder)
+    model, tokenizer, card = read_model(folder)
+    if weights == "teacher":
+        verify(folder, TRAINING_FILES)
+        path = folder / "training.safetensors"
+        tensors = _below(read_tensors(path), "teacher.")
+        if not tensors:
+            raise ValueError(f"weights: {folder} has no teacher: its loss.ssl is 0")
+        teacher = Teacher(model)
+        load_tensors(teacher, tensors, path)
+        model.audio_encoder, model.prototype_head = teacher.audio_encoder, teacher.prototype_head
+    elif weights != "student":
+        raise ValueError(f"weights: found {weights!r}, expected student or teacher")
+    files = model_files(model, tokenizer, {**card, "weights": weights})
+    storage.write_folder(out, lambda path: write_files(path, files))
+
+
+def verify(folder: Path, names: tuple[str, ...] = MODEL_FILES + TRAINING_FILES) -> None:
+    """Raises CheckpointError that names the file that is damaged or missing, or is too new."""
+    version = _versioned(folder / "config.json")["format_version"]
+    if version >= 2 or (folder / storage.MANIFEST).exists():
+        storage.check_files(folder, names)
 
 
 def _versioned(path: Path) -> dict[str, Any]:
     stored = read_json(path)
     version = stored.get("format_version") if isinstance(stored, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or version < 1:
         raise CheckpointError(f"{path}: has no format_version, expected a slap-fast checkpoint")
     if version > FORMAT_VERSION:
         raise CheckpointError(
@@ -167,22 +185,35 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
         raise CheckpointError(f"{path}: has unknown tensors, first {unknown[0]}")
-    module.load_state_dict(tensors)
+    with torch.no_grad():
+        for name, value in expected.items():
+            value.copy_(distributed.like(tensors[name], value))
 
 
-def write_training(
-    folder: Path,
+def training_files(
     model: nn.Module,
     teacher: nn.Module | None,
     optimizer: torch.optim.Optimizer,
     counters: dict[str, Any],
-) -> None:
-    """What a run needs, beside its model, to go on exactly: optimiser, teacher, counters."""
-    tensors = {f"optimizer.{k}": v for k, v in _optimizer_tensors(model, optimizer).items()}
+    run: dict[str, Any],
+) -> Files:
+    """What a run needs, beside its model, to go on exactly. All ranks call it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {
+        f"optimizer.{names[parameter]}.{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
     if teacher is not None:
         tensors |= {f"teacher.{k}": v for k, v in teacher.state_dict().items()}
-    save_file(_plain(tensors), folder / "training.safetensors")
-    write_json(folder / "training.json", {"format_version": FORMAT_VERSION, **counters})
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    return {
+        "run.json": to_json(run),
+        "training.json": to_json({"format_version": FORMAT_VERSION, **counters}),
+        "training.safetensors": _copied(tensors),
+    }
 
 
 def read_training(
@@ -191,7 +222,7 @@ def read_training(
     teacher: nn.Module | None,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
-    """Restores what :func:`write_training` wrote and returns the counters."""
+    """Restores what :func:`training_files` holds and returns the counters."""
     path = folder / "training.safetensors"
     tensors = read_tensors(path)
     if teacher is not None:
@@ -203,24 +234,22 @@ def read_training(
             state = _below(stored, f"{names[parameter]}.")
             if state:
                 optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
+                    key: value if key == "step" else distributed.like(value, parameter)
                     for key, value in state.items()
                 }
+    torch.set_rng_state(tensors["rng.cpu"])
+    if torch.cuda.is_available() and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
     return _versioned(folder / "training.json")
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}.{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the CPU that share nothing with those that training goes on to change."""
+    return {
+        name: distributed.full(value.detach()).to("cpu", copy=True).contiguous()
+        for name, value in tensors.items()
+    }

@@ -67,6 +67,7 @@ def train(
     seed: int | None = None,
     max_tokens: int | None = None,
     workers: int = 2,
+    rank_timeout: float = 600.0,
     settings: Annotated[
         UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")
     ] = (),
@@ -94,68 +95,74 @@ def train(
         seed: Of weights, order, crops and masks.
         max_tokens: Most audio tokens (25 a second) in one forward pass; lower it when memory runs
             out.
-        workers: Processes that decode.
+        workers: Processes that decode, for each rank.
+        rank_timeout: Under torchrun, seconds that a rank waits for the others before it gives up;
+            rank 0's evaluations have to fit.
         settings: Any other setting by its dotted name, such as steps=500 or loss.ssl=0; repeatable.
         tokenizer: A tokenizer.json, its folder or a hub id; by default the pretrained text tower's,
             or the bundled one.
         tensorboard: Also write TensorBoard events.
         json: Print the final card as JSON on stdout.
     """
-    from slap_fast import checkpoint, evaluate
+    from slap_fast import checkpoint, distributed, evaluate
     from slap_fast import train as training
     from slap_fast.config import override
     from slap_fast.data.clips import open_source
     from slap_fast.data.isolate import IsolatedDecoder
 
-    plan = {"data": data, "split": split, "tokenizer": tokenizer}
-    if resume:
-        if settings or init or seed is not None or precision is not None:
-            raise ValueError(
-                "--resume: found other settings beside it, expected none: a run keeps its own"
-            )
-        stored = checkpoint.read_json(out / "run.json")
-        plan, run_config = stored["plan"], training.stored_config(stored)
-    else:
-        if (out / "run.json").exists():
-            raise ValueError(
-                f"--out: {out} already holds a run; add --resume or choose another folder"
-            )
-        changes = dict(_setting(text) for text in settings)
-        flags = {"precision": precision, "seed": seed, "max_tokens": max_tokens}
-        changes |= {key: value for key, value in flags.items() if value is not None}
-        run_config = override(_recipe(config), changes)
-    source = open_source(plan["data"], plan["split"], fallback="train", decoder=IsolatedDecoder())
-    validation = open_source(plan["data"], None, fallback="validation")
-    state, words = training.begin(run_config, plan["tokenizer"], init, _device(device))
-    if resume:
-        training.restore(state, out / "last")
-    console = _console(json)
-    console.print(training.describe(state, source))
+    if resume and (settings or init or seed is not None or precision is not None):
+        raise ValueError(
+            "--resume: found other settings beside it, expected none: a run keeps its own"
+        )
+    if not resume and (out / "run.json").exists():
+        raise ValueError(f"--out: {out} already holds a run; add --resume or choose another folder")
+    plan = {"data": data, "split": split, "tokenizer": tokenizer, "init": init and str(init)}
+    folder = None
+    with distributed.process_group(rank_timeout):
+        if resume:
+            stored, folder = training.stored_run(out)
+            plan, run_config = stored["plan"], training.stored_config(stored)
+        else:
+            changes = dict(_setting(text) for text in settings)
+            flags = {"precision": precision, "seed": seed, "max_tokens": max_tokens}
+            changes |= {key: value for key, value in flags.items() if value is not None}
+            run_config = override(_recipe(config), changes)
+        decoder = IsolatedDecoder()
+        source = open_source(plan["data"], plan["split"], fallback="train", decoder=decoder)
+        validation = open_source(plan["data"], None, fallback="validation")
+        start = None if folder else plan.get("init")
+        state, words = training.begin(run_config, plan["tokenizer"], start, _device(device))
+        if folder:
+            training.restore(state, folder)
+        lead = distributed.rank() == 0
+        console = _console(json, quiet=not lead)
+        console.print(training.describe(state, source))
 
-    def measure(model: Any) -> dict[str, Any]:
-        card = evaluate.evaluate(evaluate.Slap(model, words), validation, captions=False)
-        return {**card, "score": evaluate.score(card)}
+        def measure(model: Any) -> dict[str, Any]:
+            card = evaluate.evaluate(evaluate.Slap(model, words), validation, captions=False)
+            return {**card, "score": evaluate.score(card)}
 
-    finished = training.train(
-        state,
-        source,
-        words,
-        out,
-        plan=plan,
-        workers=workers,
-        evaluate=measure,
-        progress=_progress(json),
-        tensorboard=tensorboard,
-    )
+        finished = training.train(
+            state,
+            source,
+            words,
+            out,
+            plan=plan,
+            workers=workers,
+            evaluate=measure,
+            progress=lead and _progress(json),
+            tensorboard=tensorboard,
+        )
     if not finished:
         console.print(
             f"stopped at step {state.step}; go on with: slap-fast train --out {out} --resume"
         )
         return 130
-    card = checkpoint.read_json(out / "last" / "card.json")
-    evaluate.render(card, console)
-    console.print(f"model: {out / 'best'}")
-    _emit(card, json)
+    if lead:
+        card = checkpoint.read_json(out / "last" / "card.json")
+        evaluate.render(card, console)
+        console.print(f"model: {out / 'best'}")
+        _emit(card, json)
     return 0
 
 
@@ -326,6 +333,28 @@ def caption(
         table.add_row(str(file), text)
     _console(json).print(table)
     _emit({str(file): text for file, text in zip(files, captions, strict=True)}, json)
+    return 0
+
+
+@app.command
+def export_weights(
+    model: Path, out: Path, weights: Literal["student", "teacher"] = "student"
+) -> int:
+    """Write the student or the teacher of a run's checkpoint as a model folder of its own.
+
+    The teacher is the moving average of the audio encoder; all else is the student's.
+
+    Example: slap-fast export-weights --model runs/my/last --out my-model --weights teacher
+
+    Args:
+        model: A run's checkpoint, such as runs/my/last.
+        out: The model folder to write.
+        weights: Which of the two.
+    """
+    from slap_fast import checkpoint
+
+    checkpoint.export(model, out, weights)
+    _console(False).print(f"model: {out}")
     return 0
 
 

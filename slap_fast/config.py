@@ -369,12 +369,24 @@ class TrainConfig:
     """Steps between evaluations on the validation split; 0: only at the end."""
     save_every: int = 1_000
     """Steps between checkpoints."""
+    saving: Literal["blocking", "background"] = "blocking"
+    """``background``: training goes on while a thread writes a copy in the CPU's memory."""
+    max_skipped_steps: int = 10
+    """Training stops when more steps in a row than this have a loss or gradient that is not finite;
+    such a step changes nothing."""
+    ranks: Literal["ddp", "fsdp"] = "ddp"
+    """Of several ranks. ``ddp``: each has all parameters. ``fsdp``: they are spread over the ranks
+    (FSDP2), as are gradients, optimiser and teacher."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_tokens", "log_every", "save_every"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         _check(math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "a positive, finite number")
         _check(0 <= self.ema_momentum <= 1, "ema_momentum", self.ema_momentum, "0 .. 1")
+        _check(self.max_skipped_steps >= 0, "max_skipped_steps", self.max_skipped_steps, ">= 0")
+        savings, kinds = ("blocking", "background"), ("ddp", "fsdp")
+        _check(self.saving in savings, "saving", self.saving, f"one of {savings}")
+        _check(self.ranks in kinds, "ranks", self.ranks, f"one of {kinds}")
         precisions = ("auto", "fp32", "bf16")
         _check(self.precision in precisions, "precision", self.precision, f"one of {precisions}")
 

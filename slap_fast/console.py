@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def console(json: bool) -> Console:
+def console(json: bool, quiet: bool = False) -> Console:
     """Where a person reads."""
     from rich.console import Console
 
-    return Console(stderr=json)
+    return Console(stderr=json, quiet=quiet)
 
 
 def progress(json: bool) -> bool:

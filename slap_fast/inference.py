@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from slap_fast import checkpoint
+from slap_fast import checkpoint, storage
 from slap_fast.batch import PackedText
 from slap_fast.data.clips import clip_patches, pack_patches
 from slap_fast.data.decode import AudioError, as_waveform, decode, stream
@@ -67,17 +67,15 @@ class Slap:
             checkpoint.CheckpointError: the folder is missing something, damaged or newer; names it.
         """
         folder = Path(name)
-        if not checkpoint.find_folder(folder).is_dir():
+        if not storage.find_folder(folder).is_dir():
             folder = _download(str(name))
         model, tokenizer, card = checkpoint.read_model(folder)
         return cls(model.to(device), tokenizer, card)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes what :meth:`from_pretrained` reads."""
-        checkpoint.write_folder(
-            Path(folder),
-            lambda path: checkpoint.write_model(path, self.model, self.tokenizer, self.card),
-        )
+        files = checkpoint.model_files(self.model, self.tokenizer, self.card)
+        storage.write_folder(Path(folder), lambda path: checkpoint.write_files(path, files))
 
     @property
     def device(self) -> torch.device:
@@ -303,7 +301,9 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", storage.MANIFEST])
+        )
     except (HFValidationError, OSError) as error:
         raise checkpoint.CheckpointError(
             f"{name}: found no such folder, nor a hub model of that name that can be reached "

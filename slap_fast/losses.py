@@ -76,7 +76,12 @@ def sigmoid_contrastive_loss(
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> Tensor:
+def sinkhorn(
+    scores: Tensor,
+    temperature: float,
+    iterations: int,
+    over_rows: Callable[[Tensor], Tensor] = lambda x: x.logsumexp(0),
+) -> Tensor:
     """Targets that use every prototype about equally (SwAV, arXiv 2006.09882, section 3.1).
 
     Each iteration normalises the prototypes over the rows, then the rows over the prototypes. It
@@ -86,6 +91,8 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> Tensor:
         scores: [N, K] float, before the temperature; N may be 0.
         temperature: divides the scores.
         iterations: at least 1.
+        over_rows: the logsumexp [N, K] -> [K]; another one makes the rows of several ranks one
+            batch (:func:`slap_fast.distributed.logsumexp_rows`).
 
     Returns:
         [N, K] fp32 (fp64 for fp64): rows sum to 1, columns to about N / K. Carries no gradient.
@@ -97,7 +104,7 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> Tensor:
         raise ValueError(f"iterations: found {iterations}, expected at least 1")
     log_targets = _full(scores) / temperature
     for _ in range(iterations):
-        log_targets = (log_targets - log_targets.logsumexp(0)).log_softmax(1)
+        log_targets = (log_targets - over_rows(log_targets)).log_softmax(1)
     return log_targets.exp()
 
 

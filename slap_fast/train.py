@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import functools
 import math
-import signal
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from slap_fast import checkpoint, losses
+from slap_fast import checkpoint, distributed, losses, storage
 from slap_fast.batch import PackedBatch
 from slap_fast.config import TrainConfig, from_dict, to_dict
 from slap_fast.data.clips import ClipSource
 from slap_fast.data.loader import PatchCache, StepData, TrainSteps, steps_from
 from slap_fast.data.tokenizer import CaptionTokenizer
+from slap_fast.journal import Journal
 from slap_fast.models.slap import SlapModel, Teacher
 from slap_fast.models.text_encoder import resolve_pretrained
+from slap_fast.signals import Stop
 
 
 @dataclass
@@ -34,6 +34,8 @@ class TrainState:
 
     config: TrainConfig
     model: SlapModel
+    replica: nn.Module
+    """What a forward goes through: the model, or DDP around it."""
     teacher: Teacher | None
     """None when the self-supervised loss has no weight."""
     optimizer: torch.optim.Optimizer
@@ -43,6 +45,12 @@ class TrainState:
     """Clips drawn so far, good and bad."""
     bad: Counter[str] = field(default_factory=Counter)
     """Clips left out so far, by code."""
+    skipped: int = 0
+    """Steps so far whose loss or gradient was not finite, and which changed nothing."""
+    skipped_in_a_row: int = 0
+    """Those at the end."""
+    evaluated: int = 0
+    """The step of the last evaluation."""
     best: float = -math.inf
     """The best validation score so far."""
 
@@ -51,12 +59,19 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
     """A run at step 0."""
     model.to(device)
     model.freeze_unused(config.loss)
-    teacher = Teacher(model) if config.loss.ssl else None
-    return TrainState(config, model, teacher, make_optimizer(model, config), device)
+    teacher = Teacher(model).to(device) if config.loss.ssl else None
+    replica = model
+    if config.ranks == "fsdp" and distributed.world_size() > 1:
+        for module in (model, teacher):
+            if module is not None:
+                distributed.shard(module, device)
+    else:
+        replica = distributed.replicate(model)
+    return TrainState(config, model, replica, teacher, make_optimizer(model, config), device)
 
 
 def begin(
-    config: TrainConfig, tokenizer: str | None, init: Path | None, device: torch.device
+    config: TrainConfig, tokenizer: str | None, init: str | Path | None, device: torch.device
 ) -> tuple[TrainState, CaptionTokenizer]:
     """A new run and its tokenizer: from random weights, a pretrained text tower, or ``init``.
 
@@ -146,29 +161,46 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 
 
 def batch_losses(
-    state: TrainState, batch: PackedBatch
+    state: TrainState, batch: PackedBatch, rows: Sequence[dict[str, int]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """({"contrastive", "ssl", "caption"} as far as they have a weight, health figures)."""
+    """The losses that have a weight, each a mean over its own rows, and health figures.
+
+    The contrastive loss is that of the clips of all ranks; the others are of this rank's rows.
+
+    Args:
+        state: the run.
+        batch: this rank's forward.
+        rows: of each rank's forward, as :func:`loss_rows`.
+    """
     config, weights = state.config, state.config.loss
-    out = state.model(batch, weights)
+    out = state.replica(batch, weights)
     values, health = {}, {}
     if weights.contrastive:
-        pair = (out.audio_features, out.text_features, out.logit_scale)
+        clips = [each["contrastive"] for each in rows]
+        audio, text = (
+            distributed.gather_rows(x, clips) for x in (out.audio_features, out.text_features)
+        )
+        groups = distributed.gather_groups(batch.groups, clips)
         if weights.contrastive_kind == "sigmoid":
             values["contrastive"] = losses.sigmoid_contrastive_loss(
-                *pair, out.logit_bias, groups=batch.groups
+                audio, text, out.logit_scale, out.logit_bias, groups=groups
             )
         else:
-            values["contrastive"] = losses.contrastive_loss(*pair, groups=batch.groups)
+            values["contrastive"] = losses.contrastive_loss(
+                audio, text, out.logit_scale, groups=groups
+            )
     if weights.ssl:
         ssl = config.model.ssl
         scores = state.teacher(batch)
         temperature = teacher_temperature(config, state.step)
         if ssl.targets == "sinkhorn":
-            targets = losses.sinkhorn(scores, temperature, ssl.sinkhorn_iterations)
+            targets = losses.sinkhorn(
+                scores, temperature, ssl.sinkhorn_iterations, distributed.logsumexp_rows
+            )
         else:
             targets = losses.centered_targets(scores, state.teacher.center, temperature)
-            losses.update_center(state.teacher.center, scores, ssl.center_momentum)
+            row = distributed.mean_rows(scores, [each["ssl"] for each in rows])
+            losses.update_center(state.teacher.center, row, ssl.center_momentum)
         values["ssl"] = losses.self_distillation_loss(
             out.student_features, out.prototypes, targets, ssl.student_temperature
         )
@@ -181,39 +213,80 @@ def batch_losses(
 
 
 def train_step(state: TrainState, batches: list[PackedBatch]) -> dict[str, Tensor]:
-    """One optimiser step over ``batches``; returns 0-d tensors, none of them read yet."""
-    config, model, step = state.config, state.model, state.step
+    """One optimiser step over the ``batches`` of all ranks; returns 0-d tensors, equal on all.
+
+    A step whose loss or gradient is not finite changes nothing but ``state.skipped``. Whether it is
+    is the one value that is read back from the device.
+    """
+    config, step = state.config, state.step
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
-    model.train()
+    state.model.train()
+    center = None if state.teacher is None else state.teacher.center.clone()
+    rows = distributed.exchange([loss_rows(batch) for batch in batches])
+    forwards = max(map(len, rows))
+    batches = [
+        *batches,
+        *[PackedBatch.empty(config.model.mel.patch_dim)] * (forwards - len(batches)),
+    ]
     metrics: dict[str, Tensor] = {}
-    sizes = [_loss_sizes(batch) for batch in batches]
-    for batch, size in zip(batches, sizes, strict=True):
-        # Each loss is a mean over its own rows: of the whole step, whatever the forwards hold.
-        share = {name: rows / max(1, sum(s[name] for s in sizes)) for name, rows in size.items()}
+    for i, batch in enumerate(batches):
+        here = [each[i] if i < len(each) else NO_ROWS for each in rows]
+        share = _shares(rows, here)
         with autocast(config, state.device):
-            values, health = batch_losses(state, batch.to(state.device))
+            values, health = batch_losses(state, batch.to(state.device), here)
             values = {name: share[name] * value for name, value in values.items()}
             total = losses.total_loss(values, config.loss)
-        total.backward()
-        health = {name: share["ssl"] * value for name, value in health.items()}
+        with distributed.accumulating(state.replica, last=i == forwards - 1):
+            total.backward()
+        if share["ssl"]:  # without rows the figures are NaN
+            health = {name: share["ssl"] * value for name, value in health.items()}
+        else:
+            health = {name: torch.zeros_like(value) for name, value in health.items()}
         for name, value in {"loss": total, **values, **health}.items():
             metrics[name] = metrics.get(name, 0.0) + value.detach()
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    metrics["grad_norm"] = nn.utils.clip_grad_norm_(trained, config.clip_grad_norm)
-    metrics["logit_scale"] = model.logit_scale.detach()
-    state.optimizer.step()
+    norm = nn.utils.clip_grad_norm_(trained, config.clip_grad_norm)
+    metrics["grad_norm"] = distributed.full(norm)
+    metrics["logit_scale"] = distributed.full(state.model.logit_scale.detach())
+    metrics = distributed.mean(metrics)
+    if bool(torch.isfinite(metrics["loss"] + metrics["grad_norm"])):
+        state.optimizer.step()
+        if state.teacher is not None:
+            state.teacher.update(state.model, ema_momentum(config, step))
+        state.skipped_in_a_row = 0
+    else:
+        if state.teacher is not None:
+            state.teacher.center.copy_(center)
+        state.skipped += 1
+        state.skipped_in_a_row += 1
     state.optimizer.zero_grad(set_to_none=True)
-    if state.teacher is not None:
-        state.teacher.update(model, ema_momentum(config, step))
     return metrics
 
 
-def _loss_sizes(batch: PackedBatch) -> dict[str, int]:
+NO_ROWS = {"contrastive": 0, "ssl": 0, "caption": 0}
+
+
+def loss_rows(batch: PackedBatch) -> dict[str, int]:
     """The rows that each loss averages over."""
     clips = len(batch.groups)
     masked, predicted = len(batch.mask_indices), len(batch.labels) - clips
     return {"contrastive": clips, "ssl": masked, "caption": predicted}
+
+
+def _shares(
+    rows: Sequence[Sequence[dict[str, int]]], here: Sequence[dict[str, int]]
+) -> dict[str, float]:
+    """What one forward's losses are multiplied by: each is a mean over all rows of the step, once
+    it is added up over forwards and averaged over ranks.
+
+    ``rows`` are those of each rank's forwards, ``here`` those of each rank's present one.
+    """
+    total = {name: sum(each[name] for some in rows for each in some) for name in NO_ROWS}
+    mine = {name: len(here) * count for name, count in here[distributed.rank()].items()}
+    # Every rank has the contrastive loss of all ranks' clips.
+    mine["contrastive"] = sum(each["contrastive"] for each in here)
+    return {name: mine[name] / max(1, total[name]) for name in NO_ROWS}
 
 
 def train(
@@ -231,170 +304,206 @@ def train(
 ) -> bool:
     """Runs from ``state.step`` to the end; False when a signal stopped it, after it was saved.
 
+    On several ranks each calls it; rank 0 evaluates and writes.
+
     Args:
         state: a new or restored run.
         source: training clips.
         tokenizer: the captions' tokenizer.
-        out: the run's folder: ``run.json``, ``metrics.jsonl``, ``bad_clips.jsonl``, ``last/``,
-            ``best/``.
+        out: the run's folder: ``run.json``, ``metrics.jsonl``, ``bad_clips.jsonl``, ``last/`` and
+            the checkpoint before it, ``last.old/``, and ``best/``.
         plan: kept in ``run.json`` beside the config: where the data is, for resuming.
-        workers: loader processes.
+        workers: loader processes of each rank.
         evaluate: called every ``eval_every`` steps and at the end; its ``score`` picks ``best/``.
         score: the key of the figure that is maximised.
         progress: show bars.
         tensorboard: also write TensorBoard events.
 
     Raises:
-        RuntimeError: a loss is not finite, or too many clips are bad.
+        RuntimeError: too many steps in a row are not finite, too many clips are bad, or another
+            rank stopped answering; names the step.
+        OSError: a checkpoint cannot be written; the ones before it are kept.
+        ValueError: another process is writing to ``out``.
     """
-    config = state.config
-    out.mkdir(parents=True, exist_ok=True)
+    config, lead = state.config, distributed.rank() == 0
     run = {"format_version": checkpoint.FORMAT_VERSION, "plan": plan, "config": to_dict(config)}
-    checkpoint.write_json(out / "run.json", run)
-    cache = PatchCache.build(source, config, workers, progress)
-    data = TrainSteps(source, tokenizer, config, cache)
-    # Cached patches need no decoding: a worker would only copy them through shared memory.
-    steps = steps_from(data, state.step, 0 if cache is not None else workers)
-    log = _Log(out, tensorboard)
-    bar = tqdm(total=config.steps, initial=state.step, desc="training", disable=not progress)
-    with _stop_signals() as stopped, log, bar:
-        for item in steps:
-            _count_bad(state, item, out)
-            metrics = train_step(state, item.batches) if item.batches else {}
-            log.tokens += sum(len(batch.audio.patches) for batch in item.batches)
-            state.step += 1
-            bar.update()
-            done = state.step == config.steps
-            if metrics and (state.step % config.log_every == 0 or done):
-                row = log.write(state, metrics)
-                bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k in _SHOWN})
-                _check_finite(state, row)
-            if evaluate and (done or (config.eval_every and state.step % config.eval_every == 0)):
-                card = evaluate(state.model)
+    distributed.exchange("nobody looks for an older run.json any more")
+    with contextlib.ExitStack() as stack:
+        if lead:
+            stack.enter_context(storage.only_writer(out))
+            checkpoint.write_json(out / "run.json", run)
+        cache = PatchCache.build(source, config, workers, progress)
+        ranks = distributed.rank(), distributed.world_size()
+        data = TrainSteps(source, tokenizer, config, cache, *ranks)
+        # Cached patches need no decoding: a worker would only copy them through shared memory.
+        steps = steps_from(data, state.step, 0 if cache is not None else workers)
+        writer = stack.enter_context(storage.Writer(config.saving == "background"))
+        journal = stack.enter_context(
+            Journal(out, state.step, writes=lead, tensorboard=tensorboard)
+        )
+        total, bar_off = config.steps, not progress
+        bar = stack.enter_context(
+            tqdm(total=total, initial=state.step, desc="training", disable=bar_off)
+        )
+        stop = stack.enter_context(Stop())
+        stack.enter_context(distributed.naming(lambda: f"step {state.step + 1}"))
+
+        def save(name: str, card: dict[str, Any]) -> None:
+            files = _files(state, tokenizer, card, run)
+            if lead:
+                fill = functools.partial(checkpoint.write_files, files=files)
+                keep_old = name == "last"
+                writer.submit(lambda: storage.write_folder(out / name, fill, keep_old=keep_old))
+
+        card: dict[str, Any] | None = {}
+        unsaved = finished = False
+        while True:
+            if evaluate and _evaluation_is_due(state):
+                card = _evaluate(state, stop, evaluate)
+                if card is None:
+                    break
+                unsaved, state.evaluated = True, state.step
                 if card[score] >= state.best:
                     state.best = card[score]
-                    save(state, tokenizer, out / "best", card)
-            if done or stopped() or state.step % config.save_every == 0:
-                save(state, tokenizer, out / "last", card if done and evaluate else {})
-            if stopped():
+                    save("best", card)
+            finished = state.step == config.steps
+            if finished:
                 break
-    return state.step == config.steps
+            if unsaved and state.step % config.save_every == 0:
+                save("last", {})
+                unsaved = False
+            item = stop.unless_requested(next, steps)
+            said = distributed.exchange(_message(item, stop.requested))
+            if any(each["stop"] for each in said):
+                break
+            _count_clips(state, said, journal)
+            metrics = train_step(state, item.batches) if any(e["tokens"] for e in said) else {}
+            state.step += 1
+            unsaved = True
+            bar.update()
+            if metrics and (state.step % config.log_every == 0 or state.step == config.steps):
+                row = _row(state, metrics)
+                journal.row(row)
+                bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k in LOSSES})
+            if state.skipped_in_a_row > config.max_skipped_steps:
+                _raise_not_finite(state, metrics)
+        if unsaved:
+            save("last", card if finished else {})
+    return finished
 
 
-_SHOWN = ("loss", "contrastive", "ssl", "caption")
+LOSSES = ("loss", "contrastive", "ssl", "caption")
 
 
-def save(
-    state: TrainState, tokenizer: CaptionTokenizer, folder: Path, card: dict[str, Any]
-) -> None:
+def _evaluation_is_due(state: TrainState) -> bool:
+    """Also where a stop cut it short before the run was saved."""
+    step, every = state.step, state.config.eval_every
+    now = step == state.config.steps or (every > 0 and step % every == 0)
+    return now and step > state.evaluated
+
+
+def _evaluate(
+    state: TrainState, stop: Stop, evaluate: Callable[[SlapModel], dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Rank 0's card, on all ranks; None when a stop was requested meanwhile."""
+    model, card = state.model, None
+    if state.config.ranks == "fsdp" and distributed.world_size() > 1:
+        tensors = {name: distributed.full(x) for name, x in state.model.state_dict().items()}
+        if distributed.rank() == 0:
+            model = SlapModel(state.config.model).to(state.device)
+            model.load_state_dict(tensors)
+    if distributed.rank() == 0:
+        card = stop.unless_requested(evaluate, model)
+    return distributed.exchange(card)[0]
+
+
+def _message(item: StepData | None, stop: bool) -> dict[str, Any]:
+    """What the ranks tell each other between two steps."""
+    if item is None:
+        return {"stop": stop}
+    tokens = sum(len(batch.audio.patches) for batch in item.batches)
+    bad = [clip._asdict() for clip in item.bad]
+    return {"stop": stop, "tokens": tokens, "seen": item.seen, "bad": bad}
+
+
+def _count_clips(state: TrainState, said: Sequence[dict[str, Any]], journal: Journal) -> None:
+    bad = [clip for each in said for clip in each["bad"]]
+    state.seen += sum(each["seen"] for each in said)
+    state.bad.update(clip["code"] for clip in bad)
+    journal.tokens += sum(each["tokens"] for each in said)
+    journal.bad_clips(state.step + 1, bad)
+    limit = state.config.data.max_bad_share
+    if state.seen > 100 and state.bad.total() > limit * state.seen:
+        raise RuntimeError(
+            f"{state.bad.total()} of {state.seen} clips are bad, more than data.max_bad_share "
+            f"{limit:g}: {dict(state.bad)}; each is listed in bad_clips.jsonl"
+        )
+
+
+def _row(state: TrainState, metrics: dict[str, Tensor]) -> dict[str, float]:
+    """A line of ``metrics.jsonl``."""
+    row = {"step": state.step, "lr": learning_rate(state.config, state.step - 1)}
+    row |= {name: float(value) for name, value in metrics.items()}
+    if state.teacher is not None:
+        row["collapsed"] = int(losses.collapsed(row))
+    return row | {"seen": state.seen, "bad": state.bad.total(), "skipped": state.skipped}
+
+
+def _raise_not_finite(state: TrainState, metrics: dict[str, Tensor]) -> None:
+    wrong = [name for name in (*LOSSES, "grad_norm") if not math.isfinite(metrics.get(name, 0.0))]
+    raise RuntimeError(
+        f"step {state.step}: {', '.join(wrong)} is not finite, as in {state.skipped_in_a_row} "
+        "steps in a row; none of them changed the model. Lower lr, or set precision=fp32"
+    )
+
+
+def _files(
+    state: TrainState, tokenizer: CaptionTokenizer, card: dict[str, Any], run: dict[str, Any]
+) -> checkpoint.Files:
     """A checkpoint that :func:`restore` goes on from exactly."""
-    counters = {
-        "step": state.step,
-        "seen": state.seen,
+    counters = {name: getattr(state, name) for name in COUNTERS} | {
         "bad": dict(state.bad),
         "best": state.best if math.isfinite(state.best) else None,
     }
+    return checkpoint.model_files(state.model, tokenizer, card) | checkpoint.training_files(
+        state.model, state.teacher, state.optimizer, counters, run
+    )
 
-    def write(path: Path) -> None:
-        checkpoint.write_model(path, state.model, tokenizer, card)
-        checkpoint.write_training(path, state.model, state.teacher, state.optimizer, counters)
 
-    checkpoint.write_folder(folder, write)
+COUNTERS = ("step", "seen", "skipped", "skipped_in_a_row", "evaluated")
 
 
 def restore(state: TrainState, folder: Path) -> None:
-    """Takes model, teacher, optimiser and counters from a checkpoint of a run of this config."""
-    folder = checkpoint.find_folder(folder)
+    """Takes model, teacher, optimiser and counters from a checkpoint of a run of this config.
+
+    Raises CheckpointError that names what is damaged.
+    """
+    checkpoint.verify(folder)
     path = folder / "model.safetensors"
     checkpoint.load_tensors(state.model, checkpoint.read_tensors(path), path)
     counters = checkpoint.read_training(folder, state.model, state.teacher, state.optimizer)
-    state.step, state.seen = counters["step"], counters["seen"]
+    for name in COUNTERS:
+        setattr(state, name, counters[name])
     state.bad = Counter(counters["bad"])
     state.best = -math.inf if counters["best"] is None else counters["best"]
+
+
+def stored_run(out: Path) -> tuple[dict[str, Any], Path | None]:
+    """(what ``run.json`` holds, the newest checkpoint that is not damaged) of a run's folder.
+
+    The checkpoint is None when the run was stopped before its first. Raises CheckpointError when
+    all there are are damaged.
+    """
+    found = None
+    if distributed.rank() == 0:
+        folder = None
+        if storage.find_folder(out / "last").is_dir():
+            folder = storage.recover(out / "last", checkpoint.verify)
+        found = checkpoint.read_json((folder or out) / "run.json"), folder and str(folder)
+    run, name = distributed.exchange(found)[0]
+    return run, name and Path(name)
 
 
 def stored_config(run: dict[str, Any]) -> TrainConfig:
     """The config that ``run.json`` holds."""
     return from_dict(TrainConfig, run["config"])
-
-
-class _Log:
-    """``metrics.jsonl``, and TensorBoard by option."""
-
-    def __init__(self, out: Path, tensorboard: bool) -> None:
-        self.tokens = 0
-        """Audio tokens since the last line."""
-        self._since = time.perf_counter()
-        self._file = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(out / "tensorboard"))
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-    def write(self, state: TrainState, metrics: dict[str, Tensor]) -> dict[str, float]:
-        row = {"step": state.step, "lr": learning_rate(state.config, state.step - 1)}
-        row |= {name: float(value) for name, value in metrics.items()}
-        if state.teacher is not None:
-            row["collapsed"] = int(losses.collapsed(row))
-        now = time.perf_counter()
-        row["tokens_per_second"] = self.tokens / (now - self._since)
-        self.tokens, self._since = 0, now
-        row |= {"seen": state.seen, "bad": state.bad.total()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(name, value, state.step)
-        return row
-
-
-def _count_bad(state: TrainState, item: StepData, out: Path) -> None:
-    state.seen += item.seen
-    if not item.bad:
-        return
-    state.bad.update(clip.code for clip in item.bad)
-    with (out / "bad_clips.jsonl").open("a", encoding="utf-8") as file:
-        for clip in item.bad:
-            file.write(json.dumps({"step": state.step, **clip._asdict()}) + "\n")
-    bad, limit = state.bad.total(), state.config.data.max_bad_share
-    if state.seen > 100 and bad > limit * state.seen:
-        raise RuntimeError(
-            f"{bad} of {state.seen} clips are bad, more than data.max_bad_share {limit:g}: "
-            f"{dict(state.bad)}; each is listed in {out / 'bad_clips.jsonl'}"
-        )
-
-
-def _check_finite(state: TrainState, row: dict[str, float]) -> None:
-    wrong = [name for name in (*_SHOWN, "grad_norm") if not math.isfinite(row.get(name, 0.0))]
-    if wrong:
-        raise RuntimeError(
-            f"step {state.step}: {', '.join(wrong)} is not finite; the last checkpoint is from "
-            "before it. Lower lr, or set precision=fp32"
-        )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the loop after the current step; a second Ctrl-C ends it at once."""
-    caught: list[int] = []
-
-    def handle(number: int, _: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

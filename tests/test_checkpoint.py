@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from slap_fast.checkpoint import CheckpointError, find_folder, write_folder
 from slap_fast.inference import Slap
+from slap_fast.storage import CheckpointError, find_folder, write_folder
 
 VERSION_1 = Path(__file__).parent / "checkpoints" / "v1"
 

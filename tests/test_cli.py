@@ -137,6 +137,12 @@ def test_resume_goes_on_and_keeps_its_settings(run, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
+def test_the_teacher_can_be_exported(run, tmp_path):
+    words = ["--model", str(run / "last"), "--out", str(tmp_path / "x"), "--weights", "teacher"]
+    assert main(["export-weights", *words]) == 0
+    assert json.loads((tmp_path / "x" / "card.json").read_text())["weights"] == "teacher"
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -166,7 +172,7 @@ def test_a_run_is_not_overwritten(run, capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        "demo", "train", "eval", "embed", "classify", "caption", "doctor",
+        "demo", "train", "eval", "embed", "classify", "caption", "doctor", "export-weights",
         "data check", "data pack",
     ],
 )  # fmt: skip

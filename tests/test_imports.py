@@ -18,7 +18,8 @@ LAYERS = (
     {"cli"},
     {"train", "evaluate", "demo", "report", "doctor", "parity", "interop", "data_cli"},
     {"inference"},
-    {"batch", "checkpoint", "console", "data", "distributed", "losses", "metrics", "models"},
+    {"batch", "checkpoint", "console", "data", "distributed", "journal", "losses", "metrics"}
+    | {"models", "signals", "storage"},
     {"ops"},
     {"reference", "kernels", "_C", "config"},
 )

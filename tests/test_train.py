@@ -223,8 +223,11 @@ def test_too_many_bad_clips_stop_the_run_and_are_listed(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(source, tmp_path):
-    config = override(SMALL, {"lr": 1e30, "warmup_steps": 0, "save_every": 1})
-    state, words = start(config)
-    with pytest.raises(RuntimeError, match="step 2: .* is not finite"):
+    changes = {"lr": 1e30, "warmup_steps": 0, "save_every": 1, "max_skipped_steps": 2}
+    state, words = start(override(SMALL, changes))
+    with pytest.raises(RuntimeError, match="step 4: .* is not finite, as in 3 steps in a row"):
         run(state, words, source, tmp_path)
-    assert json.loads((tmp_path / "last" / "training.json").read_text())["step"] == 1
+    saved = json.loads((tmp_path / "last" / "training.json").read_text())
+    assert (saved["step"], saved["skipped"]) == (3, 2)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [0, 1, 2, 3]

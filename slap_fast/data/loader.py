@@ -6,6 +6,8 @@ the very batches it would have seen.
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import signal
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
@@ -55,7 +57,10 @@ class TrainSteps(Dataset):
         tokenizer: CaptionTokenizer,
         config: TrainConfig,
         cache: PatchCache | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        """With several ranks, item ``i`` is this rank's share of step ``i``."""
         if not len(source):
             raise ValueError("source: found no clips, expected at least one to train on")
         mel = config.model.mel
@@ -70,6 +75,7 @@ class TrainSteps(Dataset):
         self.batch_size = min(config.batch_size, len(source))
         parts = source.parts if isinstance(source, MixedClips) else [(len(source), 1.0)]
         self._order = Order(config.seed, *zip(*parts, strict=True))
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return self.config.steps
@@ -78,16 +84,33 @@ class TrainSteps(Dataset):
         """(epoch, index) of the step's clips: one random order after the other, end to end."""
         return self._order.draw(step * self.batch_size, self.batch_size)
 
+    def share_of(self, step: int) -> list[tuple[int, int]]:
+        """This rank's clips of the step, in the step's order.
+
+        The longest clip left goes to the rank with the fewest seconds: every rank comes to the same
+        split by itself, and the shares of all ranks are the step.
+        """
+        clips = self.clips_of(step)
+        seconds = [min(self.source.seconds(i), self.config.data.max_seconds) for _, i in clips]
+        loads = [(0.0, rank) for rank in range(self.world_size)]
+        mine = []
+        for place in sorted(range(len(clips)), key=lambda place: -seconds[place]):
+            load, rank = heapq.heappop(loads)
+            heapq.heappush(loads, (load + seconds[place], rank))
+            if rank == self.rank:
+                mine.append(place)
+        return [clips[place] for place in sorted(mine)]
+
     def __getitem__(self, step: int) -> StepData:
-        clips, bad = [], []
-        for epoch, index in self.clips_of(step):
+        clips, bad, share = [], [], self.share_of(step)
+        for epoch, index in share:
             try:
                 clips.append(self._clip(epoch, index))
             except AudioError as error:
                 bad.append(bad_clip(self.source, index, error))
         bins = ops.pack([len(clip.patches) for clip in clips], self.config.max_tokens)
         batches = [self._batch([clips[i] for i in sorted(members)]) for members in bins]
-        return StepData(batches, self.batch_size, bad)
+        return StepData(batches, len(share), bad)
 
     def _clip(self, epoch: int, index: int) -> _Clip:
         config, mel = self.config, self.config.model.mel
@@ -121,8 +144,7 @@ class TrainSteps(Dataset):
         clips = sorted(clips, key=lambda clip: len(clip.mask) == 0)
         audio = pack_patches([clip.patches for clip in clips], self.config.model.mel)
         text = PackedText.from_ids(self.tokenizer.encode([clip.caption for clip in clips]))
-        numbers: dict[Hashable, int] = {}
-        groups = [[numbers.setdefault(m, len(numbers)) for m in clip.meanings] for clip in clips]
+        groups = [[_number(meaning) for meaning in clip.meanings] for clip in clips]
         most = max(map(len, groups))
         groups = [row + row[:1] * (most - len(row)) for row in groups]
         starts = audio.cu_seqlens.tolist()
@@ -139,6 +161,12 @@ class TrainSteps(Dataset):
             masked_clips,
             starts[masked_clips],
         )
+
+
+def _number(meaning: Hashable) -> int:
+    """63 bits that are the same in every process, as Python's own hash of a string is not."""
+    digest = hashlib.blake2b(repr(meaning).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _crop(
@@ -218,5 +246,7 @@ def steps_from(data: TrainSteps, first: int, workers: int) -> Iterator[StepData]
             num_workers=workers,
             worker_init_fn=_ignore_interrupt,
             pin_memory=torch.cuda.is_available(),
+            # Its own: a start draws from it, and a run is saved with torch's.
+            generator=torch.Generator(),
         )
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from slap_fast.batch import PackedBatch, PackedText
 from slap_fast.config import LossConfig, ModelConfig, SelfDistillationConfig
+from slap_fast.distributed import local
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.layers import MAPHead, Segments, init_weights
@@ -92,13 +93,14 @@ class SlapModel(nn.Module):
             self.text_projection = nn.Linear(text, config.embed_dim, bias=False)
         self.caption_decoder = CaptionDecoder(config.caption, config.text.vocab_size, audio)
         self.prototype_head = PrototypeHead(audio, config.ssl)
-        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
-        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        # One element, not a scalar: FSDP2 shards the first axis.
+        self.log_logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale)]))
+        self.logit_bias = nn.Parameter(torch.tensor([-10.0]))
 
     @property
     def logit_scale(self) -> Tensor:
-        """The learned scale, at most ``config.logit_scale_max``."""
-        return self.log_logit_scale.clamp(max=math.log(self.config.logit_scale_max)).exp()
+        """The learned scale, 0-d, at most ``config.logit_scale_max``."""
+        return self.log_logit_scale[0].clamp(max=math.log(self.config.logit_scale_max)).exp()
 
     def freeze_unused(self, loss: LossConfig) -> None:
         """Takes the parameters of losses without weight out of training."""
@@ -156,7 +158,7 @@ class SlapModel(nn.Module):
             audio_features,
             text_features,
             self.logit_scale,
-            self.logit_bias,
+            self.logit_bias[0],
             hidden,
             weight,
             student,
@@ -182,7 +184,7 @@ class Teacher(nn.Module):
         """teacher <- momentum x teacher + (1 - momentum) x student."""
         ours = [*self.audio_encoder.parameters(), *self.prototype_head.parameters()]
         theirs = [*student.audio_encoder.parameters(), *student.prototype_head.parameters()]
-        torch._foreach_lerp_(ours, theirs, 1.0 - momentum)
+        torch._foreach_lerp_([*map(local, ours)], [*map(local, theirs)], 1.0 - momentum)
 
     @torch.no_grad()
     def forward(self, batch: PackedBatch) -> Tensor:

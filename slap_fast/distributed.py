@@ -1,0 +1,196 @@
+"""Many ranks: who is who, what they tell each other, and rows that are spread over them.
+
+``torchrun`` starts the ranks (docs/distributed.md). Without it there is one, no process group
+exists, and every function here gives back what it was given. Losses, gradients and figures follow
+one rule: each rank computes its value such that the *mean over ranks* is that of the whole batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@contextmanager
+def process_group(timeout: float) -> Iterator[None]:
+    """Joins the ranks that torchrun started, and leaves them at the end.
+
+    Args:
+        timeout: seconds that a rank waits for the others before it gives up.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    # What the ranks agree on stays on the CPU: gloo carries it without a wait for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """0 .. world_size() - 1; rank 0 logs, evaluates and writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def naming(where: Callable[[], str]) -> Iterator[None]:
+    """Says in an error of the work itself on which rank and where it was, such as "step 12"."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1:
+            raise
+        raise RuntimeError(f"rank {rank()}, {where()}: {error}") from error
+
+
+def exchange(value: Any) -> list[Any]:
+    """What each rank gave, by rank: JSON values, over the CPU. All ranks wait here for all."""
+    if world_size() == 1:
+        return [value]
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(data)]))
+    counts = [int(size) for size in sizes]
+    texts = _gather(data, counts).split(counts)
+    return [json.loads(bytes(text.tolist())) for text in texts]
+
+
+def gather_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows of all ranks in the order of the ranks, with gradient.
+
+    The backward sums what all ranks ask of a row. When every rank computes the same loss of all
+    rows, and gradients are averaged over ranks, each parameter gets the gradient of that loss.
+
+    Args:
+        x: [counts[rank], ...]; the other axes are equal everywhere.
+        counts: rows of each rank.
+
+    Returns:
+        [sum(counts), ...].
+    """
+    return x if world_size() == 1 else _GatherRows.apply(x, counts)
+
+
+def gather_groups(groups: Tensor, counts: Sequence[int]) -> Tensor:
+    """:class:`PackedBatch`'s ``groups`` of all ranks, int64 [sum(counts), the widest M]."""
+    if world_size() == 1:
+        return groups
+    missing = max(exchange(groups.shape[1])) - groups.shape[1]
+    return _gather(torch.cat([groups, groups[:, :1].expand(-1, missing)], 1), counts)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.counts = list(counts)
+        return _gather(x, ctx.counts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.split(ctx.counts)[rank()], None
+
+
+def _gather(x: Tensor, counts: list[int]) -> Tensor:
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def logsumexp_rows(x: Tensor) -> Tensor:
+    """``x.logsumexp(0)`` over the rows of all ranks, x [N, K] -> [K]; N may differ, and be 0."""
+    local = x.logsumexp(0)
+    if world_size() == 1:
+        return local
+    most = local.clone()
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    total = (local - most).exp()
+    dist.all_reduce(total)
+    return most + total.log()
+
+
+def mean_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """The mean row of all ranks as one row, x [N, K] -> [1, K]; [0, K] where no rank has a row."""
+    if world_size() == 1 or not sum(counts):
+        return x
+    total = x.sum(0, keepdim=True)
+    dist.all_reduce(total)
+    return total / sum(counts)
+
+
+def mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over ranks of 0-d tensors; all ranks have the same names."""
+    if world_size() == 1:
+        return values
+    stacked = torch.stack([value.to(torch.float64) for value in values.values()])
+    dist.all_reduce(stacked)
+    return dict(zip(values, stacked / world_size(), strict=True))
+
+
+def replicate(model: nn.Module) -> nn.Module:
+    """What a forward goes through so that gradients are averaged: the model, or DDP around it."""
+    if world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def shard(model: nn.Module, device: torch.device) -> None:
+    """FSDP2: spreads parameters over the ranks, and with them gradients and optimiser, in place.
+
+    The blocks of every ``nn.ModuleList`` are gathered one at a time, the rest at once.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world_size(),))
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    for block in (block for blocks in lists for block in blocks):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Around a backward: DDP averages gradients in the last one of a step only."""
+    is_ddp = isinstance(model, nn.parallel.DistributedDataParallel)
+    return model.no_sync() if is_ddp and not last else nullcontext()
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, which all ranks ask for together; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def like(whole: Tensor, other: Tensor) -> Tensor:
+    """``whole``, of which every rank has a copy, on the device of ``other``, sharded as it is."""
+    whole = whole.to(other.device)
+    if not hasattr(other, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, sharing its memory; any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM as a request to stop: after a step, or at once while nothing changes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class _Stopped(BaseException):
+    """Not an Exception, so that nothing on the way mistakes it for its own."""
+
+
+class Stop:
+    """As a context it catches both signals; a second one is a KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._interrupts = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        if self._interrupts:
+            raise _Stopped
+
+    def unless_requested(self, function: Callable[..., T], *args: Any) -> T | None:
+        """``function(*args)``, or None once a stop is requested: before, or while it runs.
+
+        For what may take long and changes no state: waiting for data, evaluating.
+        """
+        try:
+            self._interrupts = True
+            try:
+                return None if self.requested else function(*args)
+            finally:
+                self._interrupts = False
+        except _Stopped:
+            return None
+        except RuntimeError:
+            # The signal went to the loader's workers too, and DataLoader reports their end.
+            if self.requested:
+                return None
+            raise

@@ -1,0 +1,272 @@
+"""A run that is stopped anyhow, anywhere, goes on to exactly the losses of one that was not."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import runs
+
+from slap_fast import checkpoint, storage
+from slap_fast import train as training
+
+BRIEF = runs.override(runs.TINY, {"steps": 5, "batch_size": 2, "data.cache_gb": 0.0})
+"""One epoch of 10 clips, decoded by workers where there are any."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder, state) of BRIEF, never stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, runs.go(out, BRIEF, evaluate=lambda _: {"score": 0.0})
+
+
+@contextlib.contextmanager
+def patched(owner, name, make):
+    """``owner.name`` replaced by ``make(what it was)``."""
+    real = getattr(owner, name)
+    setattr(owner, name, make(real))
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
+
+
+def sigterm(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def after(real):
+    def call(*args, **kwargs):
+        result = real(*args, **kwargs)
+        sigterm()
+        return result
+
+    return call
+
+
+def check_same(out, state, whole):
+    assert runs.loss_rows(out) == runs.loss_rows(whole[0])
+    assert runs.same_weights(state, whole[1])
+    assert (state.seen, state.bad, state.best) == (whole[1].seen, whole[1].bad, whole[1].best)
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+def test_a_run_stopped_at_every_step_of_an_epoch_is_the_same(whole, tmp_path, figure, workers):
+    """C4: a chain of as many resumes as the epoch has steps, and both counts of workers."""
+    for _ in figure("C4", ci=1, soak=3):
+        out = tmp_path / "run"
+        for step in range(1, 6):
+            with patched(training, "train_step", after):
+                state = runs.go(out, BRIEF, workers=workers)
+            assert state.step == step
+            assert json.loads((out / "last" / "training.json").read_text())["step"] == step
+        state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
+        check_same(out, state, whole)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_stopped_once_with_workers_is_the_same(whole, tmp_path, figure, workers):
+    """C4."""
+    for _ in figure("C4", ci=1, soak=3):
+        out = tmp_path / "run"
+        with patched(training, "train_step", after):
+            runs.go(out, BRIEF, workers=workers)
+        state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
+        check_same(out, state, whole)
+
+
+class Slow:
+    """A source whose fourth clip, of those that a process reads, takes 3 s."""
+
+    def __init__(self, source):
+        self.source, self.read = source, 0
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def waveform(self, *args):
+        self.read += 1
+        if self.read == 4:
+            time.sleep(3.0)
+        return self.source.waveform(*args)
+
+
+def in_training(out, workers):
+    with patched(training, "train_step", after):
+        return runs.go(out, BRIEF, workers=workers)
+
+
+def in_evaluation(out, workers):
+    def evaluate(_):
+        sigterm()
+        time.sleep(60)
+
+    config = runs.override(BRIEF, {"eval_every": 2})
+    return runs.go(out, config, workers=workers, evaluate=evaluate)
+
+
+def waiting_for_data(out, workers):
+    timer = threading.Timer(1.0 + 0.5 * (workers > 0), sigterm)
+    timer.start()
+    started = time.monotonic()
+    state = runs.go(out, BRIEF, Slow(runs.clips()), workers=workers)
+    timer.join()
+    assert workers or time.monotonic() - started < 2.5
+    return state
+
+
+def in_a_save(out, workers):
+    def make(real):
+        def write(*args, **kwargs):
+            sigterm()
+            real(*args, **kwargs)
+
+        return write
+
+    with patched(storage, "write_folder", make):
+        return runs.go(out, BRIEF, workers=workers)
+
+
+PHASES = (in_training, in_evaluation, waiting_for_data, in_a_save)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__)
+def test_sigterm_saves_and_stops_in_every_phase(whole, tmp_path, figure, phase, workers):
+    """C6."""
+    for _ in figure("C6", ci=1, soak=12):
+        state = phase(tmp_path, workers)
+        assert state.step < 5
+        saved = json.loads((tmp_path / "last" / "training.json").read_text())["step"]
+        assert saved == state.step
+        state = runs.go(tmp_path, workers=workers, evaluate=lambda _: {"score": 0.0})
+        check_same(tmp_path, state, whole)
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path):
+    in_evaluation(tmp_path, 0)
+    seen = []
+    runs.go(tmp_path, evaluate=lambda _: seen.append(0) or {"score": 0.0})
+    assert len(seen) == 3  # of steps 2, 4 and 5
+
+
+def test_a_line_that_a_kill_cut_off_does_not_spoil_the_metrics(whole, tmp_path):
+    with patched(training, "train_step", after):
+        runs.go(tmp_path, BRIEF)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
+    state = runs.go(tmp_path, evaluate=lambda _: {"score": 0.0})
+    check_same(tmp_path, state, whole)
+
+
+CHAIN = runs.override(runs.TINY, {"steps": 40, "save_every": 1})
+
+
+def train_chain(out, begins):
+    """In another process: goes on with the run, and says when it begins to train."""
+
+    def make(real):
+        def write(*args, **kwargs):
+            begins.send(None)
+            return real(*args, **kwargs)
+
+        return write
+
+    with patched(storage, "replace_file", make):
+        runs.go(out, CHAIN)
+
+
+def kill(out, seconds):
+    """Kills the run that many seconds after it begins; False when it was complete before that."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    process = runs.start(train_chain, out, writer)
+    assert reader.poll(60)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing(tmp_path, figure):
+    """C1: one run after the other, each killed at random instants until it is complete."""
+    expected = runs.go(tmp_path / "whole", CHAIN)
+    rows, rng = runs.loss_rows(tmp_path / "whole"), random.Random(0)
+    out, complete, in_a_write, kills = tmp_path / "0", 0, 0, 0
+    for _ in figure("C1", ci=60, soak=1_000):
+        while not kill(out, rng.uniform(0.0, 0.4)):
+            resumed = runs.go(out)
+            assert runs.loss_rows(out) == rows
+            assert runs.same_weights(resumed, expected)
+            complete += 1
+            out = tmp_path / str(complete)
+        kills += 1
+        in_a_write += any(out.glob("*.tmp"))
+        folder = storage.find_folder(out / "last")
+        if folder.exists():
+            checkpoint.verify(folder)
+        if (out / "metrics.jsonl").exists():
+            whole_lines = (out / "metrics.jsonl").read_text().count("\n")
+            assert runs.loss_rows(out)[:whole_lines] == rows[:whole_lines]
+    print(f"{kills} kills, {in_a_write} of them inside a write; {complete} runs completed")
+    assert complete and in_a_write >= 0.3 * kills
+
+
+def train_in_the_background(out):
+    runs.go(
+        out, runs.override(runs.TINY, {"steps": 100_000, "save_every": 1, "saving": "background"})
+    )
+
+
+@pytest.mark.slow
+def test_last_never_names_an_incomplete_step(tmp_path, figure):
+    """C7: polled 1,000 times a second while a thread writes; each trial is a second of it."""
+    process = runs.start(train_in_the_background, tmp_path)
+    last, seen, polls = tmp_path / "last", {}, 0
+    try:
+        while not last.exists():
+            time.sleep(0.01)
+            assert process.is_alive()
+        for _ in figure("C7", ci=20, soak=1_800):
+            end = time.monotonic() + 1.0
+            while (now := time.monotonic()) < end:
+                look(last, seen)
+                polls += 1
+                time.sleep(max(0.0, now + 0.001 - time.monotonic()))
+    finally:
+        process.kill()
+        process.join()
+    print(f"{polls} polls, {len(seen)} checkpoints seen")
+    assert len(seen) > 20
+
+
+def look(last: Path, seen: dict[tuple[int, int], int]) -> None:
+    """Checks every file of a folder that was not there before, and notes its step.
+
+    The folder is held open, so that it stays the same one under another name.
+    """
+    try:
+        handle = os.open(last, os.O_RDONLY)
+    except FileNotFoundError:  # between two renames; find_folder finds the one before
+        return
+    held, status = Path(f"/proc/self/fd/{handle}"), os.fstat(handle)
+    try:
+        if (key := (status.st_ino, status.st_mtime_ns)) not in seen:
+            checkpoint.verify(held)
+            seen[key] = json.loads((held / "training.json").read_text())["step"]
+    except (ValueError, OSError):  # all right if it was thrown away meanwhile
+        with contextlib.suppress(FileNotFoundError):
+            assert os.stat(last).st_ino != status.st_ino, "last is incomplete"
+    finally:
+        os.close(handle)
