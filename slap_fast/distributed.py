@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -155,19 +155,22 @@ def replicate(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-def shard(model: nn.Module, device: torch.device) -> None:
+def shard(
+    model: nn.Module, blocks: Iterable[nn.Module], device: torch.device, *, trains: bool
+) -> None:
     """FSDP2: spreads parameters over the ranks, and with them gradients and optimiser, in place.
 
-    The blocks of every ``nn.ModuleList`` are gathered one at a time, the rest at once.
+    Each of the ``blocks`` is gathered when its forward or backward comes, all else at once; so
+    nothing may use a part of a block but the block's own forward. A model that ``trains`` keeps all
+    else until its backward: what its forward returns may still be used with it.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world_size(),))
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    for block in (block for blocks in lists for block in blocks):
+    for block in blocks:
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=not trains)
 
 
 def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[None]:

@@ -62,9 +62,11 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
     teacher = Teacher(model).to(device) if config.loss.ssl else None
     replica = model
     if config.ranks == "fsdp" and distributed.world_size() > 1:
-        for module in (model, teacher):
-            if module is not None:
-                distributed.shard(module, device)
+        towers = [*model.audio_encoder.layers, *model.text_encoder.model.layers]
+        distributed.shard(model, towers, device, trains=True)
+        if teacher is not None:
+            blocks = teacher.audio_encoder.layers
+            distributed.shard(teacher, blocks, device, trains=False)
     else:
         replica = distributed.replicate(model)
     return TrainState(config, model, replica, teacher, make_optimizer(model, config), device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import socket
 import threading
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from slap_fast import distributed
 from slap_fast import train as training
+from slap_fast.batch import PackedBatch
 from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.data.clips import BuiltinClips, ClipSource
 from slap_fast.data.sounds import SoundSet
@@ -106,3 +110,74 @@ def _single(function: Any, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
     function(*args)
+
+
+def ranks(
+    world_size: int,
+    function: Any,
+    *args: Any,
+    timeout: float = 60.0,
+    wait_for: int | None = None,
+) -> list[Any]:
+    """``function(*args)`` on gloo ranks, each a process: what each returned, or raised, by rank.
+
+    Of the first ``wait_for`` ranks, or of all; None for one that ended without either.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(world_size)]
+    processes = []
+    for rank, (_, writer) in enumerate(pipes):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(start(_on_rank, names, timeout, writer, function, args))
+        writer.close()
+    try:
+        return [_received(reader) for reader, _ in pipes[:wait_for]]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _on_rank(
+    names: dict[str, Any], timeout: float, writer: Any, function: Any, args: tuple[Any, ...]
+) -> None:
+    os.environ.update({name: str(value) for name, value in names.items()})
+    try:
+        with distributed.process_group(timeout):
+            result = function(*args)
+    except Exception as error:
+        result = error
+    writer.send(result)
+
+
+def _received(reader: Any) -> Any:
+    try:
+        return reader.recv() if reader.poll(120) else None
+    except EOFError:
+        return None
+
+
+def in_fp64() -> None:
+    """Models and batches of this process are fp64 from now on.
+
+    ModernBERT's rotary embedding too: it rounds to fp32, where the last bit of an fp64 number,
+    which depends on how rows are spread over ranks, may become the last bit of an fp32 one.
+    """
+    from transformers.models.modernbert import modeling_modernbert
+
+    def rotate(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        return tuple(x * cos + modeling_modernbert.rotate_half(x) * sin for x in (q, k))
+
+    modeling_modernbert.apply_rotary_pos_emb = rotate
+    torch.set_default_dtype(torch.float64)
+    to = PackedBatch.to
+
+    def doubled(batch: PackedBatch, device: Any) -> PackedBatch:
+        batch = to(batch, device)
+        return batch._replace(audio=batch.audio._replace(patches=batch.audio.patches.double()))
+
+    PackedBatch.to = doubled

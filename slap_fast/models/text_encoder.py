@@ -80,15 +80,18 @@ class TextEncoder(nn.Module):
 
     def forward(self, text: PackedText) -> Tensor:
         """text with T tokens -> dense features [T, C]."""
+        ids, positions = text.ids, text.positions
+        if not len(ids):  # transformers cannot view a run of no tokens; a row past the end is legal
+            ids, positions = ids.new_zeros(1), positions.new_zeros(1, 1)
         out = self.model(
-            input_ids=text.ids[None],
-            position_ids=text.positions.T,
+            input_ids=ids[None],
+            position_ids=positions.T,
             # A mapping is taken as it is: the packed attention needs no mask, so none is built.
             attention_mask={"full_attention": None, "sliding_attention": None},
             cu_seq_lens_q=text.cu_seqlens,
             max_length_q=text.max_seqlen,
         )
-        return out.last_hidden_state[0]
+        return out.last_hidden_state[0, : len(text.ids)]
 
 
 def modernbert_config(config: TextEncoderConfig) -> ModernBertConfig:
