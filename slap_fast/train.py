@@ -220,50 +220,54 @@ def train_step(state: TrainState, batches: list[PackedBatch]) -> dict[str, Tenso
     A step whose loss or gradient is not finite changes nothing but ``state.skipped``. Whether it is
     is the one value that is read back from the device.
     """
-    config, step = state.config, state.step
+    config, model, teacher, step = state.config, state.model, state.teacher, state.step
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
-    state.model.train()
-    center = None if state.teacher is None else state.teacher.center.clone()
+    model.train()
+    center = None if teacher is None else teacher.center.clone()
     rows = distributed.exchange([loss_rows(batch) for batch in batches])
     forwards = max(map(len, rows))
-    batches = [
-        *batches,
-        *[PackedBatch.empty(config.model.mel.patch_dim)] * (forwards - len(batches)),
-    ]
+    missing = forwards - len(batches)
+    batches = [*batches, *[PackedBatch.empty(config.model.mel.patch_dim)] * missing]
     metrics: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         here = [each[i] if i < len(each) else NO_ROWS for each in rows]
-        share = _shares(rows, here)
-        with autocast(config, state.device):
-            values, health = batch_losses(state, batch.to(state.device), here)
-            values = {name: share[name] * value for name, value in values.items()}
-            total = losses.total_loss(values, config.loss)
         with distributed.accumulating(state.replica, last=i == forwards - 1):
-            total.backward()
-        if share["ssl"]:  # without rows the figures are NaN
-            health = {name: share["ssl"] * value for name, value in health.items()}
-        else:
-            health = {name: torch.zeros_like(value) for name, value in health.items()}
-        for name, value in {"loss": total, **values, **health}.items():
-            metrics[name] = metrics.get(name, 0.0) + value.detach()
+            figures = _forward_backward(state, batch.to(state.device), here, _shares(rows, here))
+        for name, value in figures.items():
+            metrics[name] = metrics.get(name, 0.0) + value
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(trained, config.clip_grad_norm)
     metrics["grad_norm"] = distributed.full(norm)
-    metrics["logit_scale"] = distributed.full(state.model.logit_scale.detach())
+    metrics["logit_scale"] = distributed.full(model.logit_scale.detach())
     metrics = distributed.mean(metrics)
-    if bool(torch.isfinite(metrics["loss"] + metrics["grad_norm"])):
+    finite = bool(torch.isfinite(metrics["loss"] + metrics["grad_norm"]))
+    if finite:
         state.optimizer.step()
-        if state.teacher is not None:
-            state.teacher.update(state.model, ema_momentum(config, step))
-        state.skipped_in_a_row = 0
-    else:
-        if state.teacher is not None:
-            state.teacher.center.copy_(center)
-        state.skipped += 1
-        state.skipped_in_a_row += 1
     state.optimizer.zero_grad(set_to_none=True)
+    if finite and teacher is not None:
+        teacher.update(model, ema_momentum(config, step))
+    elif teacher is not None:
+        teacher.center.copy_(center)
+    state.skipped += not finite
+    state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
     return metrics
+
+
+def _forward_backward(
+    state: TrainState, batch: PackedBatch, here: Sequence[dict[str, int]], share: dict[str, float]
+) -> dict[str, Tensor]:
+    """Adds to the gradients; returns this forward's part of the metrics."""
+    with autocast(state.config, state.device):
+        values, health = batch_losses(state, batch, here)
+        values = {name: share[name] * value for name, value in values.items()}
+        total = losses.total_loss(values, state.config.loss)
+    total.backward()
+    if share["ssl"]:
+        health = {name: share["ssl"] * value for name, value in health.items()}
+    else:  # without rows they are NaN
+        health = {name: torch.zeros_like(value) for name, value in health.items()}
+    return {name: x.detach() for name, x in {"loss": total, **values, **health}.items()}
 
 
 NO_ROWS = {"contrastive": 0, "ssl": 0, "caption": 0}
@@ -330,67 +334,65 @@ def train(
     config, lead = state.config, distributed.rank() == 0
     run = {"format_version": checkpoint.FORMAT_VERSION, "plan": plan, "config": to_dict(config)}
     distributed.exchange("nobody looks for an older run.json any more")
-    with contextlib.ExitStack() as stack:
+    with storage.only_writer(out) if lead else contextlib.nullcontext():
         if lead:
-            stack.enter_context(storage.only_writer(out))
             checkpoint.write_json(out / "run.json", run)
         cache = PatchCache.build(source, config, workers, progress)
         ranks = distributed.rank(), distributed.world_size()
         data = TrainSteps(source, tokenizer, config, cache, *ranks)
         # Cached patches need no decoding: a worker would only copy them through shared memory.
         steps = steps_from(data, state.step, 0 if cache is not None else workers)
-        writer = stack.enter_context(storage.Writer(config.saving == "background"))
-        journal = stack.enter_context(
-            Journal(out, state.step, writes=lead, tensorboard=tensorboard)
-        )
-        total, bar_off = config.steps, not progress
-        bar = stack.enter_context(
-            tqdm(total=total, initial=state.step, desc="training", disable=bar_off)
-        )
-        stop = stack.enter_context(Stop())
-        stack.enter_context(distributed.naming(lambda: f"step {state.step + 1}"))
+        with (
+            storage.Writer(config.saving == "background") as writer,
+            Journal(out, state.step, writes=lead, tensorboard=tensorboard) as journal,
+            tqdm(
+                total=config.steps, initial=state.step, desc="training", disable=not progress
+            ) as bar,
+            Stop() as stop,
+            distributed.naming(lambda: f"step {state.step + 1}"),
+        ):
 
-        def save(name: str, card: dict[str, Any]) -> None:
-            files = _files(state, tokenizer, card, run)
-            if lead:
+            def save(name: str, card: dict[str, Any]) -> None:
+                files = _files(state, tokenizer, card, run)
                 fill = functools.partial(checkpoint.write_files, files=files)
-                keep_old = name == "last"
-                writer.submit(lambda: storage.write_folder(out / name, fill, keep_old=keep_old))
+                if lead:
+                    old = name == "last"
+                    writer.submit(lambda: storage.write_folder(out / name, fill, keep_old=old))
 
-        card: dict[str, Any] | None = {}
-        unsaved = finished = False
-        while True:
-            if evaluate and _evaluation_is_due(state):
-                card = _evaluate(state, stop, evaluate)
-                if card is None:
+            card: dict[str, Any] | None = {}
+            unsaved = finished = False
+            while True:
+                if evaluate and _evaluation_is_due(state):
+                    card = _evaluate(state, stop, evaluate)
+                    if card is None:
+                        break
+                    unsaved, state.evaluated = True, state.step
+                    if card[score] >= state.best:
+                        state.best = card[score]
+                        save("best", card)
+                finished = state.step == config.steps
+                if finished:
                     break
-                unsaved, state.evaluated = True, state.step
-                if card[score] >= state.best:
-                    state.best = card[score]
-                    save("best", card)
-            finished = state.step == config.steps
-            if finished:
-                break
-            if unsaved and state.step % config.save_every == 0:
-                save("last", {})
-                unsaved = False
-            item = stop.unless_requested(next, steps)
-            said = distributed.exchange(_message(item, stop.requested))
-            if any(each["stop"] for each in said):
-                break
-            _count_clips(state, said, journal)
-            metrics = train_step(state, item.batches) if any(e["tokens"] for e in said) else {}
-            state.step += 1
-            unsaved = True
-            bar.update()
-            if metrics and (state.step % config.log_every == 0 or state.step == config.steps):
-                row = _row(state, metrics)
-                journal.row(row)
-                bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k in LOSSES})
-            if state.skipped_in_a_row > config.max_skipped_steps:
-                _raise_not_finite(state, metrics)
-        if unsaved:
-            save("last", card if finished else {})
+                if unsaved and state.step % config.save_every == 0:
+                    save("last", {})
+                    unsaved = False
+                item = stop.unless_requested(next, steps)
+                said = distributed.exchange(_message(item, stop.requested))
+                if any(each["stop"] for each in said):
+                    break
+                _count_clips(state, said, journal)
+                metrics = train_step(state, item.batches) if any(e["tokens"] for e in said) else {}
+                state.step += 1
+                unsaved = True
+                bar.update()
+                if metrics and (state.step % config.log_every == 0 or state.step == config.steps):
+                    row = _row(state, metrics)
+                    journal.row(row)
+                    bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k in LOSSES})
+                if state.skipped_in_a_row > config.max_skipped_steps:
+                    _raise_not_finite(state, metrics)
+            if unsaved:
+                save("last", card if finished else {})
     return finished
 
 
