@@ -14,7 +14,10 @@ class _Stopped(BaseException):
 
 
 class Stop:
-    """As a context it catches both signals; a second one is a KeyboardInterrupt."""
+    """As a context it catches both signals; after the first, Ctrl-C is a KeyboardInterrupt again.
+
+    A second SIGTERM changes nothing: SLURM and torchrun each send one.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -32,7 +35,9 @@ class Stop:
 
     def _handle(self, number: int, frame: object) -> None:
         if self.requested:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.requested = True
         if self._interrupts:
             raise _Stopped
@@ -50,8 +55,3 @@ class Stop:
                 self._interrupts = False
         except _Stopped:
             return None
-        except RuntimeError:
-            # The signal went to the loader's workers too, and DataLoader reports their end.
-            if self.requested:
-                return None
-            raise

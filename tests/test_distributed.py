@@ -272,7 +272,7 @@ def test_the_order_of_the_clips_does_not_depend_on_the_number_of_ranks(world_siz
             places = [[one.clips_of(step).index(clip) for clip in part] for part in parts]
             assert all(place == sorted(place) for place in places)
             seconds = [sum(source.seconds(i) for _, i in part) for part in parts]
-            assert max(seconds) - min(seconds) <= 2.0
+            assert max(seconds) - min(seconds) <= 0.4
 
 
 @pytest.mark.slow

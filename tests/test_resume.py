@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -39,7 +40,10 @@ def patched(owner, name, make):
 
 
 def sigterm(*_):
-    os.kill(os.getpid(), signal.SIGTERM)
+    """To this process and to the loader's workers, from others: torchrun, then SLURM."""
+    workers = [str(process.pid) for process in multiprocessing.active_children()]
+    for _ in range(2):
+        subprocess.run(["kill", "-TERM", *workers, str(os.getpid())], check=True)
 
 
 def after(real):
@@ -157,6 +161,20 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path):
     in_evaluation(tmp_path, 0)
     seen = []
     runs.go(tmp_path, evaluate=lambda _: seen.append(0) or {"score": 0.0})
+    assert len(seen) == 3  # of steps 2, 4 and 5
+
+
+def test_an_evaluation_that_is_done_is_not_repeated(tmp_path):
+    seen = []
+
+    def evaluate(_):
+        seen.append(0)
+        return {"score": 0.0}
+
+    with patched(training, "_evaluate", after):
+        state = runs.go(tmp_path, runs.override(BRIEF, {"eval_every": 2}), evaluate=evaluate)
+    assert (state.step, state.evaluated) == (2, 2)
+    runs.go(tmp_path, evaluate=evaluate)
     assert len(seen) == 3  # of steps 2, 4 and 5
 
 

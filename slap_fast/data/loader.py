@@ -231,9 +231,11 @@ class _Patches(Dataset):
             return None
 
 
-def _ignore_interrupt(_: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process saves and ends the workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(_: int) -> None:
+    # Ctrl-C, torchrun and SLURM signal the whole process group; the main process saves, and ends
+    # the workers itself. Where one of them dies, DataLoader raises in the middle of that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def steps_from(data: TrainSteps, first: int, workers: int) -> Iterator[StepData]:
@@ -244,7 +246,7 @@ def steps_from(data: TrainSteps, first: int, workers: int) -> Iterator[StepData]
             sampler=range(first, len(data)),
             batch_size=None,
             num_workers=workers,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
             # Its own: a start draws from it, and a run is saved with torch's.
             generator=torch.Generator(),
