@@ -101,7 +101,8 @@ class Slow:
     def waveform(self, *args):
         self.read += 1
         if self.read == 4:
-            time.sleep(3.0)
+            for _ in range(30):  # the signal may wake another thread than the one that sleeps
+                time.sleep(0.1)
         return self.source.waveform(*args)
 
 
