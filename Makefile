@@ -4,6 +4,7 @@
 # make lint      ruff check and ruff format --check, and the README's figures against the records
 # make soak      the reliability figures in their long forms: MINUTES=5 at most for each
 # make bench     times what this machine can run beside its peers; at most 10 minutes
+# make compile-report   compiles every kernel for GPUs that are not there
 # make figures   writes the README's figures from benchmarks/results
 #
 # The first one creates the virtual environment .venv with the versions of constraints.txt.
@@ -23,7 +24,7 @@ else
 ENVIRONMENT := is-installed
 endif
 
-.PHONY: help demo test test-ci soak lint bench figures is-installed
+.PHONY: help demo test test-ci soak lint bench compile-report figures is-installed
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -48,6 +49,9 @@ lint: $(ENVIRONMENT)
 
 bench: $(ENVIRONMENT)
 	$(PY) benchmarks/suite.py
+
+compile-report: $(ENVIRONMENT)
+	$(PY) benchmarks/compile_report.py --out benchmarks/results/compile_report.json
 
 figures: $(ENVIRONMENT)
 	$(PY) benchmarks/readme.py

@@ -308,7 +308,7 @@ class Launch(NamedTuple):
 # fit a multiprocessor; the fp32 backward of a wide x has no tensor cores to use, and spills.
 SETTINGS = {
     (2, 128): (Launch(32, 128, 4, 3), Launch(32, 128, 4, 3)),
-    (2, 768): (Launch(16, 128, 8, 4), Launch(32, 128, 8, 3)),
+    (2, 768): (Launch(16, 128, 8, 4), Launch(32, 64, 8, 3)),
     (2, MAX_HIDDEN_SIZE): (Launch(16, 256, 8, 3), Launch(16, 128, 8, 3)),
     (4, 128): (Launch(16, 128, 4, 2), Launch(16, 128, 4, 2)),
     (4, MAX_HIDDEN_SIZE): (Launch(16, 128, 8, 2), Launch(16, 128, 8, 2)),
@@ -488,7 +488,9 @@ def compile_cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, int], 
                 types |= {"cu_ptr": "*i32"} | dict.fromkeys(constants, "constexpr")
                 signature = {name: types[name] for name in kernel.arg_names}
                 name = f"{kernel.__name__.strip('_')}-{dtype}-{hidden_size}"
-                yield name, kernel, signature, constants, num_warps, num_stages, True
+                # A wide fp32 x is for parity, not for training: its spills are known.
+                selected = size == 2 or hidden_size <= 128
+                yield name, kernel, signature, constants, num_warps, num_stages, selected
 
 
 def map_pool(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor) -> Tensor:

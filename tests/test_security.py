@@ -209,7 +209,7 @@ def model_folder(place: Place) -> Path:
     folder = place.root / "model"
     folder.mkdir()
     words = CaptionTokenizer.load(None, 96)
-    checkpoint.write_model(folder, SlapModel(config), words, {})
+    checkpoint.write_files(folder, checkpoint.model_files(SlapModel(config), words, {}))
     return folder
 
 
