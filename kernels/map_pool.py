@@ -110,7 +110,7 @@ def _forward_kernel(
     lse_ptr,
     parts_ptr,
     part_lse_ptr,
-    stride_x,
+    x_stride,
     total,
     num_sequences,
     H: tl.constexpr,
@@ -143,7 +143,7 @@ def _forward_kernel(
         x = ()
         s = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
         for j in tl.static_range(TILES):
-            x = x + (_load(x_ptr, rows, stride_x, stop, j, C, BLOCK_C),)
+            x = x + (_load(x_ptr, rows, x_stride, stop, j, C, BLOCK_C),)
             s = _dot(w[j], tl.trans(x[j]), s)
         s = tl.where(rows < stop, s, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(s, 1))
@@ -221,7 +221,7 @@ def _backward_kernel(
     dout_ptr,
     dx_ptr,
     dw_parts_ptr,
-    stride_x,
+    x_stride,
     total,
     num_sequences,
     rows_per_program,
@@ -262,7 +262,7 @@ def _backward_kernel(
             s = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
             dp = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
             for j in tl.static_range(TILES):
-                x = x + (_load(x_ptr, rows, stride_x, stop, j, C, BLOCK_C),)
+                x = x + (_load(x_ptr, rows, x_stride, stop, j, C, BLOCK_C),)
                 s = _dot(w[j], tl.trans(x[j]), s)
                 dp = _dot(dout[j], tl.trans(x[j]), dp)
             # Masked: exp of a row that is not there may be infinite.
@@ -458,7 +458,7 @@ class _MapPool(torch.autograd.Function):
         return *_backward_op(*ctx.saved_tensors, dout), None
 
 
-_SCALARS = ("stride_x", "total", "num_sequences", "rows_per_program")
+_SCALARS = ("x_stride", "total", "num_sequences", "rows_per_program")
 _FP32 = ("lse_ptr", "parts_ptr", "part_lse_ptr", "dw_parts_ptr")
 
 
