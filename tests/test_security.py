@@ -22,7 +22,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from slap_fast import checkpoint
+from slap_fast import checkpoint, storage
 from slap_fast.cli import main
 from slap_fast.config import TextEncoderConfig, override, slap_tiny
 from slap_fast.data.clips import open_source
@@ -213,11 +213,17 @@ def model_folder(place: Place) -> Path:
     return folder
 
 
+def load_sealed(folder: Path) -> None:
+    """Loads a folder whose checksums the attacker has made to fit."""
+    storage._seal(folder)
+    Slap.from_pretrained(folder)
+
+
 def in_model(name: str, content: Callable[[Place], bytes]) -> Callable[[Place], None]:
     def attack(place: Place) -> None:
         folder = model_folder(place)
         (folder / name).write_bytes(content(place))
-        Slap.from_pretrained(folder)
+        load_sealed(folder)
 
     return attack
 
@@ -231,7 +237,7 @@ def pickle_beside_no_weights(place: Place) -> None:
     (folder / "model.safetensors").unlink()
     for name in ("pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt"):
         (folder / name).write_bytes(torch_zip(place))
-    Slap.from_pretrained(folder)
+    load_sealed(folder)
 
 
 def code_beside_the_model(place: Place) -> None:
@@ -241,7 +247,7 @@ def code_beside_the_model(place: Place) -> None:
     stored["auto_map"] = {"AutoModel": "modeling_evil.Evil"}
     stored["model"]["auto_map"] = stored["auto_map"]
     (folder / "config.json").write_text(json.dumps(stored))
-    Slap.from_pretrained(folder)
+    load_sealed(folder)
 
 
 def evil_module(place: Place, folder: Path) -> None:
