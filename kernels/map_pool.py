@@ -308,7 +308,7 @@ class Launch(NamedTuple):
 # fit a multiprocessor; the fp32 backward of a wide x has no tensor cores to use, and spills.
 SETTINGS = {
     (2, 128): (Launch(32, 128, 4, 3), Launch(32, 128, 4, 3)),
-    (2, 768): (Launch(16, 128, 8, 4), Launch(32, 64, 8, 3)),
+    (2, 768): (Launch(16, 128, 8, 4), Launch(32, 128, 8, 3)),
     (2, MAX_HIDDEN_SIZE): (Launch(16, 256, 8, 3), Launch(16, 128, 8, 3)),
     (4, 128): (Launch(16, 128, 4, 2), Launch(16, 128, 4, 2)),
     (4, MAX_HIDDEN_SIZE): (Launch(16, 128, 8, 2), Launch(16, 128, 8, 2)),
