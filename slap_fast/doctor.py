@@ -65,7 +65,7 @@ PACKAGES = (
     Package("huggingface_hub", "huggingface_hub", "1.0"),
     Package("soundfile", "soundfile", "0.12"),
     Package("soxr", "soxr", "0.5"),
-    Package("tyro", "tyro", "1.0"),
+    Package("tyro", "tyro", "1.0.14"),
     Package("rich", "rich", "13"),
     Package("tqdm", "tqdm", "4.66"),
     Package("pyyaml", "yaml", "6"),
