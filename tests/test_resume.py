@@ -214,12 +214,17 @@ def train_chain(out, begins):
         runs.go(out, CHAIN)
 
 
-def kill(out, seconds):
-    """Kills the run that many seconds after it begins; False when it was complete before that."""
+def kill(out, seconds, in_a_write):
+    """Kills the run that many seconds after it begins; False when it was complete before that.
+
+    ``in_a_write``: and not before the next write has begun.
+    """
     reader, writer = multiprocessing.Pipe(duplex=False)
     process = runs.start(train_chain, out, writer)
     assert reader.poll(60)
     time.sleep(seconds)
+    while in_a_write and process.is_alive() and not (out / "last.tmp").exists():
+        time.sleep(0.0005)
     process.kill()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
@@ -232,8 +237,8 @@ def test_kill_9_loses_nothing(tmp_path, figure):
     expected = runs.go(tmp_path / "whole", CHAIN)
     rows, rng = runs.loss_rows(tmp_path / "whole"), random.Random(0)
     out, complete, in_a_write, kills = tmp_path / "0", 0, 0, 0
-    for _ in figure("C1", ci=60, soak=1_000):
-        while not kill(out, rng.uniform(0.0, 0.4)):
+    for seed in figure("C1", ci=60, soak=1_000):
+        while not kill(out, rng.uniform(0.0, 0.4), in_a_write=seed % 2):
             resumed = runs.go(out)
             assert runs.loss_rows(out) == rows
             assert runs.same_weights(resumed, expected)
