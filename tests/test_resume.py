@@ -13,12 +13,22 @@ from pathlib import Path
 
 import pytest
 import runs
+import torch
 
 from slap_fast import checkpoint, storage
 from slap_fast import train as training
 
 BRIEF = runs.override(runs.TINY, {"steps": 5, "batch_size": 2, "data.cache_gb": 0.0})
 """One epoch of 10 clips, decoded by workers where there are any."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes of runs.start: sums over another number of threads round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
