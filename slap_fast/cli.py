@@ -418,9 +418,10 @@ def _device(name: Device) -> torch.device:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a user's mistake is one line on stderr."""
-    # OpenMP's threads spin while they wait: with one other busy process on 2 cores a step of
-    # slap_tiny took 17 s, and 0.8 s where they sleep. It reads this once, when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # OpenMP's threads spin while they wait. Of slap_tiny on 2 cores that are free, a step takes
+    # 0.6 s however they wait, or 0.9 s if they sleep at once; beside one other busy process it
+    # takes over 10 s if they spin as long as they like, and 1.8 s with this. Read when torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         return app.cli(
             prog="slap-fast",

@@ -426,7 +426,7 @@ def slap_tiny() -> TrainConfig:
                 mask_clips=0.25, prototypes=256, head_hidden_size=256, bottleneck_size=64
             ),
         ),
-        steps=400,
+        steps=360,
         batch_size=64,
         max_tokens=65_536,
         lr=1.2e-3,

@@ -7,7 +7,7 @@ import os
 import random
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line; before torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line; before torch is loaded
 
 import numpy as np
 import pytest
