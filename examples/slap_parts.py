@@ -13,7 +13,8 @@ from slap_fast.data.loader import TrainSteps
 from slap_fast.data.sounds import SoundSet
 from slap_fast.data.tokenizer import CaptionTokenizer
 from slap_fast.models import SlapModel
-from slap_fast.train import learning_rate, make_optimizer, teacher_temperature
+from slap_fast.runstate import make_optimizer
+from slap_fast.train import learning_rate, teacher_temperature
 
 CONFIG = override(slap_tiny(), {"steps": 20, "batch_size": 8, "warmup_steps": 5})
 

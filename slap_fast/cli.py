@@ -104,7 +104,7 @@ def train(
         tensorboard: Also write TensorBoard events.
         json: Print the final card as JSON on stdout.
     """
-    from slap_fast import checkpoint, distributed, evaluate
+    from slap_fast import checkpoint, distributed, evaluate, runstate
     from slap_fast import train as training
     from slap_fast.config import override
     from slap_fast.data.clips import open_source
@@ -120,8 +120,8 @@ def train(
     folder = None
     with distributed.process_group(rank_timeout):
         if resume:
-            stored, folder = training.stored_run(out)
-            plan, run_config = stored["plan"], training.stored_config(stored)
+            stored, folder = runstate.stored_run(out)
+            plan, run_config = stored["plan"], runstate.stored_config(stored)
         else:
             changes = dict(_setting(text) for text in settings)
             flags = {"precision": precision, "seed": seed, "max_tokens": max_tokens}
@@ -131,12 +131,12 @@ def train(
         source = open_source(plan["data"], plan["split"], fallback="train", decoder=decoder)
         validation = open_source(plan["data"], None, fallback="validation")
         start = None if folder else plan.get("init")
-        state, words = training.begin(run_config, plan["tokenizer"], start, _device(device))
+        state, words = runstate.begin(run_config, plan["tokenizer"], start, _device(device))
         if folder:
-            training.restore(state, folder)
+            runstate.restore(state, folder)
         lead = distributed.rank() == 0
         console = _console(json, quiet=not lead)
-        console.print(training.describe(state, source))
+        console.print(runstate.describe(state, source))
 
         def measure(model: Any) -> dict[str, Any]:
             card = evaluate.evaluate(evaluate.Slap(model, words), validation, captions=False)

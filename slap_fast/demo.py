@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from slap_fast import evaluate
+from slap_fast import evaluate, runstate
 from slap_fast import train as training
 from slap_fast.checkpoint import write_json
 from slap_fast.config import TrainConfig, override, slap_tiny
@@ -46,8 +46,8 @@ def run(out: Path, *, workers: int, json: bool) -> int:
     # A few epochs of clean, generated scenes leave nothing for SpecAugment to prevent.
     config = override(slap_tiny(), {"data.time_masks": 0, "data.freq_masks": 0})
     source = open_source("builtin", "train", fallback="train")
-    state, words = training.begin(config, None, None, torch.device("cpu"))
-    console.print(training.describe(state, source))
+    state, words = runstate.begin(config, None, None, torch.device("cpu"))
+    console.print(runstate.describe(state, source))
     started = time.perf_counter()
     progress = sys.stderr.isatty() and not json
     if not training.train(state, source, words, out, workers=workers, progress=progress):

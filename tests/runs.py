@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from slap_fast import distributed
+from slap_fast import distributed, runstate
 from slap_fast import train as training
 from slap_fast.batch import PackedBatch
 from slap_fast.config import TrainConfig, override, slap_tiny
@@ -58,15 +58,15 @@ def clips(size: int = 10) -> ClipSource:
 
 def go(
     out: Path, config: TrainConfig = TINY, source: ClipSource | None = None, **options: Any
-) -> training.TrainState:
+) -> runstate.TrainState:
     """Starts the run in ``out``, or goes on with it, as ``slap-fast train [--resume]`` does."""
     folder = None
     if (out / "run.json").exists():
-        stored, folder = training.stored_run(out)
-        config = training.stored_config(stored)
-    state, words = training.begin(config, None, None, CPU)
+        stored, folder = runstate.stored_run(out)
+        config = runstate.stored_config(stored)
+    state, words = runstate.begin(config, None, None, CPU)
     if folder:
-        training.restore(state, folder)
+        runstate.restore(state, folder)
     training.train(state, source or clips(), words, out, progress=False, **options)
     return state
 
@@ -77,13 +77,13 @@ def loss_rows(out: Path) -> list[tuple[int, str]]:
     return [(row["step"], row["loss"].hex()) for row in map(json.loads, lines)]
 
 
-def same_weights(a: training.TrainState, b: training.TrainState) -> bool:
+def same_weights(a: runstate.TrainState, b: runstate.TrainState) -> bool:
     """Bit for bit: model, teacher and optimiser."""
     ours, theirs = (_tensors(state) for state in (a, b))
     return ours.keys() == theirs.keys() and all(torch.equal(x, theirs[k]) for k, x in ours.items())
 
 
-def _tensors(state: training.TrainState) -> dict[str, torch.Tensor]:
+def _tensors(state: runstate.TrainState) -> dict[str, torch.Tensor]:
     moments = state.optimizer.state_dict()["state"].items()
     return {
         **{f"model.{name}": x for name, x in state.model.state_dict().items()},

@@ -12,7 +12,7 @@ import pytest
 import runs
 import torch
 
-from slap_fast import distributed, losses
+from slap_fast import distributed, losses, runstate
 from slap_fast import train as training
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
@@ -33,7 +33,7 @@ SIZES = {"even": 8, "uneven": 5}
 
 def gradients_of(config):
     """Losses, gradients and the teacher's centre of one step, as this rank has them."""
-    state, words = training.begin(config, None, None, runs.CPU)
+    state, words = runstate.begin(config, None, None, runs.CPU)
     data = TrainSteps(
         runs.clips(), words, config, None, distributed.rank(), distributed.world_size()
     )
@@ -88,7 +88,7 @@ def test_losses_and_gradients_equal_those_of_one_rank(world_size, figure):
 def trained(kind, steps):
     runs.in_fp64()
     config = override(runs.TINY, {"ranks": kind, "batch_size": 6})
-    state, words = training.begin(config, None, None, runs.CPU)
+    state, words = runstate.begin(config, None, None, runs.CPU)
     data = TrainSteps(
         runs.clips(), words, config, None, distributed.rank(), distributed.world_size()
     )
@@ -165,7 +165,7 @@ def spoil(state, batches, phase, value):
 def skipped_steps(world_size):
     """A step for each phase, value and rank; a line for each that did not do what it must."""
     config = override(runs.TINY, {"model.ssl.targets": "centering", "model.ssl.mask_clips": 1.0})
-    state, words = training.begin(config, None, None, runs.CPU)
+    state, words = runstate.begin(config, None, None, runs.CPU)
     data = TrainSteps(runs.clips(), words, config, None, distributed.rank(), world_size)
     training.train_step(state, data[0].batches)
     before = {name: value.clone() for name, value in runs._tensors(state).items()}
@@ -238,7 +238,7 @@ def random_runs(world_size, seeds):
             "ranks": rng.choice(["ddp", "fsdp"]),
         }
         config = override(runs.TINY, changes)
-        state, words = training.begin(config, None, None, runs.CPU)
+        state, words = runstate.begin(config, None, None, runs.CPU)
         source = runs.clips(rng.randint(1, 12))
         data = TrainSteps(source, words, config, None, distributed.rank(), world_size)
         for state.step in range(2):

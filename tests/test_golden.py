@@ -11,7 +11,7 @@ import pytest
 import runs
 import torch
 
-from slap_fast import losses
+from slap_fast import losses, runstate
 from slap_fast import train as training
 from slap_fast.batch import PackedBatch, PackedText
 from slap_fast.config import override
@@ -43,7 +43,7 @@ def exact_batch(state, step):
 def golden_losses():
     """The losses of 50 steps, as hexadecimal numbers."""
     config = override(runs.TINY, {"steps": 50})
-    state, _ = training.begin(config, None, None, runs.CPU)
+    state, _ = runstate.begin(config, None, None, runs.CPU)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in state.model.parameters():
@@ -75,7 +75,7 @@ def test_fifty_losses_are_the_known_ones(figure):
 def healthy(seed, steps):
     """A run, and the alarm of each of its steps so far."""
     config = override(runs.TINY, {"seed": seed, "steps": 100, "model.ssl.mask_clips": 1.0})
-    state, words = training.begin(config, None, None, runs.CPU)
+    state, words = runstate.begin(config, None, None, runs.CPU)
     data = TrainSteps(runs.clips(40), words, config)
     return state, data, [alarm(state, data) for _ in range(steps)]
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"cli"},
-    {"train", "evaluate", "demo", "report", "doctor", "parity", "interop", "data_cli"},
+    {"train", "runstate", "evaluate", "demo", "report", "doctor", "parity", "interop"}
+    | {"data_cli"},
     {"inference"},
     {"batch", "checkpoint", "console", "data", "distributed", "journal", "losses", "metrics"}
     | {"models", "signals", "storage"},

@@ -15,8 +15,7 @@ import runs
 import torch
 from safetensors.torch import load_file, save_file
 
-from slap_fast import checkpoint, storage
-from slap_fast import train as training
+from slap_fast import checkpoint, runstate, storage
 from slap_fast.storage import CheckpointError
 
 
@@ -76,8 +75,8 @@ def test_a_write_in_the_background_raises_when_it_is_waited_for(tmp_path):
 
 
 def test_a_checkpoint_shares_no_memory_with_the_model_that_trains_on():
-    state, words = training.begin(runs.TINY, None, None, runs.CPU)
-    files = training._files(state, words, {}, {})
+    state, words = runstate.begin(runs.TINY, None, None, runs.CPU)
+    files = runstate.snapshot(state, words, {}, {})
     before = files["model.safetensors"]["audio_head.probe"].clone()
     state.model.audio_head.probe.data.zero_()
     assert torch.equal(files["model.safetensors"]["audio_head.probe"], before)
@@ -125,7 +124,7 @@ def test_damage_to_any_file_is_found_and_the_older_checkpoint_used(finished, tmp
         kind = damage(out / "last" / name, out / "last.old" / name, rng)
         with pytest.raises(ValueError):
             checkpoint.verify(out / "last")
-        run, folder = training.stored_run(out)
+        run, folder = runstate.stored_run(out)
         assert folder == out / "last.old", (name, kind)
         assert run["config"]["steps"] == 4
         assert json.loads((folder / "training.json").read_text())["step"] == 2
@@ -250,7 +249,7 @@ def test_a_write_that_fails_says_why_and_keeps_what_was_saved(
             with pytest.raises(OSError, match=f"last: cannot be written.*kept: .*{message}"):
                 storage.write_folder(out / "last", again, keep_old=True)
             undo()
-            _, folder = training.stored_run(out)
+            _, folder = runstate.stored_run(out)
             assert json.loads((folder / "training.json").read_text())["step"] == 4
         assert not (out / "last.tmp").exists()
 
@@ -273,7 +272,7 @@ def train_on_a_small_disk(folder):
     mount_small_disk(folder)
     with pytest.raises(OSError, match="last: cannot be written.*kept: .*No space left"):
         runs.go(folder, runs.override(runs.TINY, {"save_every": 1}))
-    _, found = training.stored_run(folder)
+    _, found = runstate.stored_run(folder)
     assert json.loads((found / "training.json").read_text())["step"] == 2
 
 

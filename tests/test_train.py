@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 
+from slap_fast import runstate
 from slap_fast import train as training
 from slap_fast.config import LossConfig, override, slap_base, slap_tiny
 from slap_fast.data.clips import BuiltinClips, ManifestClips
@@ -46,7 +47,7 @@ def source():
 
 
 def start(config=SMALL):
-    return training.begin(config, None, None, CPU)
+    return runstate.begin(config, None, None, CPU)
 
 
 def losses_of(out):
@@ -103,8 +104,8 @@ def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(sour
             run(half, words, source, part)
     finally:
         training.train_step = original
-    again, words = training.begin(SMALL, None, part / "last", CPU)
-    training.restore(again, part / "last")
+    again, words = runstate.begin(SMALL, None, part / "last", CPU)
+    runstate.restore(again, part / "last")
     assert again.step == 3
     assert run(again, words, source, part)
     resumed = dict(losses_of(part))
@@ -127,8 +128,8 @@ def test_a_signal_saves_and_stops(source, tmp_path, number):
     state = dataclasses.replace(state, config=config)
     assert run(state, words, source, tmp_path, evaluate=evaluate) is False
     assert state.step == 2
-    again, _ = training.begin(SMALL, None, tmp_path / "last", CPU)
-    training.restore(again, tmp_path / "last")
+    again, _ = runstate.begin(SMALL, None, tmp_path / "last", CPU)
+    runstate.restore(again, tmp_path / "last")
     assert again.step == 2
 
 

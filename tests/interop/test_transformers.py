@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from slap_fast import Slap, losses
-from slap_fast import train as training
+from slap_fast import Slap, losses, runstate
 from slap_fast.config import override, slap_tiny
 
 SMALL = override(
@@ -37,7 +36,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def slap():
-    state, words = training.begin(SMALL, None, None, torch.device("cpu"))
+    state, words = runstate.begin(SMALL, None, None, torch.device("cpu"))
     return Slap(state.model, words, {"retrieval": {"t2a": {"R@1": 0.5}}, "n": 3, "n_expected": 3})
 
 
