@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from slap_fast import blockwise
 
 
 class LossWeights(Protocol):
@@ -31,6 +32,7 @@ def contrastive_loss(
     logit_scale: Tensor,
     *,
     groups: Tensor | None = None,
+    block_size: int = 2048,
 ) -> Tensor:
     """Symmetric InfoNCE (CLIP, arXiv 2103.00020), with every caption that fits a positive.
 
@@ -43,6 +45,7 @@ def contrastive_loss(
         logit_scale: 0-d, multiplies the cosines (the scale itself, not its logarithm).
         groups: int64 [B], rows of equal number have equal captions; or [B, M], where text j is
             right for audio i when ``groups[j, 0]``, its own number, is among ``groups[i]``.
+        block_size: rows of the B x B logits that exist at a time.
 
     Returns:
         0-d fp32 (fp64 for fp64), in nats: the mean of both directions.
@@ -50,11 +53,22 @@ def contrastive_loss(
     Raises:
         ValueError: shapes that do not fit.
     """
-    logits = _pair_logits(audio_features, text_features, logit_scale)
-    positives = _positives(groups, logits).to(logits.dtype)
-    audio_to_text = logits.log_softmax(1) * positives / positives.sum(1, keepdim=True)
-    text_to_audio = logits.log_softmax(0) * positives / positives.sum(0, keepdim=True)
-    return -(audio_to_text + text_to_audio).sum() / (2 * max(1, len(logits)))
+    audio, text, groups = _pairs(audio_features, text_features, groups)
+    with torch.autocast(audio.device.type, enabled=False):
+        total = sum(
+            blockwise.linear_loss(
+                logit_scale * rows,
+                columns,
+                row_groups,
+                blockwise.soft_cross_entropy(_uniform(column_groups, audio.dtype)),
+                block_size,
+            )
+            for rows, columns, row_groups, column_groups in (
+                (audio, text, groups, groups[:, :1]),
+                (text, audio, groups[:, :1], groups),
+            )
+        )
+    return total / (2 * max(1, len(audio)))
 
 
 def sigmoid_contrastive_loss(
@@ -64,15 +78,24 @@ def sigmoid_contrastive_loss(
     logit_bias: Tensor,
     *,
     groups: Tensor | None = None,
+    block_size: int = 2048,
 ) -> Tensor:
     """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); every caption that fits is positive.
 
     Arguments and errors are :func:`contrastive_loss`'s; ``logit_bias`` is 0-d and is added to every
     logit. Returns 0-d fp32 (fp64 for fp64), in nats: the sum over the B x B pairs / B; 0 for B = 0.
     """
-    logits = _pair_logits(audio_features, text_features, logit_scale) + logit_bias
-    signs = torch.where(_positives(groups, logits), 1.0, -1.0)
-    return -F.logsigmoid(signs * logits).sum() / max(1, len(logits))
+    audio, text, groups = _pairs(audio_features, text_features, groups)
+    ones = torch.ones_like(audio[:, :1])
+    with torch.autocast(audio.device.type, enabled=False):
+        total = blockwise.linear_loss(
+            torch.cat((logit_scale * audio, logit_bias * ones), 1),
+            torch.cat((text, ones), 1),
+            groups,
+            blockwise.pairwise_sigmoid(lambda block: _positives(block, groups[:, :1])),
+            block_size,
+        )
+    return total / max(1, len(audio))
 
 
 @torch.no_grad()
@@ -136,8 +159,8 @@ def self_distillation_loss(
 ) -> Tensor:
     """Cross-entropy of the teacher's targets and the student's softmax over prototypes (iBOT).
 
-    At most ``chunk_size`` rows of scores exist at a time: beyond one chunk, each is computed again
-    in the backward. The product with the prototypes follows autocast; all after it is fp32.
+    At most ``chunk_size`` rows of scores exist at a time. The product with the prototypes follows
+    autocast; all after it is fp32.
 
     Args:
         student_features: [M, D], at the masked patches; for M = 0 the loss and its gradients are 0.
@@ -154,11 +177,8 @@ def self_distillation_loss(
     """
     _check_shape("targets", targets, (len(student_features), len(prototypes)))
 
-    def chunk_loss(features: Tensor, prototypes: Tensor, targets: Tensor) -> Tensor:
-        log_probs = (_full(F.linear(features, prototypes)) / temperature).log_softmax(1)
-        return -(targets.to(log_probs.dtype) * log_probs).sum()
-
-    total = _sum_of_chunks(chunk_loss, student_features, prototypes, targets, chunk_size)
+    loss = blockwise.soft_cross_entropy(lambda targets: targets, temperature)
+    total = blockwise.linear_loss(student_features, prototypes, targets, loss, chunk_size)
     return total / max(1, len(student_features))
 
 
@@ -172,8 +192,7 @@ def caption_loss(
     """Next-token cross-entropy, mean over the labels that are not ``ignore_index``.
 
     ``F.cross_entropy(hidden @ weight.T, labels)`` with at most ``chunk_size`` rows of logits at a
-    time: beyond one chunk, each is computed again in the backward. The product with the weight
-    follows autocast; all after it is fp32.
+    time. The product with the weight follows autocast; all after it is fp32.
 
     Args:
         hidden: [N, C], the decoder's last states; N may be 0.
@@ -190,11 +209,8 @@ def caption_loss(
     """
     _check_shape("labels", labels, (len(hidden),))
 
-    def chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        logits = _full(F.linear(hidden, weight))
-        return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-
-    total = _sum_of_chunks(chunk_loss, hidden, weight, labels, chunk_size)
+    loss = blockwise.cross_entropy(ignore_index)
+    total = blockwise.linear_loss(hidden, weight, labels, loss, chunk_size)
     return total / (labels != ignore_index).sum().clamp(min=1)
 
 
@@ -265,38 +281,32 @@ def _full(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _pair_logits(audio_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+def _pairs(
+    audio_features: Tensor, text_features: Tensor, groups: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both sets of features in full precision, and groups [B, M]."""
     _check_shape("text_features", text_features, tuple(audio_features.shape))
-    with torch.autocast(audio_features.device.type, enabled=False):
-        return logit_scale * (_full(audio_features) @ _full(text_features).T)
-
-
-def _positives(groups: Tensor | None, logits: Tensor) -> Tensor:
-    """bool [B, B]: whether text j is right for audio i."""
     if groups is None:
-        groups = torch.arange(len(logits), device=logits.device)
+        groups = torch.arange(len(audio_features), device=audio_features.device)
     if groups.ndim == 1:
         groups = groups[:, None]
-    _check_shape("groups", groups, (len(logits), groups.shape[1]))
-    return (groups[:, :, None] == groups[:, 0]).any(1)
+    _check_shape("groups", groups, (len(audio_features), groups.shape[1]))
+    return _full(audio_features), _full(text_features), groups
 
 
-def _sum_of_chunks(
-    chunk_loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-    rows: Tensor,
-    matrix: Tensor,
-    row_targets: Tensor,
-    chunk_size: int,
-) -> Tensor:
-    """chunk_loss(rows, matrix, row_targets), a sum over rows; no chunk's inner values are kept."""
-    pairs = list(zip(rows.split(chunk_size), row_targets.split(chunk_size), strict=True))
-    if len(pairs) == 1:
-        return chunk_loss(rows, matrix, row_targets)
-    parts = [
-        checkpoint(chunk_loss, x, matrix, y, use_reentrant=False, preserve_rng_state=False)
-        for x, y in pairs
-    ]
-    return torch.stack(parts).sum()
+def _positives(row_groups: Tensor, column_groups: Tensor) -> Tensor:
+    """bool [n, B]: whether a row [n, M] and a column [B, L] have a number in common."""
+    return (row_groups[:, :, None, None] == column_groups).any(3).any(1)
+
+
+def _uniform(column_groups: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Makes of a block's groups [n, M] probabilities [n, B], uniform over each row's positives."""
+
+    def targets(row_groups: Tensor) -> Tensor:
+        positives = _positives(row_groups, column_groups).to(dtype)
+        return positives / positives.sum(1, keepdim=True)
+
+    return targets
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

@@ -19,8 +19,8 @@ LAYERS = (
     {"train", "runstate", "evaluate", "demo", "report", "doctor", "parity", "interop"}
     | {"data_cli"},
     {"inference"},
-    {"batch", "checkpoint", "console", "data", "distributed", "journal", "losses", "metrics"}
-    | {"models", "signals", "storage"},
+    {"batch", "blockwise", "checkpoint", "console", "data", "distributed", "journal", "losses"}
+    | {"metrics", "models", "signals", "storage"},
     {"ops"},
     {"reference", "kernels", "_C", "config"},
 )
