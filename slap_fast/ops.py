@@ -19,12 +19,14 @@ import functools
 import importlib.util
 import os
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from slap_fast import flash
 from slap_fast.config import MelConfig
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference import map_pool as reference_map_pool
@@ -44,12 +46,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 IMPLS = ("triton", "cpp", "flash", "reference")
 IMPLEMENTATIONS = {
     "mel_patches": ("cpp", "reference"),
-    "attention": ("reference",),
+    "attention": ("triton", "reference", "flash"),
     "map_pool": ("triton", "reference"),
     "pack": ("cpp", "reference"),
 }
 """The implementations of an operation, best first; those after "reference" run on request only."""
 
+MAX_HEAD_DIM = 128
+"""Of Triton's attention."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DEFAULT_MEL = MelConfig()
 
@@ -149,6 +153,8 @@ def attention(
     causal: bool = False,
     softmax_scale: float | None = None,
     return_lse: bool = False,
+    schedule: Tensor | None = None,
+    schedule_k: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale q k^T) v inside each packed sequence, local or global, rotary included.
@@ -168,6 +174,8 @@ def attention(
         causal: no key after the query's position.
         softmax_scale: None: D ** -0.5.
         return_lse: also return the log-sum-exp of the scaled scores.
+        schedule: of ``cu_seqlens``, by :func:`attention_schedule`; None: built in the call.
+        schedule_k: of ``cu_seqlens_k``, likewise.
         impl: see the module.
 
     Returns:
@@ -202,21 +210,18 @@ def attention(
             raise ValueError("rope: found tables, expected None with cu_seqlens_k: rotate before")
     _check_rope(rope, q)
     _check_window(window_size)
-    _choose("attention", impl, q.device, q.dtype)
-    return reference_attention.attention(
-        q,
-        k,
-        v,
-        cu_seqlens,
-        max_seqlen,
-        cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_k=max_seqlen_k,
-        rope=rope,
-        window_size=window_size,
-        causal=causal,
-        softmax_scale=softmax_scale,
-        return_lse=return_lse,
-    )
+    options = {
+        "cu_seqlens_k": cu_seqlens_k,
+        "max_seqlen_k": max_seqlen_k,
+        "rope": rope,
+        "window_size": window_size,
+        "causal": causal,
+        "softmax_scale": softmax_scale,
+        "return_lse": return_lse,
+    }
+    schedules = {"schedule": schedule, "schedule_k": schedule_k}
+    module, schedules = _attention_module(impl, q, schedules)
+    return module.attention(q, k, v, cu_seqlens, max_seqlen, **options, **schedules)
 
 
 def attention_qkvpacked(
@@ -230,7 +235,7 @@ def attention_qkvpacked(
     causal: bool = False,
     softmax_scale: float | None = None,
     return_lse: bool = False,
-    schedule: None = None,
+    schedule: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`attention` on a projection as it comes; its backward writes one gradient.
@@ -238,7 +243,8 @@ def attention_qkvpacked(
     Args:
         qkv: [T, H + 2 Hkv, D]: H query heads, then Hkv key heads, then Hkv value heads.
         num_heads_kv: Hkv.
-        schedule: None: no implementation takes one yet.
+        schedule: by :func:`attention_schedule`, for all calls with the same ``cu_seqlens``; None:
+            built in the call.
 
     The other arguments and the result are those of :func:`attention`.
     """
@@ -249,23 +255,40 @@ def attention_qkvpacked(
             f"num_heads_kv: found {num_heads_kv}, expected Hkv >= 1 such that qkv's "
             f"{qkv.shape[1]} heads are H + 2 Hkv, H a multiple of Hkv"
         )
-    if schedule is not None:
-        raise ValueError(f"schedule: found {type(schedule).__name__}, expected None")
     _check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
     _check_rope(rope, qkv)
     _check_window(window_size)
-    _choose("attention", impl, qkv.device, qkv.dtype)
-    return reference_attention.attention_qkvpacked(
-        qkv,
-        num_heads_kv,
-        cu_seqlens,
-        max_seqlen,
-        rope=rope,
-        window_size=window_size,
-        causal=causal,
-        softmax_scale=softmax_scale,
-        return_lse=return_lse,
+    options = {
+        "rope": rope,
+        "window_size": window_size,
+        "causal": causal,
+        "softmax_scale": softmax_scale,
+        "return_lse": return_lse,
+    }
+    module, schedules = _attention_module(impl, qkv, {"schedule": schedule})
+    return module.attention_qkvpacked(
+        qkv, num_heads_kv, cu_seqlens, max_seqlen, **options, **schedules
     )
+
+
+def attention_schedule(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tensor | None:
+    """What a GPU works off for packed sequences: built once per batch, shared by all its layers.
+
+    Args:
+        cu_seqlens: int32 [B + 1], where each sequence begins.
+        max_seqlen: length of the longest.
+        total_tokens: T, the rows of what is attended to.
+
+    Returns:
+        For ``schedule``: an int32 tensor of the device, made without a sync; None where attention
+        needs none.
+    """
+    _check_tensor("cu_seqlens", cu_seqlens, (torch.int32,), ("B + 1",))
+    if _choose("attention", None, cu_seqlens.device, torch.float32) != "triton":
+        return None
+    from slap_fast.kernels import attention
+
+    return attention.schedule_tiles(cu_seqlens, total_tokens)
 
 
 def map_pool(
@@ -358,6 +381,27 @@ def which(
     return told
 
 
+def _attention_module(
+    impl: str | None, q: Tensor, schedules: dict[str, Tensor | None]
+) -> tuple[ModuleType, dict[str, Tensor | None]]:
+    """The module that runs attention on q (or qkv), and which of the schedules it takes."""
+    for name, schedule in schedules.items():
+        if schedule is not None:
+            _check_tensor(name, schedule, (torch.int32,), ("tiles", 2), q.device)
+    impl = _choose("attention", impl, q.device, q.dtype)
+    if impl != "triton":
+        return (flash if impl == "flash" else reference_attention), {}
+    if q.shape[2] > MAX_HEAD_DIM:
+        raise NotImplementedError(
+            f"impl='triton' has no kernels for head_dim {q.shape[2]}, at most {MAX_HEAD_DIM}; use "
+            "impl='reference' or 'flash'"
+        )
+    # Here, so that importing the package does not import triton.
+    from slap_fast.kernels import attention
+
+    return attention, schedules
+
+
 def _choose(
     op: str,
     impl: str | None,
@@ -400,6 +444,12 @@ def _obstacle(
         if device.type != "cuda":
             return f"runs on a GPU, not on {device.type}"
         return f"has no kernels for {dtype}" if dtype == torch.float64 else None
+    if impl == "flash":
+        if device.type != "cuda":
+            return f"runs on a GPU, not on {device.type}"
+        if dtype not in (torch.float16, torch.bfloat16):
+            return f"has no kernels for {dtype}"
+        return None if flash.is_installed() else "is not installed"
     return None
 
 

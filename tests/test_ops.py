@@ -20,7 +20,6 @@ from slap_fast.reference import pack as reference_pack
 from slap_fast.reference import rope as reference_rope
 
 T, TK, H, HKV, D, C = 9, 6, 4, 2, 8, 12
-IMPLS = ("triton", "cpp", "flash")
 
 
 def starts(*values: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -179,7 +178,7 @@ BAD_QKV = {
     "no_queries": ({"num_heads_kv": 4}, "num_heads_kv: found 4"),
     "not_a_multiple": ({"num_heads_kv": 3}, "num_heads_kv: found 3"),
     "zero": ({"num_heads_kv": 0}, "num_heads_kv: found 0"),
-    "schedule": ({"schedule": [1]}, "schedule: found list, expected None"),
+    "schedule": ({"schedule": [1]}, "schedule: found list, expected a tensor"),
     "cu_beyond": ({"cu_seqlens": starts(0, 4, 10)}, "cu_seqlens: found 10 last"),
     "window": ({"window_size": (1, -3)}, "window_size: found"),
     "rope": ({"rope": tables(T + 1)}, "rope cos: found shape"),
@@ -235,21 +234,31 @@ def test_rope_tables_refuses():
         ops.rope_tables(torch.zeros(T, 2, dtype=torch.int32), 10)
 
 
+CALLS = {
+    "attention": lambda impl: ops.attention(**attention_arguments(impl=impl)),
+    "attention_qkvpacked": lambda impl: ops.attention_qkvpacked(**qkv_arguments(impl=impl)),
+    "map_pool": lambda impl: ops.map_pool(**pool_arguments(impl=impl)),
+}
+
+
 @pytest.mark.parametrize(
-    "call, impl",
+    "name, impl, message",
     [
-        pytest.param(call, impl, id=f"{name}-{impl}")
-        for name, call, impls in (
-            ("attention", lambda impl: ops.attention(**attention_arguments(impl=impl)), IMPLS),
-            ("qkvpacked", lambda impl: ops.attention_qkvpacked(**qkv_arguments(impl=impl)), IMPLS),
-            ("map_pool", lambda impl: ops.map_pool(**pool_arguments(impl=impl)), IMPLS[1:]),
-        )
-        for impl in impls
+        ("attention", "cpp", "has no 'cpp' implementation; use impl=None"),
+        ("attention", "flash", "'flash', which runs on a GPU, not on cpu; use impl=None"),
+        ("attention", "triton", "'triton', which runs on a GPU, not on cpu; use impl=None"),
+        ("attention_qkvpacked", "cpp", "has no 'cpp' implementation; use impl=None"),
+        ("attention_qkvpacked", "flash", "'flash', which runs on a GPU, not on cpu"),
+        ("attention_qkvpacked", "triton", "'triton', which runs on a GPU, not on cpu"),
+        ("map_pool", "cpp", "has no 'cpp' implementation; use impl=None"),
+        ("map_pool", "flash", "has no 'flash' implementation; use impl=None"),
+        ("map_pool", "triton", "'triton', which runs on a GPU, not on cpu; use impl=None"),
     ],
 )
-def test_nothing_falls_back_in_silence(call, impl):
-    with pytest.raises(NotImplementedError, match=f"has no '{impl}' implementation; use impl=None"):
-        call(impl)
+def test_nothing_falls_back_in_silence(monkeypatch, name, impl, message):
+    monkeypatch.setattr(ops, "INTERPRETED", False)
+    with pytest.raises(NotImplementedError, match=message):
+        CALLS[name](impl)
 
 
 def test_values_are_not_read_where_that_would_sync(monkeypatch):
@@ -284,7 +293,8 @@ def test_pack_without_the_extension(monkeypatch):
 def test_which_tells_what_runs():
     told = ops.which()
     assert set(told) == {"mel_patches", "attention", "map_pool", "pack"}
-    assert told["attention"].startswith("reference: ")
+    assert told["attention"] == "reference: triton runs on a GPU, not on cpu"
+    assert ops.which("attention", device="cuda")["attention"].startswith("triton: ")
     assert ops.which("attention") == {"attention": told["attention"]}
     assert "cuda" in ops.which("map_pool", device="cuda")["map_pool"]
     assert told["pack"] == (

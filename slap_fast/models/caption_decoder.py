@@ -75,7 +75,7 @@ class CaptionDecoder(nn.Module):
         """
         x = self.token_embedding(text.ids)
         rope = ops.rope_tables(text.positions, self.head_dim, self.config.rope_theta)
-        segments = Segments(text.cu_seqlens, text.max_seqlen)
+        segments = Segments.scheduled(text.cu_seqlens, text.max_seqlen, len(x))
         for layer in self.layers:
             keys_values = layer.cross_attention.keys_values(audio_features)
             x = layer(x, rope, segments, keys_values, context)

@@ -22,6 +22,14 @@ class Segments(NamedTuple):
     """int32 [B + 1], starts at 0."""
     max_seqlen: int
     """Length of the longest sequence."""
+    schedule: Tensor | None = None
+    """What the layers' attention shares."""
+
+    @classmethod
+    def scheduled(cls, cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Segments:
+        """With the schedule, for a run of T tokens that several layers attend to."""
+        schedule = ops.attention_schedule(cu_seqlens, max_seqlen, total_tokens)
+        return cls(cu_seqlens, max_seqlen, schedule)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -74,6 +82,7 @@ class Attention(nn.Module):
             rope=rope,
             window_size=self.window_size,
             causal=self.causal,
+            schedule=segments.schedule,
         )
         return self.out_proj(out.flatten(-2))
 
@@ -105,6 +114,8 @@ class CrossAttention(nn.Module):
             segments.max_seqlen,
             cu_seqlens_k=context.cu_seqlens,
             max_seqlen_k=context.max_seqlen,
+            schedule=segments.schedule,
+            schedule_k=context.schedule,
         )
         return self.out_proj(out.flatten(-2))
 

@@ -1,0 +1,51 @@
+"""A kernel as a launch compiles it: for compiling it where there is no GPU."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+TYPES = {
+    "cu_ptr": "*i32",
+    "cu_q_ptr": "*i32",
+    "cu_k_ptr": "*i32",
+    "tiles_ptr": "*i32",
+    "lse_ptr": "*fp32",
+    "dlse_ptr": "*fp32",
+    "delta_ptr": "*fp32",
+    "cos_ptr": "*fp32",
+    "sin_ptr": "*fp32",
+    "scale": "fp32",
+}
+"""Of the arguments that are neither pointers to a call's own dtype nor int32."""
+
+
+class CompileCase(NamedTuple):
+    """What ``triton.compile(ASTSource(function, signature, constexprs))`` needs."""
+
+    name: str
+    function: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    selected_for_sm90: bool
+    """Whether a launch table selects it for sm_90."""
+
+
+def compile_case(
+    name: str,
+    function: Any,
+    dtype: str,
+    constexprs: dict[str, Any],
+    num_warps: int,
+    num_stages: int,
+) -> CompileCase:
+    """The case of a kernel for tensors of ``dtype`` ("bf16"), its signature made from the names of
+    its arguments; of ``constexprs`` it takes those it knows, None for an absent pointer."""
+    signature = {}
+    for argument in function.arg_names:
+        kind = f"*{dtype}" if argument.endswith("_ptr") else "i32"
+        signature[argument] = TYPES.get(argument, kind)
+    known = {name: value for name, value in constexprs.items() if name in signature}
+    signature |= dict.fromkeys(known, "constexpr")
+    return CompileCase(name, function, signature, known, num_warps, num_stages, True)

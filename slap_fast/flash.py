@@ -1,0 +1,113 @@
+"""``impl="flash"``: attention by flash-attn's varlen kernels or torch's own, rotated before.
+
+For those who prefer them, and as a peer to measure against. flash-attn where it imports, else
+``torch.nn.attention.varlen``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slap_fast.reference.rope import rotate
+
+Varlen = Callable[..., tuple[Tensor, Tensor]]
+
+
+def flash_attn_varlen() -> Varlen:
+    """flash-attn's function as :func:`attention` calls it; raises where it does not import."""
+    from flash_attn import flash_attn_varlen_func
+
+    def run(q, k, v, starts, starts_k, longest, longest_k, *, scale, window, causal):
+        out, lse, _ = flash_attn_varlen_func(
+            q, k, v, starts, starts_k, longest, longest_k, softmax_scale=scale,
+            causal=causal, window_size=window, return_attn_probs=True,
+        )  # fmt: skip
+        return out, lse
+
+    return run
+
+
+def torch_varlen() -> Varlen:
+    """torch's function as :func:`attention` calls it; raises where torch has none."""
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    def run(q, k, v, starts, starts_k, longest, longest_k, *, scale, window, causal):
+        return varlen_attn(
+            q, k, v, starts, starts_k, longest, longest_k, scale=scale,
+            window_size=(window[0], 0) if causal else window,
+            enable_gqa=q.shape[1] != k.shape[1], return_aux=AuxRequest(lse=True),
+        )  # fmt: skip
+
+    return run
+
+
+@functools.cache
+def varlen() -> Varlen | None:
+    """The first of them that loads. A broken flash-attn raises more than ImportError."""
+    for load in (flash_attn_varlen, torch_varlen):
+        try:
+            return load()
+        except Exception:  # noqa: S112
+            continue
+    return None
+
+
+def is_installed() -> bool:
+    """Whether there is any."""
+    return varlen() is not None
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
+    rope: tuple[Tensor, Tensor] | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`slap_fast.ops.attention`, which documents and checks the arguments."""
+    if cu_seqlens_k is None:
+        cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
+    if rope is not None:
+        q, k = rotate(q, rope), rotate(k, rope)
+    # Those functions leave the rows past the last sequence to chance, gradients included.
+    inside, inside_k = (_inside(x, starts) for x, starts in ((q, cu_seqlens), (k, cu_seqlens_k)))
+    q, k, v = (
+        torch.where(there[:, None, None], x, 0)
+        for x, there in ((q, inside), (k, inside_k), (v, inside_k))
+    )
+    out, lse = varlen()(
+        q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k,
+        scale=softmax_scale, window=tuple(window_size), causal=causal,
+    )  # fmt: skip
+    out = torch.where(inside[:, None, None], out, 0)
+    if not return_lse:
+        return out
+    # Theirs is +inf where a row sees no key.
+    return out, lse.masked_fill(~inside | lse.isposinf(), -math.inf)
+
+
+def _inside(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return torch.arange(len(x), device=x.device) < cu_seqlens[-1]
+
+
+def attention_qkvpacked(
+    qkv: Tensor, num_heads_kv: int, cu_seqlens: Tensor, max_seqlen: int, **options: Any
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`attention` of the queries, keys and values in qkv [T, H + 2 Hkv, D]."""
+    num_heads = qkv.shape[1] - 2 * num_heads_kv
+    q, k, v = qkv.split((num_heads, num_heads_kv, num_heads_kv), dim=1)
+    return attention(q, k, v, cu_seqlens, max_seqlen, **options)

@@ -1,0 +1,23 @@
+"""Every failure mode of the table has a test that is there."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from failure_modes import FAILURE_MODES, GPU
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("mode", FAILURE_MODES)
+def test_has_tests_that_exist(mode):
+    assert FAILURE_MODES[mode]
+    for test in FAILURE_MODES[mode]:
+        if test == GPU:
+            continue
+        path, _, name = test.partition("::")
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert not name or name in defined, test

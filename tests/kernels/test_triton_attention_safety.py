@@ -1,0 +1,251 @@
+"""Triton's attention where it could touch what is not its own, or depend on what it must not."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import guard_pages
+import packs
+import pytest
+import torch
+from packs import Pack, same_bits
+from slap_fast.kernels import attention as triton_attention
+
+interpreted = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="only the interpreter's memory and order are ours to choose"
+)
+MIXED = [70, 3, 0, 33]
+
+
+@interpreted
+@pytest.mark.slow
+def test_guard_pages():
+    script = Path(guard_pages.__file__)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "no access outside\n", done.stderr[-2000:]
+
+
+@interpreted
+def test_guard_pages_guard():
+    program = (
+        "import ctypes, torch, guard_pages; x = guard_pages.guarded(torch.ones(3), at_end=True); "
+        "ctypes.string_at(x.data_ptr() + 12, 1)"
+    )
+    where = Path(guard_pages.__file__).parent
+    done = subprocess.run([sys.executable, "-c", program], cwd=where, capture_output=True)
+    assert done.returncode == -11
+
+
+def permuted_runs(monkeypatch, pack, inputs, orders):
+    """The results under several orders of a kernel's programs."""
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    place = builder.set_grid_idx
+    for seed in range(orders):
+        generator = torch.Generator().manual_seed(seed)
+        permutations = {}
+
+        def permuted(x, y, z, generator=generator, permutations=permutations):
+            count = builder.grid_dim[0]
+            if x == 0 or count not in permutations:
+                permutations[count] = torch.randperm(count, generator=generator).tolist()
+            place(permutations[count][x], y, z)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(builder, "set_grid_idx", permuted)
+            yield pack.run(triton_attention, inputs)
+
+
+@interpreted
+@pytest.mark.parametrize("way", ["mixed", "tiled"])
+def test_the_order_of_programs_changes_nothing(monkeypatch, way):
+    packs.force(monkeypatch, way)
+    pack = Pack(MIXED, heads=(2, 1) if way == "tiled" else (2, 2), head_dim=16)
+    inputs = pack.inputs()
+    want = pack.run(triton_attention, inputs)
+    for found in permuted_runs(monkeypatch, pack, inputs, 2):
+        same_bits(found, want)
+
+
+@interpreted
+@pytest.mark.slow
+def test_orders_of_programs(figure, monkeypatch):
+    for seed in figure("K8", ci=20, soak=500):
+        torch.manual_seed(seed)
+        with monkeypatch.context() as patch:
+            packs.force(patch, ["mixed", "tiled", "whole"][seed % 3])
+            pack = Pack(MIXED, heads=(2, 1) if seed % 2 else (2, 2), head_dim=16)
+            inputs = pack.inputs()
+            want = pack.run(triton_attention, inputs)
+            for found in permuted_runs(patch, pack, inputs, 1 + seed % 3):
+                same_bits(found, want)
+
+
+def leaks_nothing(pack: Pack, which: int) -> None:
+    """A sequence has the same bits alone as beside neighbours that are NaN."""
+    begin = sum(pack.lengths[:which])
+    rows = slice(begin, begin + pack.lengths[which])
+    alone = Pack([pack.lengths[which]], None, pack.heads, pack.head_dim, pack.dtype, tail=0)
+    alone.options = pack.options
+    alone.given = {
+        name: (x[:, rows] if name == "dlse" else x[rows]).clone() for name, x in pack.given.items()
+    }
+    alone.tables = tuple(x[rows].clone() for x in pack.tables)
+    for name, x in pack.given.items():
+        kept = (x[:, rows] if name == "dlse" else x[rows]).clone()
+        x.fill_(math.nan)
+        (x[:, rows] if name == "dlse" else x[rows]).copy_(kept)
+    together = pack.run(triton_attention, pack.inputs())
+    for name, expected in alone.run(triton_attention, alone.inputs()).items():
+        found = together[name]
+        assert torch.equal(found[:, rows] if name == "lse" else found[rows], expected), name
+
+
+@pytest.mark.parametrize("which", [0, 1, 3])
+@pytest.mark.parametrize("way", ["whole", "mixed", "tiled"])
+def test_neighbours_change_nothing(monkeypatch, way, which):
+    packs.force(monkeypatch, way)
+    leaks_nothing(Pack(MIXED, options={"window_size": (9, 20)}), which)
+
+
+@pytest.mark.slow
+def test_random_neighbours_change_nothing(figure, monkeypatch):
+    for seed in figure("K3", ci=100, soak=5_000):
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        lengths = torch.randint(0, 100, (3,), generator=generator).tolist()
+        with monkeypatch.context() as patch:
+            packs.force(patch, ["whole", "mixed", "tiled", "table"][seed % 4])
+            dtype = (torch.float32, torch.float16)[seed % 2]
+            window = [(-1, -1), (9, 20), (48, 48)][seed % 3]
+            heads = [(1, 1), (2, 1), (2, 2)][seed // 3 % 3]
+            pack = Pack(lengths, None, heads, 16, dtype, options={"window_size": window})
+            leaks_nothing(pack, seed % 3)
+
+
+def test_calls_in_any_order_have_the_same_bits(monkeypatch):
+    packs.force(monkeypatch, "mixed")
+    many = [Pack([40, 70]), Pack([3]), Pack([0, 65], tail=9)]
+    inputs = [pack.inputs() for pack in many]
+    first = [p.run(triton_attention, x) for p, x in zip(many, inputs, strict=True)]
+    for i in (2, 0, 1, 1, 0):
+        same_bits(many[i].run(triton_attention, inputs[i]), first[i])
+
+
+@pytest.mark.parametrize("way", ["whole", "tiled"])
+def test_false_starts_stay_inside(monkeypatch, way):
+    # On a GPU nobody reads them: the kernels have to stay inside the tensors, whatever comes out.
+    packs.force(monkeypatch, way)
+    for given in ([0, 7, 900], [-5, 3, 20], [0, 15, 4], [90, 95, 99]):
+        q, k, v = Pack([20], tail=0).inputs()
+        cu_seqlens = torch.tensor(given, dtype=torch.int32, device=packs.DEVICE)
+        out = triton_attention.attention(q, k, v, cu_seqlens, 40)
+        out.sum().backward()
+
+
+def test_more_than_65535_sequences():
+    # Axes 1 and 2 of a grid end there; this only makes the grids, as interpreting takes minutes.
+    count = 65_540
+    cu_seqlens = torch.arange(count + 1, dtype=torch.int32)
+    tiles = triton_attention.schedule_tiles(cu_seqlens, count)
+    assert tiles[count - 1].tolist() == [count - 1, 0]
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    call = triton_attention._Call(*[cu_seqlens] * 2, *[None] * 4, 1, 1, 0, 0, 1.0)
+    q = torch.zeros(count, 2, 16)
+    setting = triton_attention.Setting(64, 64, 4, 1)
+    call.launch(Kernel(), count * 2, 0, setting, q, q)
+    assert grids == [(2 * count,)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["whole", "tiled"])
+def test_more_than_65535_sequences_run(monkeypatch, way):
+    packs.force(monkeypatch, way)
+    lengths = [0] * 65_540 + [2]
+    inputs = Pack([2], heads=(1, 1), head_dim=16, tail=0)
+    pack = Pack([2], heads=(1, 1), head_dim=16, tail=0)
+    pack.given, pack.tables = inputs.given, inputs.tables
+    want = pack.run(triton_attention, pack.inputs())
+    pack.lengths = lengths
+    same_bits(pack.run(triton_attention, pack.inputs()), want)
+
+
+FAR = 1 << 30
+"""A stride that fits int32; three of it do not."""
+
+
+@interpreted
+@pytest.mark.parametrize("way", ["whole", "tiled"])
+@pytest.mark.parametrize("what", ["rows", "heads"])
+def test_strides_past_2_31(monkeypatch, way, what):
+    # The last rows (or heads) of every given tensor are past 2^31 and 2^32 elements.
+    packs.force(monkeypatch, way)
+    pack = Pack([6], heads=(6, 6), head_dim=16, dtype=torch.float16, tail=0)
+    want = pack.run(triton_attention, pack.inputs())
+
+    def far(x):
+        strides = (FAR, 16, 1) if what == "rows" else (16, FAR, 1)
+        base = guard_pages.lazy((6 * FAR,), x.dtype)
+        return torch.as_strided(base, x.shape, strides).copy_(x.detach())
+
+    pack.given["dout"] = far(pack.given["dout"])
+    same_bits(pack.run(triton_attention, [far(x).requires_grad_() for x in pack.inputs()]), want)
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["whole", "tiled"])
+@pytest.mark.parametrize("what", ["rows", "heads"])
+def test_results_past_2_31(monkeypatch, way, what):
+    # rows: those of out, dq, dk, dv, cos and sin; heads: those of lse, dlse and delta.
+    packs.force(monkeypatch, way)
+    begin, heads, head_dim = ((1 << 25) + 8, 1, 128) if what == "rows" else (1 << 24, 130, 16)
+    length, rows = 3, begin + 4
+    pack = Pack([length], heads=(heads, heads), head_dim=head_dim, dtype=torch.float16, tail=1)
+    want = pack.run(triton_attention, pack.inputs())
+
+    def late(x, dim=0):
+        """x as the last rows of a tensor of that many."""
+        shape = list(x.shape)
+        shape[dim] = rows
+        base = guard_pages.lazy(tuple(shape), x.dtype)
+        base.narrow(dim, begin, 4).copy_(x.detach())
+        return base
+
+    def lazy_like(x):
+        return guard_pages.lazy(tuple(x.shape), x.dtype)
+
+    def allocate_forward(inputs, *_):
+        q = inputs[0]
+        lse = guard_pages.lazy((heads, rows), torch.float32)
+        return guard_pages.lazy(tuple(q.shape), q.dtype), lse
+
+    monkeypatch.setattr(triton_attention, "_allocate_forward", allocate_forward)
+    monkeypatch.setattr(
+        triton_attention,
+        "_allocate_backward",
+        lambda _, __, inputs, *___: [*map(lazy_like, inputs)],
+    )
+    monkeypatch.setattr(torch, "empty_like", lazy_like)
+    inputs = [late(x) for x in pack.inputs()]
+    given = late(pack.given["dout"]), late(pack.given["dlse"], 1)
+    starts = torch.tensor([begin, begin + length], dtype=torch.int32)
+    schedule = torch.tensor([[0, 0]], dtype=torch.int32)
+    cos, sin = map(late, pack.tables)
+    scale, side = head_dim**-0.5, triton_attention.OPEN
+    call = (starts, starts, schedule, schedule, cos, sin, length, length, side, side, scale)
+    out, lse = triton_attention._forward(inputs, heads, *call)
+    grads = triton_attention._backward(*given, inputs, heads, out, lse, *call)
+    found = dict(zip(("out", "dq", "dk", "dv"), (out, *grads), strict=True))
+    found = {name: x[begin:] for name, x in found.items()} | {"lse": lse[:, begin:]}
+    same_bits(found, want)
