@@ -39,6 +39,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from slap_fast.kernels._attention_settings import SETTINGS, Setting, Settings
 from slap_fast.kernels._compile import CompileCase, compile_case
 from slap_fast.kernels._library import register
@@ -51,7 +53,6 @@ from slap_fast.kernels._packed import (
     store,
     store_turned_back,
 )
-from torch import Tensor
 
 OPEN = 1 << 30
 """A window side without end."""

@@ -44,6 +44,7 @@ def guarded(x: Tensor, *, at_end: bool) -> Tensor:
 def main() -> None:
     import packs
     import pytest
+
     from slap_fast.kernels import attention
 
     allocate = attention._allocate_forward, attention._allocate_backward

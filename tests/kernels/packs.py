@@ -8,11 +8,11 @@ import math
 from typing import Any
 
 import torch
-from slap_fast.kernels import attention as triton_attention
-from slap_fast.kernels.attention import Setting, Settings
 from torch import Tensor
 from util import assert_accurate
 
+from slap_fast.kernels import attention as triton_attention
+from slap_fast.kernels.attention import Setting, Settings
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference.rope import rope_tables, rotate
 

@@ -8,9 +8,9 @@ import packs
 import pytest
 import torch
 from packs import DEVICE, WAYS, Pack, same_bits, starts
-from slap_fast.kernels import attention as triton_attention
 
 from slap_fast import ops
+from slap_fast.kernels import attention as triton_attention
 
 LENGTHS = [1, 63, 0, 130]
 CROSS = [9, 0, 7, 70]

@@ -12,6 +12,7 @@ import packs
 import pytest
 import torch
 from packs import Pack, same_bits
+
 from slap_fast.kernels import attention as triton_attention
 
 interpreted = pytest.mark.skipif(
