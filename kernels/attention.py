@@ -374,8 +374,7 @@ def schedule_tiles(cu_seqlens: Tensor, total_tokens: int) -> Tensor:
     cu_seqlens int32 [B + 1]. On its device and without a sync, so their number is an upper bound;
     those too many lie past the end of the last sequence.
     """
-    num_sequences = len(cu_seqlens) - 1
-    if num_sequences == 0:
+    if (num_sequences := len(cu_seqlens) - 1) == 0:
         return cu_seqlens.new_empty(0, 2)
     tiles = (cu_seqlens.diff() + (TILE.value - 1)) // TILE.value
     ends = tiles.cumsum(0)

@@ -4,8 +4,8 @@ A name stands for a test of that name with all its parameters. ``GPU`` marks wha
 show; what is missing here concerns other parts.
 """
 
-ATTENTION = "tests/kernels/test_triton_attention.py"
-SAFETY = "tests/kernels/test_triton_attention_safety.py"
+ATTENTION = "tests/kernels/test_attention.py"
+SAFETY = "tests/kernels/test_attention_safety.py"
 REFERENCE = "tests/reference/test_attention.py"
 OPS = "tests/test_ops.py"
 MODEL = "tests/models/test_slap_triton.py"
