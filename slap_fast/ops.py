@@ -45,7 +45,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 IMPLS = ("triton", "cpp", "flash", "reference")
 IMPLEMENTATIONS = {
-    "mel_patches": ("cpp", "reference"),
+    "mel_patches": ("triton", "cpp", "reference"),
     "attention": ("triton", "reference", "flash"),
     "map_pool": ("triton", "reference"),
     "pack": ("cpp", "reference"),
@@ -93,7 +93,8 @@ def mel_patches(
 
     A clip without samples has no patches; any other has at least one column, filled with silence. A
     frame with a sample that is not finite is NaN, and no other frame is. A waveform that requires a
-    gradient is refused: patches are data.
+    gradient is refused: patches are data. On a GPU two numbers are read from the device, which
+    syncs: how many patches there are, and the longest clip.
     """
     _check_tensor("waveform", waveform, (torch.float32, torch.int16), ("num_samples",))
     _check_starts("cu_samples", cu_samples, torch.int64, waveform, "waveform")
@@ -101,7 +102,15 @@ def mel_patches(
         _check_masks(masks, cu_samples)
     if waveform.requires_grad and torch.is_grad_enabled():
         raise ValueError("waveform: found requires_grad, expected data: patches carry no gradient")
-    if _choose("mel_patches", impl, waveform.device, waveform.dtype, config) == "cpp":
+    chosen = _choose("mel_patches", impl, waveform.device, waveform.dtype, config)
+    if chosen == "triton":
+        from slap_fast.kernels import mel_patches as triton_mel_patches
+
+        constants = reference_mel_patches.constants
+        return PackedPatches(
+            *triton_mel_patches.mel_patches(waveform, cu_samples, config, constants, masks)
+        )
+    if chosen == "cpp":
         return _mel_patches_cpp(waveform, cu_samples, config, masks)
     return PackedPatches(*reference_mel_patches.mel_patches(waveform, cu_samples, config, masks))
 
@@ -443,7 +452,14 @@ def _obstacle(
             return "is not installed"
         if device.type != "cuda":
             return f"runs on a GPU, not on {device.type}"
-        return f"has no kernels for {dtype}" if dtype == torch.float64 else None
+        if dtype == torch.float64:
+            return f"has no kernels for {dtype}"
+        if mel is not None and (mel.n_fft != 512 or mel.n_mels > 128 or mel.patch_time > 128):
+            return (
+                "takes n_fft 512 and at most 128 n_mels and patch_time, "
+                f"not {mel.n_fft}, {mel.n_mels} and {mel.patch_time}"
+            )
+        return None
     if impl == "flash":
         if device.type != "cuda":
             return f"runs on a GPU, not on {device.type}"

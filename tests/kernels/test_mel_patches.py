@@ -1,0 +1,138 @@
+"""The Triton mel_patches against the reference: compiled on a GPU, interpreted elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from mel_signals import assert_accurate, hostile, noise
+
+from slap_fast import ops
+from slap_fast.config import MelConfig
+from slap_fast.data.augment import draw_masks
+from slap_fast.reference import mel_patches as reference
+
+pytest.importorskip("triton")
+from slap_fast.kernels import mel_patches as kernel  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LENGTHS = (0, 1, 300, 0, 401, 21_000)
+GRIDS = {
+    "default": {},
+    "tiny": {"hop_length": 320},
+    "odd": {"win_length": 511, "hop_length": 97, "n_mels": 30, "patch_freq": 10, "patch_time": 10},
+    "wide": {"win_length": 512, "n_mels": 128, "patch_time": 64, "patch_freq": 32, "f_min": 0.0},
+    "window_of_1": {"win_length": 1, "hop_length": 300},
+}
+
+
+@pytest.fixture(autouse=True)
+def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, an operation on a block costs the same whatever the block."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(kernel, "LAUNCH", {128: kernel.Launch(64, 128, 128, 4, 1)})
+
+
+def run(waveform, cu_samples, config=ops.DEFAULT_MEL, masks=None) -> ops.PackedPatches:
+    masks = None if masks is None else masks.to(DEVICE)
+    found = ops.mel_patches(
+        waveform.to(DEVICE), cu_samples.to(DEVICE), config, masks=masks, impl="triton"
+    )
+    assert found.patches.dtype == torch.float32
+    return ops.PackedPatches(*(x.cpu() for x in found[:3]), found.max_seqlen)
+
+
+@pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16], ids=["fp32", "int16"])
+def test_equals_the_reference(preset, grid, dtype):
+    config = MelConfig(preset=preset, **GRIDS[grid])
+    waveform, cu_samples = noise(*LENGTHS, dtype=dtype)
+    found = run(waveform, cu_samples, config)
+    want = reference.mel_patches(waveform, cu_samples, config)
+    assert torch.equal(found.coords, want[1]) and found.coords.dtype == torch.int32
+    assert torch.equal(found.cu_seqlens, want[2]) and found.cu_seqlens.dtype == torch.int32
+    assert found.max_seqlen == want[3]
+    assert_accurate(found.patches, waveform, cu_samples, config)
+
+
+@pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
+def test_hostile_signals(preset):
+    clips = [torch.from_numpy(clip).float() for clip in hostile(5_360).values()]
+    waveform, cu_samples = torch.cat(clips), torch.tensor([0, *map(len, clips)]).cumsum(0)
+    config = MelConfig(preset=preset, mean=0.0, std=1.0)
+    found = run(waveform, cu_samples, config).patches
+    assert found.isfinite().all()
+    assert_accurate(found, waveform, cu_samples, config)
+    silence = found[: config.num_patches(5_360)]
+    assert (silence - config.log_floor).abs().max() <= 2.0**-19
+
+
+@pytest.mark.parametrize("n_mels", kernel.LAUNCH)
+def test_the_settings_of_a_gpu(n_mels, monkeypatch):
+    monkeypatch.undo()
+    config = MelConfig(n_mels=n_mels)
+    waveform, cu_samples = noise(5_000)
+    assert_accurate(run(waveform, cu_samples, config).patches, waveform, cu_samples, config)
+
+
+def test_a_clip_ignores_its_neighbours():
+    waveform, cu_samples = noise(300, 0, 9_000, 1, 5_000)
+    waveform[300:9_300] = float("nan")
+    packed = run(waveform, cu_samples)
+    alone = [
+        run(waveform[a:b], torch.tensor([0, b - a])).patches
+        for a, b in itertools.pairwise(cu_samples.tolist())
+    ]
+    assert torch.equal(torch.cat(alone).nan_to_num(9.0), packed.patches.nan_to_num(9.0))
+    want = reference.mel_patches(waveform, cu_samples, ops.DEFAULT_MEL)[0]
+    assert torch.equal(packed.patches.isnan(), want.isnan())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
+def test_a_frame_with_a_sample_that_is_not_finite_is_nan(preset, value):
+    config = MelConfig(preset=preset)
+    waveform, cu_samples = noise(5_000)
+    waveform[2_345] = value
+    found = run(waveform, cu_samples, config).patches
+    want = reference.mel_patches(waveform, cu_samples, config)[0]
+    assert torch.equal(found.isnan(), want.isnan()) and want.isnan().any()
+
+
+def test_masks():
+    waveform, cu_samples = noise(5_000, 0, 1, 25_000)
+    plain = run(waveform, cu_samples)
+    masks = draw_masks(
+        plain.cu_seqlens, ops.DEFAULT_MEL, time_masks=2, time_mask_share=0.4, freq_masks=2,
+        freq_mask_bins=20, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    masks = torch.from_numpy(masks)[torch.randperm(len(masks))]
+    found = run(waveform, cu_samples, masks=masks).patches
+    want = reference.mel_patches(waveform, cu_samples, ops.DEFAULT_MEL, masks)[0]
+    assert torch.equal(found == 0, want == 0)
+    assert torch.equal(found[want != 0], plain.patches[want != 0])
+
+
+@pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 0, 0]], ids=["no_clips", "one", "two"])
+def test_nothing_gives_no_patches(bounds):
+    found = run(torch.zeros(0), torch.tensor(bounds))
+    assert found.patches.shape == (0, 256) and found.coords.shape == (0, 2)
+    assert found.cu_seqlens.tolist() == bounds and found.max_seqlen == 0
+
+
+def test_the_registered_operation_passes_opcheck():
+    waveform, cu_samples = (x.to(DEVICE) for x in noise(400, 3_000))
+    config, device = ops.DEFAULT_MEL, waveform.device
+    plain = run(waveform, cu_samples)
+    masks = torch.empty(0, 4, dtype=torch.int32, device=device)
+    starts = torch.zeros(3, dtype=torch.int32, device=device)
+    tables = kernel._tables(config, reference.constants, device)
+    arguments = (
+        waveform, cu_samples, plain.cu_seqlens.to(device), tables[0], kernel._basis(device),
+        tables[1], masks, starts, len(plain.patches), config.mean, 1 / config.std,
+        *kernel._front_end(config),
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.slap_fast.mel_patches.default, arguments)
