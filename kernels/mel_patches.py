@@ -266,10 +266,9 @@ class Launch(NamedTuple):
     num_stages: int
 
 
-# By widest n_mels. Halves of a product keep 64 registers of a thread for accumulators, as two whole
-# ones would spill on sm_90, and the four there are would fill the tensor memory of sm_100. More
-# stages, or a wider BLOCK_K, spill as well.
-LAUNCH = {64: Launch(128, 16, 64, 8, 2), MAX_MELS: Launch(128, 16, 64, 8, 1)}
+# By widest n_mels. Wider blocks spill on sm_90; and on sm_100 each product of a chain has tensor
+# memory of its own, of which there is too little for them: the compiled kernel would only trap.
+LAUNCH = {64: Launch(64, 16, 64, 4, 2), MAX_MELS: Launch(64, 16, 32, 4, 1)}
 
 
 def _launch(n_mels: int) -> Launch:
