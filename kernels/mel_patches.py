@@ -268,7 +268,7 @@ class Launch(NamedTuple):
 
 # By widest n_mels. Wider blocks spill on sm_90; and on sm_100 each product of a chain has tensor
 # memory of its own, of which there is too little for them: the compiled kernel would only trap.
-LAUNCH = {64: Launch(64, 16, 64, 4, 2), MAX_MELS: Launch(64, 16, 32, 4, 1)}
+LAUNCH = {64: Launch(64, 16, 64, 4, 1), MAX_MELS: Launch(64, 16, 32, 4, 1)}
 
 
 def _launch(n_mels: int) -> Launch:
