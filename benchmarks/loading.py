@@ -46,7 +46,7 @@ class Patches(torch.utils.data.Dataset):
         return min(FILES, len(self.source))
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return clip_patches(self.source.waveform(index), self.mel).patches
+        return clip_patches(self.source.audio(index).waveform, self.mel).patches
 
 
 def write_files(folder: Path) -> Path:

@@ -135,7 +135,7 @@ def _examples(slap: Slap, source: BuiltinClips) -> tuple[list[ReportClip], list[
     mel = slap.model.config.mel
     clips = []
     for i, caption, row in zip(indices, captions, labels, strict=True):
-        waveform = source.waveform(i)
+        waveform = source.audio(i).waveform
         columns = clip_patches(waveform, mel).patches.unflatten(0, (-1, mel.patches_per_column))
         log_mel = columns.unflatten(2, (mel.patch_time, mel.patch_freq)).transpose(1, 2).flatten(2)
         clips.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from slap_fast.data.clips import ClipSource
 from slap_fast.data.tokenizer import CaptionTokenizer
 from slap_fast.models.slap import SlapModel, Teacher
 from slap_fast.models.text_encoder import resolve_pretrained
+from slap_fast.tally import Tally
 
 
 @dataclass
@@ -33,10 +33,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     device: torch.device
     step: int = 0
-    seen: int = 0
-    """Clips drawn so far, good and bad."""
-    bad: Counter[str] = field(default_factory=Counter)
-    """Clips left out so far, by code."""
+    tally: Tally = field(default_factory=Tally)
+    """Clips so far."""
     skipped: int = 0
     """Steps so far whose loss or gradient was not finite, and which changed nothing."""
     skipped_in_a_row: int = 0
@@ -126,7 +124,7 @@ def snapshot(
 ) -> checkpoint.Files:
     """A checkpoint that :func:`restore` goes on from exactly."""
     counters = {name: getattr(state, name) for name in COUNTERS} | {
-        "bad": dict(state.bad),
+        "clips": state.tally.to_dict(),
         "best": state.best if math.isfinite(state.best) else None,
     }
     return checkpoint.model_files(state.model, tokenizer, card) | checkpoint.training_files(
@@ -134,7 +132,7 @@ def snapshot(
     )
 
 
-COUNTERS = ("step", "seen", "skipped", "skipped_in_a_row", "evaluated")
+COUNTERS = ("step", "skipped", "skipped_in_a_row", "evaluated")
 
 
 def restore(state: TrainState, folder: Path) -> None:
@@ -148,7 +146,7 @@ def restore(state: TrainState, folder: Path) -> None:
     counters = checkpoint.read_training(folder, state.model, state.teacher, state.optimizer)
     for name in COUNTERS:
         setattr(state, name, counters[name])
-    state.bad = Counter(counters["bad"])
+    state.tally = Tally.of(counters["clips"])
     state.best = -math.inf if counters["best"] is None else counters["best"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,8 @@ def train(
         tensorboard: also write TensorBoard events.
 
     Raises:
-        RuntimeError: too many steps in a row are not finite, too many clips are bad, or another
-            rank stopped answering; names the step.
+        RuntimeError: too many steps in a row are not finite; too many clips are bad, or shards
+            are gone, and the run is saved; or another rank stopped answering, and names the step.
         OSError: a checkpoint cannot be written; the ones before it are kept.
         ValueError: another process is writing to ``out``.
     """
@@ -276,7 +277,14 @@ def train(
                 said = distributed.exchange(_message(item, stop.requested))
                 if any(each["stop"] for each in said):
                     break
-                _count_clips(state, said, journal)
+                tally = state.tally.after(said)
+                journal.bad_clips(state.step + 1, [clip for each in said for clip in each["bad"]])
+                if problem := tally.problem(config.data.max_bad_share):
+                    if unsaved:
+                        save("last", {})
+                    raise RuntimeError(f"{problem}; each clip is listed in bad_clips.jsonl")
+                state.tally = tally
+                journal.tokens += sum(each["tokens"] for each in said)
                 metrics = train_step(state, item.batches) if any(e["tokens"] for e in said) else {}
                 state.step += 1
                 unsaved = True
@@ -323,21 +331,8 @@ def _message(item: StepData | None, stop: bool) -> dict[str, Any]:
         return {"stop": stop}
     tokens = sum(len(batch.audio.patches) for batch in item.batches)
     bad = [clip._asdict() for clip in item.bad]
-    return {"stop": stop, "tokens": tokens, "seen": item.seen, "bad": bad}
-
-
-def _count_clips(state: TrainState, said: Sequence[dict[str, Any]], journal: Journal) -> None:
-    bad = [clip for each in said for clip in each["bad"]]
-    state.seen += sum(each["seen"] for each in said)
-    state.bad.update(clip["code"] for clip in bad)
-    journal.tokens += sum(each["tokens"] for each in said)
-    journal.bad_clips(state.step + 1, bad)
-    limit = state.config.data.max_bad_share
-    if state.seen > 100 and state.bad.total() > limit * state.seen:
-        raise RuntimeError(
-            f"{state.bad.total()} of {state.seen} clips are bad, more than data.max_bad_share "
-            f"{limit:g}: {dict(state.bad)}; each is listed in bad_clips.jsonl"
-        )
+    said = {"seen": item.seen, "bad": bad, "warned": Counter(item.warned)}
+    return {"stop": stop, "tokens": tokens, **said}
 
 
 def _row(state: TrainState, metrics: dict[str, Tensor]) -> dict[str, float]:
@@ -346,7 +341,9 @@ def _row(state: TrainState, metrics: dict[str, Tensor]) -> dict[str, float]:
     row |= {name: float(value) for name, value in metrics.items()}
     if state.teacher is not None:
         row["collapsed"] = int(losses.collapsed(row))
-    return row | {"seen": state.seen, "bad": state.bad.total(), "skipped": state.skipped}
+    tally = state.tally
+    clips = {"seen": tally.seen, "bad": tally.bad.total(), "warned": tally.warned.total()}
+    return row | clips | {"skipped": state.skipped}
 
 
 def _raise_not_finite(state: TrainState, metrics: dict[str, Tensor]) -> None:

@@ -287,7 +287,7 @@ def test_torchrun_trains_as_the_documentation_says(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps 0 to 3") == 1, "rank 0 alone speaks"
     saved = json.loads((tmp_path / "run" / "last" / "training.json").read_text())
-    assert (saved["step"], saved["seen"]) == (3, 12)
+    assert (saved["step"], saved["clips"]["seen"]) == (3, 12)
 
 
 def manifest(folder):
@@ -295,6 +295,6 @@ def manifest(folder):
 
     rows = ["path,caption"]
     for i in range(6):
-        soundfile.write(folder / f"{i}.wav", runs.clips().waveform(i), 16_000)
+        soundfile.write(folder / f"{i}.wav", runs.clips().audio(i).waveform, 16_000)
         rows.append(f"{i}.wav,sound number {i}")
     (folder / "m.csv").write_text("\n".join(rows) + "\n")

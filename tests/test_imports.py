@@ -20,7 +20,7 @@ LAYERS = (
     | {"data_cli"},
     {"inference"},
     {"batch", "blockwise", "checkpoint", "console", "data", "distributed", "journal", "losses"}
-    | {"metrics", "models", "signals", "storage"},
+    | {"metrics", "models", "signals", "storage", "tally"},
     {"ops", "flash"},
     {"reference", "kernels", "_C", "config"},
 )

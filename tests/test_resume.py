@@ -68,7 +68,7 @@ def after(real):
 def check_same(out, state, whole):
     assert runs.loss_rows(out) == runs.loss_rows(whole[0])
     assert runs.same_weights(state, whole[1])
-    assert (state.seen, state.bad, state.best) == (whole[1].seen, whole[1].bad, whole[1].best)
+    assert (state.tally, state.best) == (whole[1].tally, whole[1].best)
 
 
 @pytest.mark.parametrize("workers", [0, 4])
@@ -108,12 +108,12 @@ class Slow:
     def __getattr__(self, name):
         return getattr(self.source, name)
 
-    def waveform(self, *args):
+    def audio(self, *args):
         self.read += 1
         if self.read == 4:
             for _ in range(30):  # the signal may wake another thread than the one that sleeps
                 time.sleep(0.1)
-        return self.source.waveform(*args)
+        return self.source.audio(*args)
 
 
 def in_training(out, workers):

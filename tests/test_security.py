@@ -341,7 +341,7 @@ def path_in_manifest(path: str) -> Callable[[Place], None]:
         manifest = place.file("m.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         source = open_source(manifest, None, fallback="train")
         with pytest.raises(AudioError):
-            source.waveform(0)
+            source.audio(0)
         write_shards(source.rows, place.root / "set")
 
     return attack
@@ -396,7 +396,7 @@ def read_all(folder: Path) -> None:
     source = open_source(folder, None, fallback="train")
     for i in range(len(source)):
         try:
-            source.waveform(i)
+            source.audio(i)
         except AudioError:
             pass
 
@@ -445,7 +445,7 @@ def headers_with_an_index_that_agrees(place: Place) -> None:
     index["rows_sha256"] = file_sha256(folder / ROWS)
     (folder / INDEX).write_text(json.dumps(index))
     source = open_source(folder, None, fallback="train")
-    assert [len(source.waveform(i)) for i in range(2)] == [8_000, 8_000]
+    assert [len(source.audio(i).waveform) for i in range(2)] == [8_000, 8_000]
 
 
 def npy_header(place: Place) -> bytes:

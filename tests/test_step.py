@@ -6,7 +6,7 @@ import pytest
 import runs
 import torch
 
-from slap_fast import ops
+from slap_fast import ops, runstate
 from slap_fast import train as training
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
@@ -15,7 +15,7 @@ from slap_fast.data.loader import TrainSteps
 def losses_of(steps: int, seed: int) -> torch.Tensor:
     """[steps, 4]: the losses of a run's first steps."""
     config = override(runs.TINY, {"steps": 50, "seed": seed})
-    state, words = training.begin(config, None, None, runs.CPU)
+    state, words = runstate.begin(config, None, None, runs.CPU)
     data = TrainSteps(runs.clips(), words, state.config)
     found = []
     for state.step in range(steps):

@@ -17,7 +17,7 @@ import torch
 
 from slap_fast import ops
 from slap_fast.config import MelConfig
-from slap_fast.data.decode import IN_PROCESS, AudioError, Decoder
+from slap_fast.data.decode import IN_PROCESS, Audio, AudioError, Decoder
 from slap_fast.data.manifest import Row, read_manifest
 from slap_fast.data.mix import MixedClips, read_mix
 from slap_fast.data.shards import INDEX, ShardClips, read_index
@@ -44,7 +44,7 @@ class ClipSource(Protocol):
         """Of one clip, at most."""
 
     def seconds(self, index: int) -> float:
-        """Duration; 0 where the file cannot be read (its error comes from ``waveform``)."""
+        """Duration; 0 where the file cannot be read (its error comes from ``audio``)."""
 
     def captions(self, index: int) -> tuple[str, ...]:
         """One or more. Raises AudioError where they are stored with the clip and it is bad."""
@@ -58,8 +58,8 @@ class ClipSource(Protocol):
     def item(self, index: int) -> Any:
         """The whole clip, as :meth:`slap_fast.inference.Slap.embed_audio` takes it."""
 
-    def waveform(self, index: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
-        """float32 [num_samples] at the sample rate, start and end in seconds. Raises AudioError."""
+    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
+        """Samples at the sample rate, and warnings; start and end in seconds. Raises AudioError."""
 
 
 class BuiltinClips:
@@ -106,11 +106,12 @@ class BuiltinClips:
         return self.sounds.label(index)
 
     def item(self, index: int) -> Any:
-        return self.waveform(index), self.sample_rate
+        return self.audio(index).waveform, self.sample_rate
 
-    def waveform(self, index: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
+    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
         last = None if end is None else round(end * self.sample_rate)
-        return self.sounds.waveform(index)[round(start * self.sample_rate) : last]
+        waveform = self.sounds.waveform(index)[round(start * self.sample_rate) : last]
+        return Audio(waveform, len(waveform) / self.sample_rate, ())
 
 
 class ManifestClips:
@@ -155,12 +156,12 @@ class ManifestClips:
         row = self.rows[index]
         return row.path, row.start, row.end
 
-    def waveform(self, index: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
+    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
         row = self.rows[index]
         last = row.end if end is None else row.start + end
         return self.decoder.decode(
             row.path, sample_rate=self.sample_rate, start=row.start + start, end=last
-        ).waveform
+        )
 
     def _row_seconds(self, row: Row) -> float:
         try:

@@ -38,6 +38,8 @@ class StepData(NamedTuple):
     """Clips drawn, good and bad."""
     bad: list[BadClip]
     """Clips left out, each with its reason."""
+    warned: list[str]
+    """Warnings about the other clips, W_... of :class:`slap_fast.data.decode.Audio`."""
 
 
 class _Clip(NamedTuple):
@@ -46,6 +48,7 @@ class _Clip(NamedTuple):
     meanings: list[Hashable]
     """Of all the clip's captions, that of the chosen one first."""
     mask: np.ndarray
+    warnings: tuple[str, ...]
 
 
 class TrainSteps(Dataset):
@@ -110,7 +113,8 @@ class TrainSteps(Dataset):
                 bad.append(bad_clip(self.source, index, error))
         bins = ops.pack([len(clip.patches) for clip in clips], self.config.max_tokens)
         batches = [self._batch([clips[i] for i in sorted(members)]) for members in bins]
-        return StepData(batches, len(share), bad)
+        warned = [code for clip in clips for code in clip.warnings]
+        return StepData(batches, len(share), bad, warned)
 
     def _clip(self, epoch: int, index: int) -> _Clip:
         config, mel = self.config, self.config.model.mel
@@ -118,9 +122,8 @@ class TrainSteps(Dataset):
         captions = self.source.captions(index)
         caption = captions[rng.integers(len(captions))]
         start, end = _crop(self.source.seconds(index), config.data.max_seconds, rng)
-        patches = self.cache.get(index) if self.cache is not None and end is None else None
-        if patches is None:
-            patches = clip_patches(self.source.waveform(index, start, end), mel).patches
+        kept = self.cache.get(index) if self.cache is not None and end is None else None
+        patches, warnings = kept or _patches(self.source, mel, index, start, end)
         one = pack_patches([patches], mel)
         augmented = spec_augment(
             one.patches,
@@ -138,7 +141,7 @@ class TrainSteps(Dataset):
         if config.loss.ssl and rng.random() < ssl.mask_clips:
             mask = mask_indices(one.cu_seqlens, ssl.mask_ratio, rng)
         meanings = dict.fromkeys(self.source.meaning(index, text) for text in (caption, *captions))
-        return _Clip(augmented, caption, list(meanings), mask)
+        return _Clip(augmented, caption, list(meanings), mask, warnings)
 
     def _batch(self, clips: list[_Clip]) -> PackedBatch:
         clips = sorted(clips, key=lambda clip: len(clip.mask) == 0)
@@ -163,6 +166,14 @@ class TrainSteps(Dataset):
         )
 
 
+def _patches(
+    source: ClipSource, mel: MelConfig, index: int, start: float = 0.0, end: float | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """(patches [T, patch_dim], warnings) of a clip or its part. Raises AudioError."""
+    audio = source.audio(index, start, end)
+    return clip_patches(audio.waveform, mel).patches, audio.warnings
+
+
 def _number(meaning: Hashable) -> int:
     """63 bits that are the same in every process, as Python's own hash of a string is not."""
     digest = hashlib.blake2b(repr(meaning).encode(), digest_size=8).digest()
@@ -181,18 +192,21 @@ def _crop(
 class PatchCache:
     """Patches of the clips that need no random crop, computed once, in one shared block."""
 
-    def __init__(self, indices: list[int], patches: list[Tensor]) -> None:
+    def __init__(
+        self, indices: list[int], patches: list[Tensor], warnings: list[tuple[str, ...]]
+    ) -> None:
         # One block: a shared tensor per clip would hold a file descriptor each.
         self._patches = torch.cat(patches).share_memory_()
         ends = np.cumsum([len(clip) for clip in patches]).tolist()
-        self._spans = dict(zip(indices, zip([0, *ends], ends, strict=False), strict=True))
+        spans = zip([0, *ends], ends, warnings, strict=False)
+        self._spans = dict(zip(indices, spans, strict=True))
 
-    def get(self, index: int) -> Tensor | None:
-        """[T, patch_dim] float32, or None where the clip is not kept. Not to be written to."""
+    def get(self, index: int) -> tuple[Tensor, tuple[str, ...]] | None:
+        """([T, patch_dim] float32, not to be written to; warnings), None for a clip not kept."""
         if index not in self._spans:
             return None
-        start, end = self._spans[index]
-        return self._patches[start:end]
+        start, end, warnings = self._spans[index]
+        return self._patches[start:end], warnings
 
     @classmethod
     def build(
@@ -213,8 +227,8 @@ class PatchCache:
         loader = DataLoader(_Patches(source, mel, keep), batch_size=None, num_workers=workers)
         bar = tqdm(loader, desc="decoding", unit="clip", disable=not progress)
         # A copy: what a worker hands over lives in shared memory of its own.
-        found = [(i, x.clone()) for i, x in zip(keep, bar, strict=True) if x is not None]
-        return cls([i for i, _ in found], [x for _, x in found]) if found else None
+        found = [(i, x[0].clone(), x[1]) for i, x in zip(keep, bar, strict=True) if x is not None]
+        return cls(*map(list, zip(*found, strict=True))) if found else None
 
 
 class _Patches(Dataset):
@@ -224,9 +238,9 @@ class _Patches(Dataset):
     def __len__(self) -> int:
         return len(self.keep)
 
-    def __getitem__(self, item: int) -> Tensor | None:
+    def __getitem__(self, item: int) -> tuple[Tensor, tuple[str, ...]] | None:
         try:
-            return clip_patches(self.source.waveform(self.keep[item]), self.mel).patches
+            return _patches(self.source, self.mel, self.keep[item])
         except AudioError:
             return None
 

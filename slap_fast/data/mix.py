@@ -17,8 +17,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
+
+from slap_fast.data.decode import Audio
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,9 @@ class _View:
         source, own = self._at(index)
         return source.item(own)
 
-    def waveform(self, index: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
+    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
         source, own = self._at(index)
-        return source.waveform(own, start, end)
+        return source.audio(own, start, end)
 
 
 class MixedClips(_View):

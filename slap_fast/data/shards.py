@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from slap_fast.data.decode import IN_PROCESS, AudioError, Decoder
+from slap_fast.data.decode import IN_PROCESS, Audio, AudioError, Decoder
 from slap_fast.data.manifest import ManifestError, Row, row_of
 
 FORMAT_VERSION = 1
@@ -221,16 +221,15 @@ class ShardClips:
         audio, row = self.clip(index)
         return audio, row.start, row.end
 
-    def waveform(self, index: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
+    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
         audio, row = self.clip(index)
         last = row.end if end is None else row.start + end
         try:
-            found = self.decoder.decode(
+            return self.decoder.decode(
                 audio, sample_rate=self.sample_rate, start=row.start + start, end=last
             )
         except AudioError as error:
             raise error.named(self.name(index)) from None
-        return found.waveform
 
     def _shard(self, row: np.void) -> Path:
         shards, number = self._index.shards, int(row["shard"])

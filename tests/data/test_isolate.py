@@ -200,5 +200,5 @@ def test_a_source_decodes_through_it(tmp_path):
     decoder = IsolatedDecoder()
     source = open_source(tmp_path, None, fallback="train", decoder=decoder)
     assert isinstance(source, ManifestClips) and source.seconds(0) == 0.2
-    assert len(source.waveform(0)) == 3_200 and decoder._process is not None
+    assert len(source.audio(0).waveform) == 3_200 and decoder._process is not None
     decoder.close()

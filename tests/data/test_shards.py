@@ -70,7 +70,7 @@ def one(manifest, tmp_path_factory):
 
 def everything(source):
     return {
-        source.captions(i): (source.waveform(i).tobytes(), source.seconds(i), source.label(i))
+        source.captions(i): (source.audio(i).waveform.tobytes(), source.seconds(i), source.label(i))
         for i in range(len(source))
     }
 
