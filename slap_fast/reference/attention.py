@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -25,9 +24,8 @@ from slap_fast.reference.rope import rotate
 BLOCK = 64
 """Rows that share one strip of keys: the fastest of 32 to 128 on a CPU for a window of +-48.
 Gathering the blocks of all sequences into one call was no faster."""
-CHUNK = 1024
-"""Strips are sliced from chunks of this many keys: the backward of a slice fills all that it was
-sliced from, so slices of a long sequence would cost the square of its length."""
+Block = tuple[slice, slice, Tensor | None]
+"""Rows, the keys that they see, and the additive mask of both."""
 
 
 def attention(
@@ -53,7 +51,7 @@ def attention(
     lengths = _lengths(cu_seqlens)
     lengths_k = lengths if cu_seqlens_k is None else _lengths(cu_seqlens_k)
     num_rows, total = len(q), sum(lengths)
-    q, k, v = _rows(q, 0, total), _rows(k, 0, sum(lengths_k)), _rows(v, 0, sum(lengths_k))
+    q, k, v = _rows(q, total), _rows(k, sum(lengths_k)), _rows(v, sum(lengths_k))
     if rope is not None:
         rope = (rope[0][:total], rope[1][:total])
         q, k = rotate(q, rope), rotate(k, rope)
@@ -77,7 +75,7 @@ def attention_qkvpacked(
     lengths = _lengths(cu_seqlens)
     total = sum(lengths)
     num_heads = qkv.shape[1] - 2 * num_heads_kv
-    qk, v = _rows(qkv, 0, total).split((num_heads + num_heads_kv, num_heads_kv), dim=1)
+    qk, v = _rows(qkv, total).split((num_heads + num_heads_kv, num_heads_kv), dim=1)
     if rope is not None:
         qk = rotate(qk, (rope[0][:total], rope[1][:total]))
     q, k = qk.split((num_heads, num_heads_kv), dim=1)
@@ -89,9 +87,9 @@ def _lengths(cu_seqlens: Tensor) -> list[int]:
     return cu_seqlens.diff().tolist()
 
 
-def _rows(x: Tensor, begin: int, end: int) -> Tensor:
-    # The backward of x[0 : len(x)] would still copy.
-    return x if (begin, end) == (0, len(x)) else x[begin:end]
+def _rows(x: Tensor, count: int) -> Tensor:
+    # The backward of x[: len(x)] would still copy.
+    return x if count == len(x) else x[:count]
 
 
 def _window(window_size: tuple[int, int], causal: bool) -> tuple[float, float]:
@@ -117,27 +115,13 @@ def _attend(
         group = num_heads // k.shape[1]
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     band = _Band(window, max([0, *lengths, *lengths_k]), q)
-
-    pieces = []
-    # Without any sequence, an empty one keeps the gradients defined.
-    for q_seq, k_seq, v_seq in zip(
-        q.split(lengths or [0]),
-        k.split(lengths_k or [0]),
-        v.split(lengths_k or [0]),
-        strict=True,
-    ):
-        pieces += _attend_sequence(q_seq, k_seq, v_seq, band, scale, return_lse)
-    if num_rows > len(q):
-        pieces.append(_blind_rows(q, num_rows - len(q)))
-    out = torch.cat([out for out, _ in pieces])
-    return (out, torch.cat([lse for _, lse in pieces], dim=1)) if return_lse else out
-
-
-def _blind_rows(q: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """What ``count`` rows give that see no key: out 0, lse -inf, gradients exactly 0."""
-    lse_dtype = torch.promote_types(q.dtype, torch.float32)
-    lse = q.new_full((q.shape[1], count), -math.inf, dtype=lse_dtype)
-    return q.new_zeros(count, *q.shape[1:]), lse
+    if return_lse or q.device.type != "cpu":
+        blocks = list(_blocks(lengths, lengths_k, band))
+        out, lse = _PlainAttention.apply(q, k, v, blocks, num_rows, scale)
+        return (out, lse) if return_lse else out
+    # The fused operation goes through the keys of an open window in blocks of its own.
+    blocks = list(_blocks(lengths, lengths_k, band, whole=band.is_open))
+    return _FusedAttention.apply(q, k, v, blocks, num_rows, scale)
 
 
 class _Band:
@@ -156,9 +140,8 @@ class _Band:
         hidden = (distance < -self.left) | (distance > self.right)
         self.bias = like.new_zeros(rows, self.origin + width).masked_fill_(hidden, -math.inf)
 
-    def blocks(self, num_rows: int, num_keys: int) -> Iterator[tuple[slice, slice, Tensor | None]]:
-        """Runs of rows, the keys they see and the mask of both; the last row is at the last key."""
-        step = BLOCK if num_rows > 2 * BLOCK else 2 * BLOCK
+    def blocks(self, num_rows: int, num_keys: int, step: int) -> Iterator[Block]:
+        """Runs of at most ``step`` rows; the last row is at the last key."""
         for begin in range(0, num_rows, step):
             end = min(begin + step, num_rows)
             position = begin + num_keys - num_rows
@@ -171,54 +154,71 @@ class _Band:
             yield slice(begin, end), slice(first, last), bias
 
 
-def _attend_sequence(
-    q: Tensor, k: Tensor, v: Tensor, band: _Band, scale: float, return_lse: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yields (out [n, H, D], lse [H, n] or None) for one run of n rows after the other."""
-    len_q, len_k = len(q), len(k)
-    blind = len_q if len_k == 0 else max(0, len_q - len_k - band.right)
-    if blind:
-        yield _blind_rows(q, blind)
-        q = q[blind:]
-    if return_lse or blind == len_q or q.device.type != "cpu":
-        yield _BlockwiseAttention.apply(q, k, v, band, scale)
-    else:
-        for out in _fused_attention(q, k, v, band, scale):
-            yield out, None
+def _blocks(
+    lengths: list[int], lengths_k: list[int], band: _Band, whole: bool = False
+) -> Iterator[Block]:
+    """The blocks of all sequences, as rows and keys of the packed run; rows that see no key are in
+    none."""
+    row = key = 0
+    for len_q, len_k in zip(lengths, lengths_k, strict=True):
+        blind = len_q if len_k == 0 else min(len_q, max(0, len_q - len_k - band.right))
+        seeing = len_q - blind
+        step = seeing if whole else BLOCK if seeing > 2 * BLOCK else 2 * BLOCK
+        for rows, keys, bias in band.blocks(seeing, len_k, max(1, step)):
+            yield _shifted(rows, row + blind), _shifted(keys, key), bias
+        row, key = row + len_q, key + len_k
 
 
-def _fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, band: _Band, scale: float
-) -> Iterator[Tensor]:
-    """A CPU's fused operation is flash attention: memory linear in the length, exact in fp64."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)[0].transpose(0, 1)
-
-    if band.is_open:
-        yield attend(q, k, v, None)
-        return
-    k_chunks, v_chunks = k.split(CHUNK), v.split(CHUNK)
-    blocks = list(band.blocks(len(q), len(k)))
-    q_blocks = q.split([rows.stop - rows.start for rows, _, _ in blocks])
-    for q_block, (_, keys, bias) in zip(q_blocks, blocks, strict=True):
-        yield attend(q_block, _strip(k, k_chunks, keys), _strip(v, v_chunks, keys), bias)
+def _shifted(span: slice, by: int) -> slice:
+    return slice(span.start + by, span.stop + by)
 
 
-def _strip(x: Tensor, chunks: tuple[Tensor, ...], rows: slice) -> Tensor:
-    """x[rows], from the chunks of x where one or two of them hold it."""
-    first, last = rows.start // CHUNK, (rows.stop - 1) // CHUNK
-    begin, end = rows.start - first * CHUNK, rows.stop - last * CHUNK
-    if first == last:
-        return _rows(chunks[first], begin, end)
-    if last == first + 1:
-        return torch.cat((chunks[first][begin:], chunks[last][:end]))
-    return x[rows]
+class _FusedAttention(torch.autograd.Function):
+    """out [num_rows, H, D] by a CPU's flash attention: memory linear in the length, exact in fp64.
+
+    Its own backward is called block by block, and the gradients are added in place: autograd would
+    fill a gradient of all keys for each block's slice of them, at three times the cost.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block], num_rows: int, scale: float
+    ) -> Tensor:
+        out = q.new_zeros(num_rows, *q.shape[1:])
+        lses = []
+        for rows, keys, bias in blocks:
+            inputs = (_heads_first(x) for x in (q[rows], k[keys], v[keys]))
+            block, lse = _FLASH(*inputs, attn_mask=bias, scale=scale)
+            out[rows] = block[0].transpose(0, 1)
+            lses.append(lse)
+        ctx.save_for_backward(q, k, v, out, *lses)
+        ctx.blocks, ctx.scale = blocks, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, *lses = ctx.saved_tensors
+        dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
+        for (rows, keys, bias), lse in zip(ctx.blocks, lses, strict=True):
+            inputs = (_heads_first(x) for x in (dout[rows], q[rows], k[keys], v[keys], out[rows]))
+            grads = _FLASH_BACKWARD(*inputs, lse, 0.0, False, attn_mask=bias, scale=ctx.scale)
+            for whole, span, grad in zip((dq, dk, dv), (rows, keys, keys), grads, strict=True):
+                whole[span] += grad[0].transpose(0, 1)
+        return dq, dk, dv, None, None, None
 
 
-class _BlockwiseAttention(torch.autograd.Function):
-    """out [n, H, D] and lse [H, n] of one sequence, in plain products, fp32 or wider.
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[n, H, D] -> [1, H, n, D]."""
+    return x.transpose(0, 1)[None]
+
+
+class _PlainAttention(torch.autograd.Function):
+    """out [num_rows, H, D] and lse [H, num_rows] in plain products, fp32 or wider.
 
     With P = exp(S - lse), dP = dout v^T and dS = P (dP - sum(P dP) + dlse):
     dq = scale dS k, dk = scale dS^T q, dv = P^T dout. The backward makes S again, so that no more
@@ -227,17 +227,19 @@ class _BlockwiseAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, band: _Band, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block], num_rows: int, scale: float
     ) -> tuple[Tensor, Tensor]:
-        out, lse = _blind_rows(q, len(q))
-        q_h, k_h, v_h = (x.transpose(0, 1).to(lse.dtype) for x in (q, k, v))
-        for rows, keys, bias in band.blocks(len(q), len(k)):
+        lse_dtype = torch.promote_types(q.dtype, torch.float32)
+        out = q.new_zeros(num_rows, *q.shape[1:])
+        lse = q.new_full((q.shape[1], num_rows), -math.inf, dtype=lse_dtype)
+        q_h, k_h, v_h = (x.transpose(0, 1).to(lse_dtype) for x in (q, k, v))
+        for rows, keys, bias in blocks:
             scores = _scores(q_h[:, rows], k_h[:, keys], bias, scale)
             lse[:, rows] = scores.logsumexp(-1)
             p = (scores - lse[:, rows, None]).exp()
             out[rows] = (p @ v_h[:, keys]).transpose(0, 1).to(out.dtype)
         ctx.save_for_backward(q, k, v, lse)
-        ctx.band, ctx.scale = band, scale
+        ctx.blocks, ctx.scale = blocks, scale
         return out, lse
 
     @staticmethod
@@ -246,7 +248,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         *inputs, lse = ctx.saved_tensors
         q, k, v, dout = (x.transpose(0, 1).to(lse.dtype) for x in (*inputs, dout))
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-        for rows, keys, bias in ctx.band.blocks(q.shape[1], k.shape[1]):
+        for rows, keys, bias in ctx.blocks:
             scores = _scores(q[:, rows], k[:, keys], bias, ctx.scale)
             p = (scores - lse[:, rows, None]).exp()
             dp = dout[:, rows] @ v[:, keys].mT
@@ -256,7 +258,7 @@ class _BlockwiseAttention(torch.autograd.Function):
             dk[:, keys] += ds.mT @ q[:, rows]
             dv[:, keys] += p.mT @ dout[:, rows]
         dtype = inputs[0].dtype
-        return *(x.transpose(0, 1).to(dtype) for x in (dq, dk, dv)), None, None
+        return *(x.transpose(0, 1).to(dtype) for x in (dq, dk, dv)), None, None, None
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
