@@ -54,8 +54,11 @@ IMPLEMENTATIONS = {
 
 MAX_HEAD_DIM = 128
 """Of Triton's attention."""
+MAX_HIDDEN_SIZE, MAX_POOL_HEADS = 1024, 16
+"""Of Triton's map_pool."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DEFAULT_MEL = MelConfig()
+NO_LIMITS: dict[str, str] = {}
 
 
 class PackedPatches(NamedTuple):
@@ -102,7 +105,7 @@ def mel_patches(
         _check_masks(masks, cu_samples)
     if waveform.requires_grad and torch.is_grad_enabled():
         raise ValueError("waveform: found requires_grad, expected data: patches carry no gradient")
-    chosen = _choose("mel_patches", impl, waveform.device, waveform.dtype, config)
+    chosen = _choose("mel_patches", impl, waveform.device, waveform.dtype, _mel_limits(config))
     if chosen == "triton":
         from slap_fast.kernels import mel_patches as triton_mel_patches
 
@@ -320,7 +323,8 @@ def map_pool(
     _check_tensor("x", x, FLOATS, ("T", "C"))
     _check_tensor("score_weight", score_weight, (x.dtype,), ("H", x.shape[1]), x.device)
     _check_starts("cu_seqlens", cu_seqlens, torch.int32, x, "x")
-    if _choose("map_pool", impl, x.device, x.dtype) == "triton":
+    limits = _pool_limits(x.shape[1], len(score_weight))
+    if _choose("map_pool", impl, x.device, x.dtype, limits) == "triton":
         from slap_fast.kernels.map_pool import map_pool as run
 
         return run(x, score_weight, cu_seqlens)
@@ -371,21 +375,28 @@ def which(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     mel: MelConfig = DEFAULT_MEL,
+    head_dim: int = 64,
+    hidden_size: int = 768,
 ) -> dict[str, str]:
     """What runs with ``impl=None`` for tensors of a device and dtype, and why nothing better does.
 
     Of every operation, or of ``op`` alone: {operation: "implementation: why"}. ``mel`` is the front
-    end of ``mel_patches``.
+    end of ``mel_patches``, ``head_dim`` D of ``attention``, ``hidden_size`` C of ``map_pool``.
     """
     if op is not None and op not in IMPLEMENTATIONS:
         raise ValueError(f"op: found {op!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
     where = torch.device(device)
+    limits = {
+        "mel_patches": _mel_limits(mel),
+        "attention": _head_limits(head_dim),
+        "map_pool": _pool_limits(hidden_size, 1),
+        "pack": NO_LIMITS,
+    }
     told = {}
     for name in [op] if op else IMPLEMENTATIONS:
-        own_mel = mel if name == "mel_patches" else None
-        chosen = _choose(name, None, where, dtype, own_mel)
+        chosen = _choose(name, None, where, dtype, limits[name])
         better = IMPLEMENTATIONS[name][: IMPLEMENTATIONS[name].index(chosen)]
-        why = [f"{impl} {_obstacle(impl, where, dtype, own_mel)}" for impl in better]
+        why = [f"{impl} {_obstacle(impl, where, dtype, limits[name])}" for impl in better]
         told[name] = f"{chosen}: {'; '.join(why) or f'the best there is for {where.type}'}"
     return told
 
@@ -397,18 +408,41 @@ def _attention_module(
     for name, schedule in schedules.items():
         if schedule is not None:
             _check_tensor(name, schedule, (torch.int32,), ("tiles", 2), q.device)
-    impl = _choose("attention", impl, q.device, q.dtype)
+    impl = _choose("attention", impl, q.device, q.dtype, _head_limits(q.shape[2]))
     if impl != "triton":
         return (flash if impl == "flash" else reference_attention), {}
-    if q.shape[2] > MAX_HEAD_DIM:
-        raise NotImplementedError(
-            f"impl='triton' has no kernels for head_dim {q.shape[2]}, at most {MAX_HEAD_DIM}; use "
-            "impl='reference' or 'flash'"
-        )
     # Here, so that importing the package does not import triton.
     from slap_fast.kernels import attention
 
     return attention, schedules
+
+
+def _mel_limits(config: MelConfig) -> dict[str, str]:
+    """Of the implementations that cannot run such a front end: why."""
+    limits = {}
+    if config.n_fft < 4 or config.n_fft & (config.n_fft - 1):
+        limits["cpp"] = f"takes an n_fft that is a power of two, not {config.n_fft}"
+    if config.n_fft != 512 or config.n_mels > 128 or config.patch_time > 128:
+        limits["triton"] = (
+            "takes n_fft 512 and at most 128 n_mels and patch_time, "
+            f"not {config.n_fft}, {config.n_mels} and {config.patch_time}"
+        )
+    return limits
+
+
+def _head_limits(head_dim: int) -> dict[str, str]:
+    """Of the implementations of attention that have no such heads: why."""
+    if head_dim <= MAX_HEAD_DIM:
+        return NO_LIMITS
+    return {"triton": f"has no kernels for head_dim {head_dim}, at most {MAX_HEAD_DIM}"}
+
+
+def _pool_limits(hidden_size: int, num_heads: int) -> dict[str, str]:
+    """Of the implementations of map_pool that have no such sizes: why."""
+    if hidden_size <= MAX_HIDDEN_SIZE and num_heads <= MAX_POOL_HEADS:
+        return NO_LIMITS
+    most = f"at most {MAX_HIDDEN_SIZE} and {MAX_POOL_HEADS}"
+    return {"triton": f"has no kernels for C = {hidden_size} and H = {num_heads}, {most}"}
 
 
 def _choose(
@@ -416,12 +450,12 @@ def _choose(
     impl: str | None,
     device: torch.device,
     dtype: torch.dtype,
-    mel: MelConfig | None = None,
+    limits: dict[str, str] = NO_LIMITS,
 ) -> str:
-    """The implementation that runs a call."""
+    """The implementation that runs a call; ``limits`` are those of its sizes."""
     there = IMPLEMENTATIONS[op]
     if impl is None:
-        return next(name for name in there if _obstacle(name, device, dtype, mel) is None)
+        return next(name for name in there if _obstacle(name, device, dtype, limits) is None)
     if impl not in IMPLS:
         raise ValueError(f"impl: found {impl!r}, expected None or one of {', '.join(IMPLS)}")
     if impl not in there:
@@ -429,44 +463,34 @@ def _choose(
             f"{op} has no {impl!r} implementation; use impl=None or one of {', '.join(there)}"
         )
     interpreted = INTERPRETED and impl == "triton" and device.type == "cpu"
-    obstacle = _obstacle(impl, torch.device("cuda") if interpreted else device, dtype, mel)
+    obstacle = _obstacle(impl, torch.device("cuda") if interpreted else device, dtype, limits)
     if obstacle:
         raise NotImplementedError(f"impl: found {impl!r}, which {obstacle}; use impl=None")
     return impl
 
 
 def _obstacle(
-    impl: str, device: torch.device, dtype: torch.dtype, mel: MelConfig | None
+    impl: str, device: torch.device, dtype: torch.dtype, limits: dict[str, str]
 ) -> str | None:
     """Why an implementation cannot run for such tensors; None where it can."""
+    if impl == "reference":
+        return None
     if impl == "cpp":
         if device.type != "cpu":
             return f"runs on a CPU, not on {device.type}"
         if _C is None:
             return "is not built (no slap_fast._C)"
-        if mel is not None and (mel.n_fft < 4 or mel.n_fft & (mel.n_fft - 1)):
-            return f"takes an n_fft that is a power of two, not {mel.n_fft}"
-        return None
-    if impl == "triton":
-        if not HAS_TRITON:
+    else:
+        if impl == "triton" and not HAS_TRITON:
             return "is not installed"
         if device.type != "cuda":
             return f"runs on a GPU, not on {device.type}"
-        if dtype == torch.float64:
+        halves = (torch.float16, torch.bfloat16)
+        if dtype == torch.float64 or (impl == "flash" and dtype not in halves):
             return f"has no kernels for {dtype}"
-        if mel is not None and (mel.n_fft != 512 or mel.n_mels > 128 or mel.patch_time > 128):
-            return (
-                "takes n_fft 512 and at most 128 n_mels and patch_time, "
-                f"not {mel.n_fft}, {mel.n_mels} and {mel.patch_time}"
-            )
-        return None
-    if impl == "flash":
-        if device.type != "cuda":
-            return f"runs on a GPU, not on {device.type}"
-        if dtype not in (torch.float16, torch.bfloat16):
-            return f"has no kernels for {dtype}"
-        return None if flash.is_installed() else "is not installed"
-    return None
+        if impl == "flash" and not flash.is_installed():
+            return "is not installed"
+    return limits.get(impl)
 
 
 def _check_tensor(

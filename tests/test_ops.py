@@ -6,6 +6,7 @@ import inspect
 import math
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -297,6 +298,9 @@ def test_which_tells_what_runs():
     assert ops.which("attention", device="cuda")["attention"].startswith("triton: ")
     assert ops.which("attention") == {"attention": told["attention"]}
     assert "cuda" in ops.which("map_pool", device="cuda")["map_pool"]
+    assert ops.which("map_pool", device="cuda", hidden_size=2048)["map_pool"] == (
+        "reference: triton has no kernels for C = 2048 and H = 1, at most 1024 and 16"
+    )
     assert told["pack"] == (
         "reference: cpp is not built (no slap_fast._C)"
         if ops._C is None
@@ -325,6 +329,32 @@ def test_obstacles(monkeypatch):
     monkeypatch.setattr(ops, "_C", None)
     with pytest.raises(NotImplementedError, match="'cpp', which is not built"):
         ops._choose("pack", "cpp", cpu, f32)
+
+
+@pytest.mark.parametrize("head_dim, dtype", [(129, torch.bfloat16), (64, torch.float64)], ids=str)
+def test_heads_without_a_kernel_run_on_the_reference(head_dim, dtype):
+    q = types.SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(T, H, head_dim))
+    assert ops._attention_module(None, q, {})[0] is reference_attention
+    told = ops.which("attention", device="cuda", dtype=dtype, head_dim=head_dim)["attention"]
+    assert told.startswith("reference: triton has no kernels for ")
+    with pytest.raises(NotImplementedError, match="'triton', which has no kernels for .*impl=None"):
+        ops._attention_module("triton", q, {})
+
+
+@pytest.mark.parametrize("hidden_size, num_heads", [(1025, 1), (64, 17)])
+def test_pools_without_a_kernel_run_on_the_reference(monkeypatch, hidden_size, num_heads):
+    monkeypatch.setattr(ops, "INTERPRETED", True)
+    x, weight = torch.randn(T, hidden_size), torch.randn(num_heads, hidden_size)
+    with pytest.raises(
+        NotImplementedError, match=f"kernels for C = {hidden_size} and H = {num_heads}"
+    ):
+        ops.map_pool(x, weight, starts(0, 4), impl="triton")
+    limits = ops._pool_limits(hidden_size, num_heads)
+    cuda = torch.device("cuda")
+    assert ops._choose("map_pool", None, cuda, torch.float32, limits) == "reference"
+    assert (
+        ops._choose("map_pool", None, cuda, torch.float32, ops._pool_limits(1024, 16)) == "triton"
+    )
 
 
 def test_signatures_are_the_contract():
