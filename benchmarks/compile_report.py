@@ -2,7 +2,8 @@
 
 Each file in kernels/ has a ``compile_cases()`` that yields all it can launch. Every case is
 compiled for every target; the report says what the assembler made of it. Exit code 1 when one does
-not compile, or when a setting that the file's table selects for sm_90 spills registers there.
+not compile, when it compiles to something that cannot run, or when a setting that the file's table
+selects for sm_90 spills registers there.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+"""Bytes of shared memory that a program may have; a launch that needs more raises."""
 PRODUCTS = ("wgmma", "tcgen05.mma", "mma.sync", "v_mfma")
 """Tensor-core instructions, the best first."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -116,11 +119,18 @@ def compile_case(case: Case, target: str) -> Row:
             int(re.search(rf"\.vgpr_{what}:\s*(\d+)", text).group(1))
             for what in ("count", "spill_count")
         )
+    shared, error = kernel.metadata.shared, None
+    if re.search(r"^\s*trap;", text, re.MULTILINE):
+        # What Triton makes of a kernel that needs more tensor memory than there is.
+        error = "compiles to a trap"
+    elif shared > SHARED[target]:
+        error = f"needs {shared} bytes of shared memory, {target} has {SHARED[target]}"
     return row._replace(
         registers=registers,
         spilled=spilled,
-        shared=kernel.metadata.shared,
+        shared=shared,
         products=next((name for name in PRODUCTS if name in text), None),
+        error=error,
     )
 
 

@@ -28,6 +28,12 @@ def matmul(x_ptr, stride, ROWS: tl.constexpr, SUM: tl.constexpr):
     y = tl.dot(x, tl.trans(x))
     if SUM:
         y = y.no_such_method()
+    if ROWS == 256:  # a second accumulator, for which sm_100 has no tensor memory left
+        z = y * 0
+        for _ in range(stride):
+            y = tl.dot(x, tl.trans(x), y)
+            z = tl.dot(x, tl.trans(x), z)
+        y = y * z
     j = tl.arange(0, ROWS)
     tl.store(x_ptr + j[:, None] * stride + j[None, :], y.to(tl.bfloat16))
 
@@ -38,6 +44,9 @@ def case(rows, warps=4, wrong=False):
 rows = [compile_report.compile_case(case(64), target) for target in compile_report.TARGETS]
 rows.append(compile_report.compile_case(case(128, warps=1), "sm_90"))
 rows.append(compile_report.compile_case(case(64, wrong=True), "sm_90"))
+rows.append(compile_report.compile_case(case(256), "sm_100"))
+compile_report.SHARED["sm_90"] = 1_000
+rows.append(compile_report.compile_case(case(64), "sm_90"))
 print(json.dumps([row._asdict() | {{"fails": row.fails}} for row in rows]))
 """
 
@@ -49,17 +58,19 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_good_a_spilling_and_a_wrong_kernel(tmp_path):
+def test_a_good_a_spilling_a_wrong_and_two_too_large_ones(tmp_path):
     script = tmp_path / "toy.py"
     script.write_text(TOY.format(benchmarks=str(ROOT / "benchmarks")))
     done = run(str(script))
     assert done.returncode == 0, done.stderr
-    *good, spilling, wrong = json.loads(done.stdout)
+    *good, spilling, wrong, trap, too_much = json.loads(done.stdout)
     assert [row["products"] for row in good] == ["mma.sync", "wgmma", "tcgen05.mma", "v_mfma"]
     assert all(row["registers"] > 0 and row["shared"] > 0 for row in good)
     assert not any(row["fails"] for row in good)
     assert spilling["spilled"] > 0 and spilling["fails"]
     assert "no_such_method" in wrong["error"] and wrong["fails"]
+    assert trap["error"] == "compiles to a trap" and trap["fails"]
+    assert "bytes of shared memory, sm_90 has 1000" in too_much["error"] and too_much["fails"]
 
 
 @pytest.mark.slow
