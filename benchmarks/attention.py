@@ -283,13 +283,14 @@ def main() -> int:
     """Runs the cases and prints the table."""
     options = harness.arguments(__doc__.splitlines()[0]).parse_args()
     scale = options.scale or (1.0 if harness.device().type == "cuda" else 0.01)
-    rows = [
+    packs = cases.packs(scale)
+    rows = (
         row
-        for case in cases.packs(scale)
+        for case in packs
         for window in (cases.WINDOW, (-1, -1))
         for row in rows_of(case, window, options.rounds)
-    ]
-    harness.finish(rows, f"packed rotary attention, scale {scale:g}", options.json)
+    )
+    harness.finish(rows, f"packed rotary attention, scale {scale:g}", options.json, packs)
     return 0
 
 

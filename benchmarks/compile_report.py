@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import re
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted function has nothing to compile
 
+import machine
 import triton
 from rich.console import Console
 from rich.progress import track
@@ -192,8 +192,7 @@ def main() -> int:
     rows = report(options.targets.split(","), selected_only=options.selected, jobs=options.jobs)
     render(rows)
     if options.out:
-        record = {"triton": triton.__version__, "rows": [row._asdict() for row in rows]}
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        machine.write(options.out, machine.record(rows=[row._asdict() for row in rows]))
     return int(any(row.fails for row in rows))
 
 

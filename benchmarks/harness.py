@@ -7,13 +7,14 @@ does not find the last round's in its cache.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import cases
 import machine
 import torch
 from rich.console import Console
@@ -50,6 +51,9 @@ def _host_seconds(variant: Variant, number: int) -> float:
 
 def _cuda_seconds(variant: Variant, number: int) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # The call's launches queue up behind this, so that no time of the host counts; and it takes
+    # what is left of the last call out of the cache.
+    torch.zeros(2**28, dtype=torch.int32, device="cuda")
     begin.record()
     variant(number)
     end.record()
@@ -59,12 +63,33 @@ def _cuda_seconds(variant: Variant, number: int) -> float:
 
 def summary(taken: list[float]) -> dict[str, float]:
     """Median and the 10th and 90th percentile, in milliseconds."""
-    tenths = statistics.quantiles(taken, n=10) if len(taken) > 1 else taken * 9
+    tenths = statistics.quantiles(taken, n=10, method="inclusive") if len(taken) > 1 else taken * 9
     return {
         "ms": 1e3 * statistics.median(taken),
         "ms_p10": 1e3 * tenths[0],
         "ms_p90": 1e3 * tenths[-1],
     }
+
+
+def measure(
+    variants: Mapping[str, Variant], device: torch.device, *, rounds: int
+) -> dict[str, dict[str, float | None]]:
+    """The summary of each variant's times, and the MiB that a call has allocated at its peak."""
+    taken = seconds(variants, device, rounds=rounds)
+    return {
+        name: {**summary(taken[name]), "peak_MiB": _peak_mib(variant, device)}
+        for name, variant in variants.items()
+    }
+
+
+def _peak_mib(variant: Variant, device: torch.device) -> float | None:
+    """Beyond what was there before. None on a CPU, where nobody counts."""
+    if device.type != "cuda":
+        return None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    variant(0)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -81,23 +106,48 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def finish(rows: list[dict[str, Any]], title: str, path: Path | None) -> None:
-    """Prints the rows as a table and writes them beside what they ran on."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(title=title)
+def finish(
+    rows: Iterable[dict[str, Any]],
+    title: str,
+    path: Path | None,
+    packs: Iterable[cases.Case] = (),
+) -> None:
+    """Writes the rows as they come, so that a run that is cut off leaves what it has, then prints
+    them as a table. ``packs``: the cases, for the record."""
+    record = machine.record(title=title, rows=[])
+    if packs:
+        record["cases"] = {
+            case.name: {"what": case.what, "clips": len(case.lengths), "tokens": sum(case.lengths)}
+            for case in packs
+        }
+    for row in rows:
+        record["rows"].append(row)
+        if path is not None:
+            machine.write(path, record)
+    _print(record["rows"], title)
+
+
+def _print(rows: list[dict[str, Any]], title: str) -> None:
+    shown = [_with_spread(row) for row in rows]
+    columns = list(dict.fromkeys(key for row in shown for key, value in row.items() if value))
+    table = Table(title=title, caption="ms: median (10th to 90th percentile)")
     for column in columns:
         words = any(isinstance(row.get(column), str) for row in rows)
         table.add_column(column, justify="left" if words else "right")
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console(width=160).print(table)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"title": title, "machine": machine.facts(), "rows": rows}
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for row in shown:
+        table.add_row(*(row.get(column, "") for column in columns))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _with_spread(row: dict[str, Any]) -> dict[str, str]:
+    cells = {name: _cell(value) for name, value in row.items()}
+    if "ms" in cells and "ms_p10" in cells:
+        cells["ms"] += f" ({cells.pop('ms_p10')} to {cells.pop('ms_p90')})"
+    return cells
 
 
 def _cell(value: Any) -> str:
+    """A figure to three digits, never in powers of ten."""
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return "" if value is None else str(value)

@@ -1,33 +1,89 @@
-"""What a recorded run ran on."""
+"""The form of a record: what was measured, beside the machine, versions and commit it ran on.
+
+Every JSON file in benchmarks/results is one: ``schema``, ``machine``, and one of ``rows`` (a
+benchmark), ``card`` (an evaluation), ``figures`` (reliability) and ``steps`` (the suite). A test
+holds every committed record against :func:`complaints`.
+"""
 
 from __future__ import annotations
 
 import datetime
+import json
+import math
+import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+SCHEMA = 1
 PACKAGES = ("torch", "triton", "transformers", "numpy", "slap-fast")
+BODIES = ("rows", "card", "figures", "steps")
+FACTS = {
+    "device": (str,),
+    "driver": (str, type(None)),
+    "threads": (int,),
+    "python": (str,),
+    "versions": (dict,),
+    "commit": (str,),
+    "date": (str,),
+}
 
 
 def facts() -> dict[str, Any]:
-    """Device, versions, commit and date, as JSON values."""
-    root = Path(__file__).parent.parent
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
-    )
+    """Device, driver, versions, commit and date, as JSON values.
+
+    SLAP_FAST_COMMIT names the commit where the files came without their repository.
+    """
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": os.environ.get("SLAP_FAST_COMMIT")
+        or _said("git", "describe", "--always", "--dirty")
+        or "unknown",
         "date": datetime.date.today().isoformat(),
     }
+
+
+def record(**content: Any) -> dict[str, Any]:
+    """What was measured as a record of this machine."""
+    return {"schema": SCHEMA, "machine": facts(), **content}
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record, its folder too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def complaints(record: dict[str, Any]) -> Iterator[str]:
+    """What keeps it from being a record of this schema."""
+    if record.get("schema") != SCHEMA:
+        yield f"schema: found {record.get('schema')!r}, expected {SCHEMA}"
+    machine = record.get("machine", {})
+    for name, kinds in FACTS.items():
+        if type(machine.get(name, ...)) not in kinds:
+            yield f"machine: found {machine.get(name)!r} as {name}"
+    if missing := set(PACKAGES) - set(machine.get("versions", ())):
+        yield f"machine: found no version of {', '.join(sorted(missing))}"
+    bodies = [name for name in BODIES if name in record]
+    if len(bodies) != 1:
+        yield f"body: found {bodies}, expected one of {', '.join(BODIES)}"
+    for number, row in enumerate(record.get("rows", ())):
+        for name, value in row.items():
+            scalar = value is None or isinstance(value, (str, int, float))
+            if not scalar or isinstance(value, float) and not math.isfinite(value):
+                yield f"rows[{number}]: found {value!r} as {name}, expected a finite scalar"
+        if "cases" in record and row["case"] not in record["cases"]:
+            yield f"rows[{number}]: found case {row['case']}, expected one of the record's"
 
 
 def _cpu() -> str:
@@ -42,3 +98,11 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _said(*command: str) -> str | None:
+    """The first line that a program prints; None where there is no such program or it fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.split("\n")[0].strip() or None if done.returncode == 0 else None

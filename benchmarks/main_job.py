@@ -3,8 +3,8 @@
     python benchmarks/main_job.py demo
     python benchmarks/main_job.py files MANIFEST NAME
 
-Writes benchmarks/results/demo_cpu.json and NAME_cpu.json: the card, the seconds that each command
-took, and what it ran on.
+Writes benchmarks/results/demo_cpu.json and NAME_cpu.json: the card, the losses as they fell, the
+seconds that each command took, and what it ran on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 import machine
 
 RESULTS = Path(__file__).parent / "results"
+CURVE = ("step", "contrastive", "ssl", "caption")
+"""What the record keeps of each line of metrics.jsonl."""
 
 
 def run(*words: str) -> tuple[str, float]:
@@ -43,10 +45,10 @@ def main() -> int:
             _, train = run("train", "--data", manifest, "--config", "tiny", "--out", out)
             card, evaluate = run("eval", "--model", out, "--data", manifest, "--json")
             took = {"train_seconds": train, "eval_seconds": evaluate}
-    record = {"card": json.loads(card), "took": took, "machine": machine.facts()}
-    RESULTS.mkdir(exist_ok=True)
+        lines = (Path(out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        curve = [{key: json.loads(line)[key] for key in CURVE} for line in lines]
     path = RESULTS / f"{name}_cpu.json"
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    machine.write(path, machine.record(card=json.loads(card), took=took, curve=curve))
     print(path)
     return 0
 

@@ -106,8 +106,9 @@ def main() -> int:
     """Runs the cases and prints the table."""
     options = harness.arguments(__doc__.splitlines()[0]).parse_args()
     scale = options.scale or (1.0 if harness.device().type == "cuda" else 0.02)
-    rows = [row for case in cases.packs(scale)[:4] for row in rows_of(case, options.rounds)]
-    harness.finish(rows, f"MAP pooling, scale {scale:g}", options.json)
+    packs = cases.packs(scale)[:4]
+    rows = (row for case in packs for row in rows_of(case, options.rounds))
+    harness.finish(rows, f"MAP pooling, scale {scale:g}", options.json, packs)
     return 0
 
 

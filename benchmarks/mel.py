@@ -213,8 +213,9 @@ def main() -> int:
     """Runs the cases and prints the table."""
     options = harness.arguments(__doc__.splitlines()[0]).parse_args()
     scale = options.scale or (1.0 if harness.device().type == "cuda" else 0.01)
-    rows = [row for case in cases.packs(scale) for row in rows_of(case, options.rounds)]
-    harness.finish(rows, f"log-mel patches, scale {scale:g}", options.json)
+    packs = cases.packs(scale)
+    rows = (row for case in packs for row in rows_of(case, options.rounds))
+    harness.finish(rows, f"log-mel patches, scale {scale:g}", options.json, packs)
     return 0
 
 

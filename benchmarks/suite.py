@@ -124,8 +124,7 @@ def main() -> int:
             print(f"{step.name} ...", flush=True)
             known[step.name] = run(step, out, left)
         print(f"{step.name}: {known[step.name]['status']}", flush=True)
-        facts = {"machine": machine.facts(), "steps": known}
-        record.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        machine.write(record, machine.record(steps=known))
     failed = [name for name, row in known.items() if str(row["status"]).startswith("failed")]
     for name in failed:
         print(f"{name} failed; its output is in {out / name}.log", file=sys.stderr)

@@ -77,7 +77,8 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
 
 def write(path: Path, records: list[dict[str, Any]]) -> None:
     """Puts records in the place of those of the same tests on the same kind of device."""
-    machine = runpy.run_path(str(ROOT / "benchmarks" / "machine.py"))["facts"]()
+    report = runpy.run_path(str(ROOT / "benchmarks" / "machine.py"))["record"]()
+    machine = report["machine"]
     has_gpu = torch.cuda.is_available()
     where = {
         "runs_on": machine["device"] if has_gpu else "CPU, kernels interpreted",
@@ -87,9 +88,8 @@ def write(path: Path, records: list[dict[str, Any]]) -> None:
     replaced = {(record["test"], record["figure"], record["runs_on"]) for record in fresh}
     kept = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else []
     kept = [r for r in kept if (r["test"], r["figure"], r["runs_on"]) not in replaced]
-    figures = sorted(kept + fresh, key=lambda r: (IDS.index(r["figure"]), r["test"]))
+    report["figures"] = sorted(kept + fresh, key=lambda r: (IDS.index(r["figure"]), r["test"]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine, "figures": figures}
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
