@@ -7,10 +7,10 @@ A test draws its seeds from the ``figure`` fixture::
             ...
 
 Every run of the tests makes ``ci`` trials. ``make soak`` runs the tests that have a figure and no
-others; each makes ``soak`` trials, or as many as fit in ``--soak-minutes``, and what came of it is
-written to ``benchmarks/results/reliability.json`` at once, beside what earlier soaks tried
-elsewhere. A figure that was never tried is not in there; a trial that raises is a failure, and ends
-its test.
+others; each makes ``soak`` trials, or as many as fit in ``--soak-minutes`` but no fewer than
+``ci``, and what came of it is written to ``benchmarks/results/reliability.json`` at once, beside
+what earlier soaks tried elsewhere. A figure that was never tried is listed there as not run; a
+trial that raises is a failure, and ends its test.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ class Figure:
             yield seed
             seconds = time.perf_counter() - started
             record |= {"n": seed + batch, "failures": 0, "seconds": round(seconds, 1)}
+            record["seeds"] = [0, seed + batch - 1]
             del record["failed_seed"]
-            if seconds > budget:
+            if seconds > budget and seed + batch >= ci:
                 return
 
 
@@ -90,6 +91,8 @@ def write(path: Path, records: list[dict[str, Any]]) -> None:
     kept = [r for r in kept if (r["test"], r["figure"], r["runs_on"]) not in replaced]
     report["figures"] = sorted(kept + fresh, key=lambda r: (IDS.index(r["figure"]), r["test"]))
     path.parent.mkdir(parents=True, exist_ok=True)
+    tried = {record["figure"] for record in report["figures"]}
+    report["not_run"] = [name for name in IDS if name not in tried]
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -28,7 +28,8 @@ CASES = {
     "sum": {},
     "sum, separate pass": {"model.ssl.student_pass": "separate"},
 }
-SIZES = {"even": 8, "uneven": 5}
+SIZES = (8, 5)
+TRIALS = len(CASES) * len(SIZES)
 
 
 def gradients_of(config):
@@ -56,12 +57,14 @@ HEALTH = ("prototype_use", "target_entropy", "marginal_entropy", "feature_std")
 
 
 def all_gradients(seed):
+    """Even and uneven batches; for seeds above 0 two sizes at random."""
     runs.in_fp64()
+    sizes = random.Random(seed).sample(range(1, 11), 2) if seed else SIZES
     found = {}
     for case, changes in CASES.items():
-        for name, size in SIZES.items():
+        for size in sizes:
             sized = {"seed": seed, "batch_size": size, "clip_grad_norm": 1e9, **changes}
-            found[case, name] = gradients_of(override(runs.TINY, sized))
+            found[case, size] = gradients_of(override(runs.TINY, sized))
     return found
 
 
@@ -81,8 +84,15 @@ WORLDS = [2, *(pytest.param(w, marks=pytest.mark.slow) for w in (3, 4, 8))]
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_losses_and_gradients_equal_those_of_one_rank(world_size, figure):
     """D1: each loss and their sum, even and uneven batches; on 8 ranks three have no clip."""
-    for seed in figure("D1", ci=1, soak=10):
-        check_equals_one_rank(world_size, seed)
+    for seed in figure("D1", ci=TRIALS, soak=5 * TRIALS, batch=TRIALS):
+        check_equals_one_rank(world_size, seed // TRIALS)
+
+
+@pytest.mark.slow
+def test_so_do_those_of_numbers_of_ranks_that_divide_nothing(figure):
+    """D1."""
+    for seed in figure("D1", ci=TRIALS, soak=8 * TRIALS, batch=TRIALS):
+        check_equals_one_rank((5, 6, 7, 16)[seed // TRIALS % 4], seed // TRIALS)
 
 
 def trained(kind, steps):
@@ -128,20 +138,24 @@ def go_on(out, kind, stop_at):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_a_run_goes_on_with_another_number_of_ranks(kind, tmp_path):
-    """And a signal to one rank stops all of them after the same step."""
+def test_a_run_goes_on_with_another_number_of_ranks(kind, tmp_path, figure):
+    """C5. And a signal to one rank stops all of them after the same step."""
     assert runs.ranks(1, go_on, tmp_path / "whole", kind, None) == [10]
-    for world_size, stop_at in ((2, 3), (3, 7), (1, 9), (2, 10)):
-        found = runs.ranks(world_size, go_on, tmp_path / "run", kind, stop_at)
-        assert found == [stop_at] * world_size
-    expected, found = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "run")
-    )
-    assert [row["step"] for row in found] == list(range(1, 11))
-    for a, b in zip(expected, found, strict=True):
-        for name in ("loss", "contrastive", "ssl", "caption", "grad_norm", "logit_scale", "seen"):
-            assert b[name] == pytest.approx(a[name], abs=1e-11, rel=1e-12), (a["step"], name)
+    expected = metrics(tmp_path / "whole")
+    for seed in figure("C5", ci=4, soak=52, batch=4):
+        out, sizes = tmp_path / str(seed), random.Random(seed).sample((1, 2, 3, 4), 4)
+        for world_size, stop_at in zip(sizes, (3, 7, 9, 10), strict=True):
+            found = runs.ranks(world_size, go_on, out, kind, stop_at)
+            assert found == [stop_at] * world_size
+        found = metrics(out)
+        assert [row["step"] for row in found] == list(range(1, 11))
+        for a, b in zip(expected, found, strict=True):
+            for name in (*training.LOSSES, "grad_norm", "logit_scale", "seen"):
+                assert b[name] == pytest.approx(a[name], abs=1e-11, rel=1e-12), (a["step"], name)
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 PHASES = ("patches", "teacher", "loss", "gradient")
@@ -191,7 +205,7 @@ def skipped_steps(world_size):
 
 def test_all_ranks_skip_a_step_that_is_not_finite_on_one(figure):
     """D3: 24 cases, of which every rank has the same state, bit for bit, as before."""
-    for _ in figure("D3", ci=1, soak=8):
+    for _ in figure("D3", ci=24, soak=216, batch=24):
         assert runs.ranks(3, skipped_steps, 3) == [(24, [])] * 3
 
 
@@ -215,7 +229,7 @@ def train_with_a_loss(out, how):
 )
 def test_a_rank_that_is_lost_ends_the_others_who_name_the_step(how, tmp_path, figure):
     """D4: with a timeout of 3 s, within 13 s of it."""
-    for seed in figure("D4", ci=1, soak=15):
+    for seed in figure("D4", ci=1, soak=17):
         started = time.monotonic()
         # The lost one answers last, and a stopped one never: it is not waited for.
         pipes = runs.ranks(3, train_with_a_loss, tmp_path / str(seed), how, timeout=3.0, wait_for=2)
@@ -251,11 +265,12 @@ def random_runs(world_size, seeds):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_uneven_data_hangs_no_rank(world_size, figure):
     """D5: also batches smaller than the number of ranks, and forwards that only one rank has."""
-    seeds = list(figure("D5", ci=10, soak=250))
-    first, *others = runs.ranks(world_size, random_runs, world_size, seeds, timeout=30.0)
-    assert len(first) == len(seeds)
-    for other in others:
-        assert repr(other) == repr(first)
+    for seed in figure("D5", ci=10, soak=250, batch=10):
+        seeds = range(seed, seed + 10)
+        first, *others = runs.ranks(world_size, random_runs, world_size, seeds, timeout=30.0)
+        assert len(first) == len(seeds)
+        for other in others:
+            assert repr(other) == repr(first)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 8, 12])

@@ -27,6 +27,10 @@ def test_slow(figure):
     for seed in figure("A2", ci=1, soak=10**6):
         time.sleep(0.01)
 
+def test_least(figure):
+    for seed in figure("A4", ci=3, soak=9):
+        time.sleep(0.3)
+
 def test_bad(figure):
     for seed in figure("A3", ci=1, soak=9):
         assert seed < 3
@@ -41,10 +45,12 @@ def test_a_soak_runs_the_figures_and_records_each(tmp_path):
     words = [sys.executable, "-m", "pytest", "-p", "figures", "--soak", "--soak-to", "out.json"]
     words += ["--soak-minutes", "0.005", "-q"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert "1 failed, 2 passed, 1 deselected" in done.stdout
-    figures = json.loads((tmp_path / "out.json").read_text())["figures"]
-    records = {record["figure"]: record for record in figures}
-    good, slow, bad = (records[name] for name in ("A1", "A2", "A3"))
+    assert "1 failed, 3 passed, 1 deselected" in done.stdout
+    report = json.loads((tmp_path / "out.json").read_text())
+    records = {record["figure"]: record for record in report["figures"]}
+    assert sorted([*records, *report["not_run"]]) == sorted(IDS)
+    good, slow, bad, least = (records[name] for name in ("A1", "A2", "A3", "A4"))
+    assert (least["n"], least["seeds"]) == (3, [0, 2])
     assert (good["n"], good["wanted"], good["failures"]) == (40, 40, 0)
     assert 10 < slow["n"] < 100 and slow["wanted"] == 10**6 and slow["failures"] == 0
     assert (bad["n"], bad["failures"], bad["failed_seed"]) == (3, 1, 3)

@@ -168,7 +168,7 @@ PHASES = (in_training, in_evaluation, waiting_for_data, in_a_save)
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__)
 def test_sigterm_saves_and_stops_in_every_phase(whole, tmp_path, figure, phase, workers):
     """C6."""
-    for _ in figure("C6", ci=1, soak=12):
+    for _ in figure("C6", ci=1, soak=13):
         state = phase(tmp_path, workers)
         assert state.step < 5
         saved = json.loads((tmp_path / "last" / "training.json").read_text())["step"]
@@ -281,7 +281,7 @@ def test_last_never_names_an_incomplete_step(tmp_path, figure):
         while not last.exists():
             time.sleep(0.01)
             assert process.is_alive()
-        for _ in figure("C7", ci=20, soak=1_800):
+        for _ in figure("C7", ci=60, soak=1_800):
             end = time.monotonic() + 1.0
             while (now := time.monotonic()) < end:
                 look(last, seen)
