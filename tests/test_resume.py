@@ -72,24 +72,27 @@ def check_same(out, state, whole):
 
 
 @pytest.mark.parametrize("workers", [0, 4])
-def test_a_run_stopped_at_every_step_of_an_epoch_is_the_same(whole, tmp_path, figure, workers):
-    """C4: a chain of as many resumes as the epoch has steps, and both counts of workers."""
-    for _ in figure("C4", ci=1, soak=3):
-        out = tmp_path / "run"
-        for step in range(1, 6):
+def test_a_run_stopped_at_every_step_is_the_same(tmp_path, figure, workers):
+    """C4: a chain of as many resumes as there are steps, and a trial for each."""
+    steps = 15 if figure.soak else {0: 10, 4: 5}[workers]
+    config = runs.override(BRIEF, {"steps": steps})
+    whole = tmp_path / "whole", runs.go(tmp_path / "whole", config)
+    for seed in figure("C4", ci=steps, soak=2 * steps, batch=steps):
+        out = tmp_path / str(seed)
+        for step in range(1, steps + 1):
             with patched(training, "train_step", after):
-                state = runs.go(out, BRIEF, workers=workers)
+                state = runs.go(out, config, workers=workers)
             assert state.step == step
             assert json.loads((out / "last" / "training.json").read_text())["step"] == step
-        state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
+        state = runs.go(out, workers=workers)
         check_same(out, state, whole)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_stopped_once_with_workers_is_the_same(whole, tmp_path, figure, workers):
     """C4."""
-    for _ in figure("C4", ci=1, soak=3):
-        out = tmp_path / "run"
+    for seed in figure("C4", ci=1, soak=5):
+        out = tmp_path / str(seed)
         with patched(training, "train_step", after):
             runs.go(out, BRIEF, workers=workers)
         state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
@@ -168,13 +171,14 @@ PHASES = (in_training, in_evaluation, waiting_for_data, in_a_save)
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__)
 def test_sigterm_saves_and_stops_in_every_phase(whole, tmp_path, figure, phase, workers):
     """C6."""
-    for _ in figure("C6", ci=1, soak=13):
-        state = phase(tmp_path, workers)
+    for seed in figure("C6", ci=1, soak=13):
+        out = tmp_path / str(seed)
+        state = phase(out, workers)
         assert state.step < 5
-        saved = json.loads((tmp_path / "last" / "training.json").read_text())["step"]
+        saved = json.loads((out / "last" / "training.json").read_text())["step"]
         assert saved == state.step
-        state = runs.go(tmp_path, workers=workers, evaluate=lambda _: {"score": 0.0})
-        check_same(tmp_path, state, whole)
+        state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
+        check_same(out, state, whole)
 
 
 def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path):

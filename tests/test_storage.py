@@ -231,7 +231,7 @@ FAULTS = {
 def test_a_write_that_fails_says_why_and_keeps_what_was_saved(
     finished, tmp_path, monkeypatch, figure, name
 ):
-    """C3, with the two tests below."""
+    """C3, with the three tests below."""
     apply, message = FAULTS[name]
     for _ in figure("C3", ci=1, soak=1):
         out = Path(shutil.copytree(finished, tmp_path / "run"))
@@ -284,6 +284,20 @@ def test_a_run_on_a_disk_that_is_full_keeps_what_it_saved(tmp_path, figure):
         if process.exitcode == 77:
             pytest.skip("no right to mount a file system here")
         assert process.exitcode == 0
+
+
+def test_the_newest_is_the_one_written_last_whatever_the_clock_says(finished, tmp_path, figure):
+    """C3: the clock jumps back between two checkpoints, and another by years."""
+    for _ in figure("C3", ci=1, soak=1):
+        out = Path(shutil.copytree(finished, tmp_path / "run"))
+        for name, seconds in (("last", 0), ("last.old", 4_000_000_000)):
+            for path in (out / name, *(out / name).iterdir()):
+                os.utime(path, (seconds, seconds))
+        _, folder = runstate.stored_run(out)
+        assert folder == out / "last"
+        storage.write_folder(out / "last", write("new"), keep_old=True)
+        assert (out / "last" / "a").read_text() == "new"
+        assert json.loads((out / "last.old" / "training.json").read_text())["step"] == 4
 
 
 def hold(folder, ready, done):
