@@ -1,9 +1,10 @@
 """SLAP in an accelerate loop: python examples/accelerate_loop.py
 
 On two ranks: torchrun --nproc-per-node 2 examples/accelerate_loop.py (each contrasts its own
-clips).
+clips). Needs: pip install 'slap-fast[accelerate]'
 """
 
+import torch
 from accelerate import Accelerator
 from slap_parts import CONFIG, make_model, make_optimization, make_steps, slap_loss
 from torch.utils.data import DataLoader
@@ -14,7 +15,8 @@ from slap_fast.train import ema_momentum
 
 def train(config=CONFIG):
     """Yields this rank's loss of each step, and the model."""
-    accelerator = Accelerator()
+    # Without cpu=True it takes two ranks on a CPU for two runs.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model = make_model(config)
     teacher = Teacher(model).to(accelerator.device)
     optimizer, schedule = make_optimization(model, config)

@@ -1,6 +1,7 @@
 """SLAP in a Lightning Fabric loop: python examples/fabric_loop.py
 
 On two ranks: torchrun --nproc-per-node 2 examples/fabric_loop.py (each contrasts its own clips).
+Needs: pip install 'slap-fast[fabric]'
 """
 
 import os

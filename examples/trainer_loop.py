@@ -1,11 +1,12 @@
 """SLAP in transformers' Trainer: python examples/trainer_loop.py
 
 On two ranks: torchrun --nproc-per-node 2 examples/trainer_loop.py (each contrasts its own clips).
-Needs accelerate, as the Trainer does.
+Needs: pip install 'slap-fast[trainer]'
 """
 
 import tempfile
 
+import torch
 from slap_parts import CONFIG, make_model, make_optimization, make_steps, slap_loss
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -66,6 +67,7 @@ def train(config=CONFIG):
             per_device_train_batch_size=1,  # an item is a whole step's batch already
             max_steps=config.steps,
             max_grad_norm=config.clip_grad_norm,
+            use_cpu=not torch.cuda.is_available(),  # or two ranks on a CPU are two runs
             train_sampling_strategy="sequential",
             save_strategy="no",
             report_to="none",
