@@ -123,6 +123,9 @@ def compile_case(case: Case, target: str) -> Row:
     if re.search(r"^\s*trap;", text, re.MULTILINE):
         # What Triton makes of a kernel that needs more tensor memory than there is.
         error = "compiles to a trap"
+    elif re.search(r"mma.*\btf32|mfma.*_xf32", text):
+        # All kernels ask for "ieee", which Triton ignores for large fp32 products on sm_100.
+        error = "rounds fp32 products to tf32"
     elif shared > SHARED[target]:
         error = f"needs {shared} bytes of shared memory, {target} has {SHARED[target]}"
     return row._replace(

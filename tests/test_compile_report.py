@@ -22,13 +22,15 @@ import triton
 import triton.language as tl
 
 @triton.jit
-def matmul(x_ptr, stride, ROWS: tl.constexpr, SUM: tl.constexpr):
+def matmul(x_ptr, stride, ROWS: tl.constexpr, KIND: tl.constexpr):
     i = tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, 64)[None, :]
     x = tl.load(x_ptr + i)
-    y = tl.dot(x, tl.trans(x))
-    if SUM:
-        y = y.no_such_method()
-    if ROWS == 256:  # a second accumulator, for which sm_100 has no tensor memory left
+    if KIND == "wrong":
+        x = x.no_such_method()
+    if KIND == "fp32":
+        x = x.to(tl.float32)
+    y = tl.dot(x, tl.trans(x), input_precision="ieee")
+    if KIND == "two products":
         z = y * 0
         for _ in range(stride):
             y = tl.dot(x, tl.trans(x), y)
@@ -37,16 +39,19 @@ def matmul(x_ptr, stride, ROWS: tl.constexpr, SUM: tl.constexpr):
     j = tl.arange(0, ROWS)
     tl.store(x_ptr + j[:, None] * stride + j[None, :], y.to(tl.bfloat16))
 
-def case(rows, warps=4, wrong=False):
-    signature = {{"x_ptr": "*bf16", "stride": "i64", "ROWS": "constexpr", "SUM": "constexpr"}}
-    return compile_report.Case("toy", matmul, signature, dict(ROWS=rows, SUM=wrong), warps, 2, True)
+def row(target, rows=64, kind="", warps=4):
+    signature = {{"x_ptr": "*bf16", "stride": "i64", "ROWS": "constexpr", "KIND": "constexpr"}}
+    constants = {{"ROWS": rows, "KIND": kind}}
+    case = compile_report.Case("toy", matmul, signature, constants, warps, 2, True)
+    return compile_report.compile_case(case, target)
 
-rows = [compile_report.compile_case(case(64), target) for target in compile_report.TARGETS]
-rows.append(compile_report.compile_case(case(128, warps=1), "sm_90"))
-rows.append(compile_report.compile_case(case(64, wrong=True), "sm_90"))
-rows.append(compile_report.compile_case(case(256), "sm_100"))
+rows = [row(target) for target in compile_report.TARGETS]
+rows.append(row("sm_90", 128, warps=1))
+rows.append(row("sm_90", kind="wrong"))
+rows.append(row("sm_100", 256, "two products"))  # there is tensor memory for one
+rows.append(row("sm_100", kind="fp32"))
 compile_report.SHARED["sm_90"] = 1_000
-rows.append(compile_report.compile_case(case(64), "sm_90"))
+rows.append(row("sm_90"))
 print(json.dumps([row._asdict() | {{"fails": row.fails}} for row in rows]))
 """
 
@@ -58,18 +63,19 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_good_a_spilling_a_wrong_and_two_too_large_ones(tmp_path):
+def test_good_and_bad_kernels(tmp_path):
     script = tmp_path / "toy.py"
     script.write_text(TOY.format(benchmarks=str(ROOT / "benchmarks")))
     done = run(str(script))
     assert done.returncode == 0, done.stderr
-    *good, spilling, wrong, trap, too_much = json.loads(done.stdout)
+    *good, spilling, wrong, trap, rounding, too_much = json.loads(done.stdout)
     assert [row["products"] for row in good] == ["mma.sync", "wgmma", "tcgen05.mma", "v_mfma"]
     assert all(row["registers"] > 0 and row["shared"] > 0 for row in good)
     assert not any(row["fails"] for row in good)
     assert spilling["spilled"] > 0 and spilling["fails"]
     assert "no_such_method" in wrong["error"] and wrong["fails"]
     assert trap["error"] == "compiles to a trap" and trap["fails"]
+    assert rounding["error"] == "rounds fp32 products to tf32" and rounding["fails"]
     assert "bytes of shared memory, sm_90 has 1000" in too_much["error"] and too_much["fails"]
 
 
