@@ -44,24 +44,44 @@ inline V load_int16(const std::int16_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(x))};
 }
 
-// Blocks of 4 x 4 within the halves of the vectors, then the halves themselves.
+// 4 x 4 within each half of the vectors.
+inline void transpose_halves(const __m256* rows, __m256* out) {
+  const __m256 a = _mm256_unpacklo_ps(rows[0], rows[1]);
+  const __m256 b = _mm256_unpackhi_ps(rows[0], rows[1]);
+  const __m256 c = _mm256_unpacklo_ps(rows[2], rows[3]);
+  const __m256 d = _mm256_unpackhi_ps(rows[2], rows[3]);
+  out[0] = _mm256_shuffle_ps(a, c, 0x44);
+  out[1] = _mm256_shuffle_ps(a, c, 0xee);
+  out[2] = _mm256_shuffle_ps(b, d, 0x44);
+  out[3] = _mm256_shuffle_ps(b, d, 0xee);
+}
+
 inline void transpose(V* block) {
-  __m256 quads[8];
-  for (int i = 0; i < 8; i += 4) {
-    const __m256 a = _mm256_unpacklo_ps(block[i].v, block[i + 1].v);
-    const __m256 b = _mm256_unpackhi_ps(block[i].v, block[i + 1].v);
-    const __m256 c = _mm256_unpacklo_ps(block[i + 2].v, block[i + 3].v);
-    const __m256 d = _mm256_unpackhi_ps(block[i + 2].v, block[i + 3].v);
-    quads[i] = _mm256_shuffle_ps(a, c, 0x44);
-    quads[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
-    quads[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
-    quads[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
-  }
+  __m256 rows[8], quads[8];
+  for (int i = 0; i < 8; ++i) rows[i] = block[i].v;
+  transpose_halves(rows, quads);
+  transpose_halves(rows + 4, quads + 4);
   for (int i = 0; i < 4; ++i) {
     block[i] = {_mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20)};
     block[i + 4] = {_mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31)};
   }
 }
+
+// Loads put the halves where they belong, which takes less than a transpose of whole vectors.
+inline void load_transposed(const float* p, int stride, V* block) {
+  for (int i = 0; i < 8; i += 4) {
+    __m256 quads[4];
+    for (int l = 0; l < 4; ++l) {
+      const float* at = p + l * stride + i;
+      const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(at));
+      quads[l] = _mm256_insertf128_ps(low, _mm_loadu_ps(at + 4 * stride), 1);
+    }
+    transpose_halves(quads, quads);
+    for (int l = 0; l < 4; ++l) block[i + l] = {quads[l]};
+  }
+}
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 
 #include "mel_lanes.h"
 

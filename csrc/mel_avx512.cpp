@@ -44,19 +44,22 @@ inline V load_int16(const std::int16_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(x))};
 }
 
-// Blocks of 4 x 4 within the quarters of the vectors, then the quarters themselves.
+// 4 x 4 within each quarter of the vectors.
+inline void transpose_quarters(const __m512* rows, __m512* out) {
+  const __m512 a = _mm512_unpacklo_ps(rows[0], rows[1]);
+  const __m512 b = _mm512_unpackhi_ps(rows[0], rows[1]);
+  const __m512 c = _mm512_unpacklo_ps(rows[2], rows[3]);
+  const __m512 d = _mm512_unpackhi_ps(rows[2], rows[3]);
+  out[0] = _mm512_shuffle_ps(a, c, 0x44);
+  out[1] = _mm512_shuffle_ps(a, c, 0xee);
+  out[2] = _mm512_shuffle_ps(b, d, 0x44);
+  out[3] = _mm512_shuffle_ps(b, d, 0xee);
+}
+
 inline void transpose(V* block) {
-  __m512 quads[16];
-  for (int i = 0; i < 16; i += 4) {
-    const __m512 a = _mm512_unpacklo_ps(block[i].v, block[i + 1].v);
-    const __m512 b = _mm512_unpackhi_ps(block[i].v, block[i + 1].v);
-    const __m512 c = _mm512_unpacklo_ps(block[i + 2].v, block[i + 3].v);
-    const __m512 d = _mm512_unpackhi_ps(block[i + 2].v, block[i + 3].v);
-    quads[i] = _mm512_shuffle_ps(a, c, 0x44);
-    quads[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
-    quads[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
-    quads[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
-  }
+  __m512 rows[16], quads[16];
+  for (int i = 0; i < 16; ++i) rows[i] = block[i].v;
+  for (int i = 0; i < 16; i += 4) transpose_quarters(rows + i, quads + i);
   for (int i = 0; i < 4; ++i) {
     const __m512 a = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0x44);
     const __m512 b = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0xee);
@@ -68,6 +71,24 @@ inline void transpose(V* block) {
     block[i + 12] = {_mm512_shuffle_f32x4(b, d, 0xdd)};
   }
 }
+
+// Loads put the quarters where they belong, which takes less than a transpose of whole vectors.
+inline void load_transposed(const float* p, int stride, V* block) {
+  for (int i = 0; i < 16; i += 4) {
+    __m512 quads[4];
+    for (int l = 0; l < 4; ++l) {
+      const float* at = p + l * stride + i;
+      __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(at));
+      x = _mm512_insertf32x4(x, _mm_loadu_ps(at + 4 * stride), 1);
+      x = _mm512_insertf32x4(x, _mm_loadu_ps(at + 8 * stride), 2);
+      quads[l] = _mm512_insertf32x4(x, _mm_loadu_ps(at + 12 * stride), 3);
+    }
+    transpose_quarters(quads, quads);
+    for (int l = 0; l < 4; ++l) block[i + l] = {quads[l]};
+  }
+}
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 
 #include "mel_lanes.h"
 

@@ -12,10 +12,17 @@ struct Root {
   float re, im;
 };
 
-// Weights of the bins first .. first + count - 1.
+constexpr int kTaps = 4;
+
+// One bin of a filter: where the transform leaves its power, and its weight for 4 times the power.
+struct MelTap {
+  int slot;
+  float weight;
+};
+
+// A multiple of kTaps, the last of weight 0: the loops of neighbours are then as long, and foreseen.
 struct MelFilter {
-  int first, count;
-  const float* weights;
+  const MelTap *begin, *end;
 };
 
 // What a kernel reads. Plain pointers, as a kernel must use no template of the standard library: the
@@ -24,10 +31,10 @@ struct MelTables {
   bool kaldi;  // remove the mean, then pre-emphasise
   int n_fft, win_length, hop_length, n_mels, patch_time, patch_freq;
   float floor, mean, scale;  // (ln(max(mel, floor)) - mean) * scale
-  const float* window;       // [win_length]
+  const float* window;       // [win_length], then zeros up to whole vectors
   const Root* roots;         // [n_fft], exp(-2 pi i j / n_fft)
   const int* slots;          // [n_fft / 2 + 1], where the power of a bin lies after the transform
-  const MelFilter* filters;  // [n_mels]; their weights are for 4 times the power
+  const MelFilter* filters;  // [n_mels]
 };
 
 // One implementation of the arithmetic, for one instruction set.
@@ -37,10 +44,10 @@ struct MelKernel {
 
   // Writes `rows` <= lanes rows of the patches of a clip, from its row `first_row` on. Row
   // first_row + l is the log-mel of the frame at samples + l * hop_length where l < frames, else
-  // silence. Reads each of these frames, rounded up to whole vectors of `lanes` samples.
-  // scratch: [n_fft * lanes] floats, aligned to 64 bytes.
+  // silence. Reads `lanes` frames, rounded up to whole vectors, unless frames is 0. Fetches what
+  // lies at `next` into the cache. scratch: [max(n_fft, lanes)][lanes], aligned to 64 bytes.
   void (*log_mel)(const MelTables& tables, const float* samples, int frames, std::int64_t first_row,
-                  int rows, float* scratch, float* patches);
+                  int rows, const void* next, float* scratch, float* patches);
 
   void (*from_int16)(const std::int16_t* samples, std::int64_t count, float* out);  // / 32768
 };

@@ -6,6 +6,8 @@
 //   at_least(x, bound)         the larger of the two; NaN stays NaN
 //   split(x, exponent)         m in [sqrt(1/2), sqrt(2)) with x = m 2^exponent; x positive and normal
 //   transpose(block)           of kLanes vectors
+//   load_transposed(p, stride, block)  of the vectors at p + l * stride; block[i] has the i-th of each
+//   prefetch(p)                fetches a line of 64 bytes into the cache; any address will do
 //   load_int16(p)              kLanes samples as floats
 
 constexpr float kPreemphasis = 0.97f;
@@ -31,52 +33,54 @@ inline void store(float* z, int index, Complex value) {
 }
 inline Complex broadcast(Root root) { return {broadcast(root.re), broadcast(root.im)}; }
 
-// Samples as [win_length][lanes]; returns their sum by lane.
-inline V gather(const MelTables& t, const float* samples, int frames, float* out) {
-  const float* starts[kLanes];
-  for (int l = 0; l < kLanes; ++l) {
-    starts[l] = samples + std::int64_t{l < frames ? l : frames - 1} * t.hop_length;
+// The mean of each frame's win_length samples.
+inline V mean(const MelTables& t, const float* samples) {
+  V rows[kLanes] = {};  // short sums: the rounding of the mean would show in the lowest bins
+  int n = 0;
+  for (; n + kLanes <= t.win_length; n += kLanes) {
+    for (int l = 0; l < kLanes; ++l) rows[l] = rows[l] + load(samples + l * t.hop_length + n);
   }
-  V sums[4] = {};  // short sums: the rounding of the mean would show in the lowest bins
-  for (int n = 0; n < t.win_length; n += kLanes) {
-    V block[kLanes];
-    for (int l = 0; l < kLanes; ++l) block[l] = load(starts[l] + n);
-    transpose(block);
-    V partial{};
-    for (int i = 0; i < kLanes && n + i < t.win_length; ++i) {
-      store(out + (n + i) * kLanes, block[i]);
-      partial = partial + block[i];
-    }
-    V& sum = sums[n / kLanes % 4];
-    sum = sum + partial;
+  transpose(rows);
+  for (; n < t.win_length; ++n) {
+    float rest[kLanes];
+    for (int l = 0; l < kLanes; ++l) rest[l] = samples[l * t.hop_length + n];
+    rows[n % kLanes] = rows[n % kLanes] + load(rest);
   }
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    for (int i = 0; i < step; ++i) rows[i] = rows[i] + rows[i + step];
+  }
+  return divide(rows[0], broadcast(static_cast<float>(t.win_length)));
 }
 
-// Kaldi's removal of the mean and pre-emphasis, and the window; zeros up to n_fft. From the last
-// sample down, as each needs the one before it as it was.
-inline void apply_window(const MelTables& t, V sum, float* frame) {
-  for (int n = t.win_length; n < t.n_fft; ++n) store(frame + n * kLanes, V{});
-  if (!t.kaldi) {
-    for (int n = 0; n < t.win_length; ++n) {
-      store(frame + n * kLanes, load(frame + n * kLanes) * broadcast(t.window[n]));
-    }
-    return;
-  }
-  const V mean = divide(sum, broadcast(static_cast<float>(t.win_length)));
+// The frames as the transform takes them, [n_fft][lanes]: windowed, and zeros behind; kaldi: less
+// their mean, and pre-emphasised.
+template <bool kKaldi>
+inline void gather(const MelTables& t, const float* samples, float* out) {
+  const V centre = kKaldi ? mean(t, samples) : V{};
   const V preemphasis = broadcast(-kPreemphasis);
-  V centred = load(frame + (t.win_length - 1) * kLanes) - mean;
-  for (int n = t.win_length - 1; n > 0; --n) {
-    const V before = load(frame + (n - 1) * kLanes) - mean;
-    store(frame + n * kLanes, multiply_add(preemphasis, before, centred) * broadcast(t.window[n]));
-    centred = before;
+  const int length = t.win_length, hop = t.hop_length;  // stores could change those in the tables
+  const float* window = t.window;
+  V before{};  // of sample 0, which the symmetric Hann window hides
+  for (int n = 0; n < length; n += kLanes) {
+    V block[kLanes];
+    load_transposed(samples + n, hop, block);
+    for (int i = 0; i < kLanes; ++i) {
+      if (kKaldi) {
+        const V centred = block[i] - centre;
+        block[i] = multiply_add(preemphasis, before, centred);
+        before = centred;
+      }
+      block[i] = block[i] * broadcast(window[n + i]);
+    }
+    for (int i = 0; i < kLanes; ++i) store(out + (n + i) * kLanes, block[i]);
   }
-  store(frame, V{});  // the symmetric Hann window is 0 there
+  for (int n = length; n < t.n_fft; ++n) store(out + n * kLanes, V{});
 }
 
 // Decimation in frequency, in place: `size` complex values, a power of two; radix 4, after one pass
 // of radix 2 where that leaves a factor of 2. Results come in digit-reversed order (MelTables::slots).
-inline void transform(const Root* roots, int num_roots, int size, float* z) {
+// With each butterfly a line at `next` is fetched, as its arithmetic leaves the memory idle.
+inline void transform(const Root* roots, int num_roots, int size, std::uintptr_t next, float* z) {
   int length = size;
   bool odd = false;
   for (int n = size; n > 1; n /= 2) odd = !odd;
@@ -96,6 +100,8 @@ inline void transform(const Root* roots, int num_roots, int size, float* z) {
       for (int k = j; k < size; k += length) {
         const Complex x0 = load(z, k), x1 = load(z, k + quarter), x2 = load(z, k + 2 * quarter),
                       x3 = load(z, k + 3 * quarter);
+        prefetch(reinterpret_cast<const char*>(next));
+        next += 64;
         const Complex a = x0 + x2, b = x0 - x2, c = x1 + x3, d = x1 - x3;
         store(z, k, a + c);
         if (j == 0) {
@@ -116,17 +122,19 @@ inline void transform(const Root* roots, int num_roots, int size, float* z) {
 // transformed. X[k] and X[n_fft / 2 - k] come from the same two values.
 inline void power(const MelTables& t, float* z) {
   const int half = t.n_fft / 2;
+  const int* slots = t.slots;
+  const Root* roots = t.roots;
   const V two = broadcast(2.0f);
   const Complex first = load(z, 0);
   const V constant = two * (first.re + first.im), highest = two * (first.re - first.im);
-  store(z + t.slots[0] * kLanes, constant * constant);
-  store(z + t.slots[half] * kLanes, highest * highest);
+  store(z + slots[0] * kLanes, constant * constant);
+  store(z + slots[half] * kLanes, highest * highest);
   for (int k = 1; k <= half / 2; ++k) {
-    float* low = z + t.slots[k] * kLanes;
-    float* high = z + t.slots[half - k] * kLanes;
+    float* low = z + slots[k] * kLanes;
+    float* high = z + slots[half - k] * kLanes;
     const Complex p = load(low, 0), q = load(high, 0);
     const Complex even = {p.re + q.re, p.im - q.im};
-    const Complex odd = Complex{p.re - q.re, p.im + q.im} * broadcast(t.roots[k]);
+    const Complex odd = Complex{p.re - q.re, p.im + q.im} * broadcast(roots[k]);
     const Complex x = minus_i_times(even, odd), y = plus_i_times(even, odd);
     store(low, multiply_add(x.re, x.re, x.im * x.im));
     store(high, multiply_add(y.re, y.re, y.im * y.im));
@@ -154,49 +162,57 @@ inline V normalised_log(const MelTables& t, V mel) {
   return (log - broadcast(t.mean)) * broadcast(t.scale);
 }
 
-inline V filtered(const MelTables& t, int m, const float* z) {
-  const MelFilter& filter = t.filters[m];
-  V sum{};
-  for (int i = 0; i < filter.count; ++i) {
-    const V bin = load(z + t.slots[filter.first + i] * kLanes);
-    sum = multiply_add(broadcast(filter.weights[i]), bin, sum);
+inline V filtered(const MelFilter& filter, const float* z) {
+  V sums[kTaps] = {};
+  for (const MelTap* tap = filter.begin; tap != filter.end; tap += kTaps) {
+    for (int i = 0; i < kTaps; ++i) {
+      sums[i] = multiply_add(broadcast(tap[i].weight), load(z + tap[i].slot * kLanes), sums[i]);
+    }
   }
-  return sum;
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 inline void log_mel(const MelTables& t, const float* samples, int frames, std::int64_t first_row,
-                    int rows, float* scratch, float* patches) {
+                    int rows, const void* next, float* scratch, float* patches) {
   if (frames > 0) {
-    const V sum = gather(t, samples, frames, scratch);
-    apply_window(t, sum, scratch);
-    transform(t.roots, t.n_fft, t.n_fft / 2, scratch);
+    if (t.kaldi) {
+      gather<true>(t, samples, scratch);
+    } else {
+      gather<false>(t, samples, scratch);
+    }
+    transform(t.roots, t.n_fft, t.n_fft / 2, reinterpret_cast<std::uintptr_t>(next), scratch);
     power(t, scratch);
   }
-  const std::int64_t patch_dim = std::int64_t{t.patch_time} * t.patch_freq;
-  const std::int64_t column_dim = t.n_mels / t.patch_freq * patch_dim;
+  const MelFilter* filters = t.filters;  // all that the loops need: stores could change the tables
+  const int n_mels = t.n_mels, patch_time = t.patch_time, patch_freq = t.patch_freq;
+  const bool whole = patch_freq % kLanes == 0;
+  const std::int64_t patch_dim = std::int64_t{patch_time} * patch_freq;
+  const std::int64_t column_dim = n_mels / patch_freq * patch_dim;
   float* starts[kLanes];
+  std::int64_t column = first_row / patch_time, frame = first_row % patch_time;
   for (int l = 0; l < rows; ++l) {
-    const std::int64_t row = first_row + l;
-    starts[l] = patches + row / t.patch_time * column_dim + row % t.patch_time * t.patch_freq;
+    starts[l] = patches + column * column_dim + frame * patch_freq;
+    if (++frame == patch_time) frame = 0, ++column;
   }
   const V silence = normalised_log(t, V{});
-  for (int m = 0; m < t.n_mels; m += kLanes) {
+  for (int m = 0; m < n_mels; m += kLanes) {
     V block[kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      const bool computed = frames > 0 && m + i < t.n_mels;
-      block[i] = computed ? normalised_log(t, filtered(t, m + i, scratch)) : silence;
+      const bool computed = frames > 0 && m + i < n_mels;
+      block[i] = computed ? normalised_log(t, filtered(filters[m + i], scratch)) : silence;
     }
     transpose(block);
+    const std::int64_t offset = m / patch_freq * patch_dim + m % patch_freq;
     for (int l = 0; l < rows; ++l) {
       const V values = l < frames ? block[l] : silence;
-      if (t.patch_freq % kLanes == 0) {
-        store(starts[l] + m / t.patch_freq * patch_dim + m % t.patch_freq, values);
+      if (whole) {
+        store(starts[l] + offset, values);
         continue;
       }
       float out[kLanes];
       store(out, values);
-      for (int i = 0; i < kLanes && m + i < t.n_mels; ++i) {
-        starts[l][(m + i) / t.patch_freq * patch_dim + (m + i) % t.patch_freq] = out[i];
+      for (int i = 0; i < kLanes && m + i < n_mels; ++i) {
+        starts[l][(m + i) / patch_freq * patch_dim + (m + i) % patch_freq] = out[i];
       }
     }
   }

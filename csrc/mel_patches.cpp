@@ -67,6 +67,8 @@ MelPatches::MelPatches(const MelConfig& config, const float* window, const float
     throw std::invalid_argument("instruction_set: found " + instruction_set +
                                 ", expected one of mel_instruction_sets()");
   }
+  const std::size_t lanes = kernel_->lanes;
+  window_.resize((window_.size() + lanes - 1) / lanes * lanes);
   const int n_fft = config.n_fft, half = n_fft / 2, num_mels = config.n_mels;
   if (n_fft < 4 || (n_fft & (n_fft - 1))) {
     throw std::invalid_argument("n_fft: found " + std::to_string(n_fft) +
@@ -79,15 +81,19 @@ MelPatches::MelPatches(const MelConfig& config, const float* window, const float
   for (int k = 0; k < half; ++k) slots_.push_back(2 * digit_reversed(k, half));
   slots_.push_back(1);
 
-  weights_.reserve(std::size_t(half + 1) * num_mels);  // the filters point into it
+  std::vector<std::size_t> ends;
   for (int m = 0; m < num_mels; ++m) {
     const auto weight = [&](int bin) { return filterbank[std::size_t(bin) * num_mels + m]; };
     int first = 0, end = half + 1;
     // One bin remains, of weight 0, where a filter has none: it passes NaN on.
     while (first < half && weight(first) == 0) ++first;
     while (end > first + 1 && weight(end - 1) == 0) --end;
-    filters_.push_back({first, end - first, weights_.data() + weights_.size()});
-    for (int bin = first; bin < end; ++bin) weights_.push_back(weight(bin) / 4);
+    for (int bin = first; bin < end; ++bin) taps_.push_back({slots_[bin], weight(bin) / 4});
+    while (taps_.size() % kTaps) taps_.push_back({slots_[first], 0});
+    ends.push_back(taps_.size());
+  }
+  for (int m = 0; m < num_mels; ++m) {
+    filters_.push_back({taps_.data() + (m ? ends[m - 1] : 0), taps_.data() + ends[m]});
   }
   tables_ = {config.kaldi,      n_fft,
              config.win_length, config.hop_length,
@@ -121,25 +127,23 @@ std::vector<std::int64_t> MelPatches::starts(const std::vector<std::int64_t>& bo
   return starts;
 }
 
-// The samples of frames `frame` .. `frame + frames - 1` of a clip, in place where they lie there as
-// the kernel reads them, else copied to `span`, with the clip's borders.
+// Copies the samples of frames `frame` .. `frame + frames - 1` of a clip to `span`, with the clip's
+// borders. Returns where samples will be read next.
 template <class Sample>
-const float* MelPatches::samples_at(const Sample* clip, std::int64_t num_samples,
+const Sample* MelPatches::fill_span(const Sample* clip, std::int64_t num_samples,
                                     std::int64_t frame, int frames, float* span) const {
   const MelTables& t = tables_;
-  const int vectors = (t.win_length + kernel_->lanes - 1) / kernel_->lanes;
-  const std::int64_t count =
-      std::int64_t{frames - 1} * t.hop_length + std::int64_t{vectors} * kernel_->lanes;
+  const std::int64_t count = std::int64_t{frames - 1} * t.hop_length + t.win_length;
   // torchaudio: the window sits in the middle of n_fft samples, of which half lie before the frame.
   const std::int64_t first =
       frame * t.hop_length - (t.kaldi ? 0 : t.n_fft / 2 - (t.n_fft - t.win_length) / 2);
   if (first >= 0 && first + count <= num_samples) {
     if constexpr (std::is_same_v<Sample, float>) {
-      return clip + first;
+      std::copy_n(clip + first, count, span);
     } else {
       kernel_->from_int16(clip + first, count, span);
-      return span;
     }
+    return clip + first + count;
   }
   // Reflection needs more samples than half a transform: silence follows where there are fewer.
   const std::int64_t last = std::max<std::int64_t>(num_samples, t.n_fft / 2 + 1) - 1;
@@ -148,20 +152,20 @@ const float* MelPatches::samples_at(const Sample* clip, std::int64_t num_samples
     if (!t.kaldi) at = at < 0 ? -at : at > last ? 2 * last - at : at;
     span[i] = at >= 0 && at < num_samples ? to_float(clip[at]) : 0.0f;
   }
-  return span;
+  return clip;
 }
 
 template <class Sample>
 void MelPatches::compute(const Sample* clip, std::int64_t num_samples, std::int64_t first_row,
                          std::int64_t end_row, float* scratch, float* patches) const {
   const std::int64_t num_frames = this->num_frames(num_samples);
-  float* span = scratch + std::size_t(tables_.n_fft) * kernel_->lanes;
+  float* span = scratch + std::max(tables_.n_fft, kernel_->lanes) * kernel_->lanes;
   for (std::int64_t row = first_row; row < end_row; row += kernel_->lanes) {
     const int rows = static_cast<int>(std::min<std::int64_t>(kernel_->lanes, end_row - row));
     const std::int64_t left = std::max<std::int64_t>(0, num_frames - row);
     const int frames = static_cast<int>(std::min<std::int64_t>(rows, left));
-    const float* samples = frames ? samples_at(clip, num_samples, row, frames, span) : nullptr;
-    kernel_->log_mel(tables_, samples, frames, row, rows, scratch, patches);
+    const Sample* next = frames ? fill_span(clip, num_samples, row, frames, span) : nullptr;
+    kernel_->log_mel(tables_, span, frames, row, rows, next, scratch, patches);
   }
 }
 
@@ -221,9 +225,9 @@ void MelPatches::run(const Sample* waveform, const std::vector<std::int64_t>& bo
     }
   };
 
-  const std::size_t lanes = kernel_->lanes;
+  const std::size_t lanes = kernel_->lanes, n_fft = tables_.n_fft;
   const std::size_t span = (lanes - 1) * tables_.hop_length + tables_.win_length + lanes;
-  const std::size_t room = tables_.n_fft * lanes + span + kAlignment / sizeof(float);
+  const std::size_t room = std::max(n_fft, lanes) * lanes + span + kAlignment / sizeof(float);
   const std::size_t workers = std::min<std::size_t>(std::max(1, num_threads), pieces.size());
   std::vector<std::vector<float>> scratch(workers, std::vector<float>(room));
   std::vector<std::thread> threads;

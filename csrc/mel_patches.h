@@ -54,16 +54,17 @@ class MelPatches {
   void compute(const Sample* clip, std::int64_t num_samples, std::int64_t first_row,
                std::int64_t end_row, float* scratch, float* patches) const;
   template <class Sample>
-  const float* samples_at(const Sample* clip, std::int64_t num_samples, std::int64_t frame,
+  const Sample* fill_span(const Sample* clip, std::int64_t num_samples, std::int64_t frame,
                           int frames, float* span) const;
   void apply(const MelMask& mask, std::int64_t first_row, std::int64_t end_row,
              float* patches) const;
 
   const MelKernel* kernel_;
   MelTables tables_;
-  std::vector<float> window_, weights_;
+  std::vector<float> window_;
   std::vector<Root> roots_;
   std::vector<int> slots_;
+  std::vector<MelTap> taps_;
   std::vector<MelFilter> filters_;
 };
 

@@ -74,6 +74,13 @@ inline void transpose(V* block) {
   }
 }
 
+inline void load_transposed(const float* p, int stride, V* block) {
+  for (int l = 0; l < kLanes; ++l) block[l] = load(p + l * stride);
+  transpose(block);
+}
+
+inline void prefetch(const char*) {}
+
 #include "mel_lanes.h"
 
 }  // namespace
