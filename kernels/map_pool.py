@@ -306,8 +306,8 @@ class Launch(NamedTuple):
 # (bytes of an element, widest C): (forward, backward). On sm_90 two programs of the 16-bit forward
 # fit a multiprocessor. An fp32 product has no tensor cores to use and takes many registers: the
 # backward of a wide x needs 16 warps, narrow tiles and no pipeline, or it spills there. On gfx942
-# it spills 350 to 706 registers at any of 16 x 64, 128 and 256, with 8 and 16 warps; the forward 44
-# (C = 768) and 123 (1024) at best.
+# it spills 350 to 845 registers at any of 16 x 32 to 256, with 8 and 16 warps; the forward 44 (C =
+# 768) and 123 (1024) at best.
 SETTINGS = {
     (2, 128): (Launch(32, 128, 4, 3), Launch(32, 128, 4, 3)),
     (2, 768): (Launch(16, 128, 8, 4), Launch(32, 128, 8, 3)),

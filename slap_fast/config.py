@@ -345,6 +345,9 @@ class TrainConfig:
     """Clips in an optimiser step, over all ranks."""
     max_tokens: int = 262_144
     """Most audio tokens in one forward; a larger batch is split and its gradients accumulated."""
+    grad_cache: bool = False
+    """Of a batch that is split, take the contrastive loss and the teacher's targets over all of it,
+    not over each part: GradCache (arXiv 2101.06983), for one more forward of the towers."""
     lr: float = 1e-4
     """Peak learning rate."""
     warmup_steps: int = 2_000
@@ -512,7 +515,11 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         )
         pairs = zip(arguments, items, strict=True)
         return tuple(_typed(a, v, path) for a, v in pairs)
-    if isinstance(value, bool) and hint is not bool:
+    if hint is bool:
+        known = {True: True, False: False, "true": True, "false": False}
+        _check(isinstance(value, (bool, str)) and value in known, path, value, "true or false")
+        return known[value]
+    if isinstance(value, bool):
         raise ValueError(f"{path}: found {value!r}, expected {hint.__name__}")
     try:
         number = hint(value)

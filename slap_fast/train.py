@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from slap_fast import checkpoint, distributed, losses, storage
+from slap_fast import checkpoint, distributed, losses, objective, storage
 from slap_fast.batch import PackedBatch
 from slap_fast.config import TrainConfig, to_dict
 from slap_fast.data.clips import ClipSource
@@ -59,58 +59,6 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def batch_losses(
-    state: TrainState, batch: PackedBatch, rows: Sequence[dict[str, int]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The losses that have a weight, each a mean over its own rows, and health figures.
-
-    The contrastive loss is that of the clips of all ranks; the others are of this rank's rows.
-
-    Args:
-        state: the run.
-        batch: this rank's forward.
-        rows: of each rank's forward, as :func:`loss_rows`.
-    """
-    config, weights = state.config, state.config.loss
-    out = state.replica(batch, weights)
-    values, health = {}, {}
-    if weights.contrastive:
-        clips = [each["contrastive"] for each in rows]
-        audio, text = (
-            distributed.gather_rows(x, clips) for x in (out.audio_features, out.text_features)
-        )
-        groups = distributed.gather_groups(batch.groups, clips)
-        if weights.contrastive_kind == "sigmoid":
-            values["contrastive"] = losses.sigmoid_contrastive_loss(
-                audio, text, out.logit_scale, out.logit_bias, groups=groups
-            )
-        else:
-            values["contrastive"] = losses.contrastive_loss(
-                audio, text, out.logit_scale, groups=groups
-            )
-    if weights.ssl:
-        ssl = config.model.ssl
-        scores = state.teacher(batch)
-        temperature = teacher_temperature(config, state.step)
-        if ssl.targets == "sinkhorn":
-            targets = losses.sinkhorn(
-                scores, temperature, ssl.sinkhorn_iterations, distributed.logsumexp_rows
-            )
-        else:
-            targets = losses.centered_targets(scores, state.teacher.center, temperature)
-            row = distributed.mean_rows(scores, [each["ssl"] for each in rows])
-            losses.update_center(state.teacher.center, row, ssl.center_momentum)
-        values["ssl"] = losses.self_distillation_loss(
-            out.student_features, out.prototypes, targets, ssl.student_temperature
-        )
-        health = losses.prototype_health(targets, out.student_features)
-    if weights.caption:
-        values["caption"] = losses.caption_loss(
-            out.caption_hidden, out.caption_weight, batch.labels
-        )
-    return values, health
-
-
 def train_step(state: TrainState, batches: list[PackedBatch]) -> dict[str, Tensor]:
     """One optimiser step over the ``batches`` of all ranks; returns 0-d tensors, equal on all.
 
@@ -127,10 +75,19 @@ def train_step(state: TrainState, batches: list[PackedBatch]) -> dict[str, Tenso
     missing = forwards - len(batches)
     batches = [*batches, *[PackedBatch.empty(config.model.mel.patch_dim)] * missing]
     metrics: dict[str, Tensor] = {}
+    temperature = teacher_temperature(config, step)
+    cached: list[objective.Cached | None] = [None] * forwards
+    if config.grad_cache and forwards > 1:
+        whole = [{name: sum(pack[name] for pack in each) for name in NO_ROWS} for each in rows]
+        with autocast(config, state.device):
+            cached = objective.first_pass(state, batches, whole, temperature)
     for i, batch in enumerate(batches):
         here = [each[i] if i < len(each) else NO_ROWS for each in rows]
+        share = _shares(rows, here) | ({"contrastive": 1.0} if cached[i] else {})
         with distributed.accumulating(state.replica, last=i == forwards - 1):
-            figures = _forward_backward(state, batch.to(state.device), here, _shares(rows, here))
+            figures = _forward_backward(
+                state, batch.to(state.device), here, share, temperature, cached[i]
+            )
         for name, value in figures.items():
             metrics[name] = metrics.get(name, 0.0) + value
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -152,11 +109,16 @@ def train_step(state: TrainState, batches: list[PackedBatch]) -> dict[str, Tenso
 
 
 def _forward_backward(
-    state: TrainState, batch: PackedBatch, here: Sequence[dict[str, int]], share: dict[str, float]
+    state: TrainState,
+    batch: PackedBatch,
+    here: objective.Rows,
+    share: dict[str, float],
+    temperature: float,
+    cached: objective.Cached | None,
 ) -> dict[str, Tensor]:
     """Adds to the gradients; returns this forward's part of the metrics."""
     with autocast(state.config, state.device):
-        values, health = batch_losses(state, batch, here)
+        values, health = objective.batch_losses(state, batch, here, temperature, cached)
         values = {name: share[name] * value for name, value in values.items()}
         total = losses.total_loss(values, state.config.loss)
     total.backward()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"cli"},
-    {"train", "runstate", "evaluate", "demo", "report", "doctor", "parity", "interop"}
+    {"train", "runstate", "objective", "evaluate", "demo", "report", "doctor", "parity", "interop"}
     | {"data_cli"},
     {"inference"},
     {"batch", "blockwise", "checkpoint", "console", "data", "distributed", "journal", "losses"}

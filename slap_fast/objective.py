@@ -1,0 +1,207 @@
+"""What a step minimises: one pack's losses, or a whole step's when its packs must share one.
+
+The contrastive loss and the teacher's targets depend on which clips meet. With ``grad_cache`` they
+are those of the whole step, however many packs it takes: a first pass embeds every pack and keeps
+no activations, the loss of all embeddings gives the gradient of each, and the second pass, pack by
+pack, carries that gradient on into the model (GradCache, arXiv 2101.06983). The step is the one of
+a single large pack, for one more forward of the towers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from slap_fast import distributed, losses
+from slap_fast.batch import PackedBatch
+from slap_fast.runstate import TrainState
+
+Rows = Sequence[dict[str, int]]
+"""The rows of each loss, of each rank."""
+
+
+class Cached(NamedTuple):
+    """What the first pass found out for one pack."""
+
+    rng_state: list[Tensor]
+    """Before the pack: dropout in the second pass is that of the first."""
+    contrastive: Tensor | None
+    """0-d: the step's contrastive loss at its first pack, 0 at the others."""
+    gradients: list[Tensor]
+    """Of that loss: at the pack's audio and text features, logit scale and logit bias."""
+    targets: Tensor | None
+    """[M, K] of the pack's masked patches."""
+
+
+def batch_losses(
+    state: TrainState,
+    batch: PackedBatch,
+    rows: Rows,
+    temperature: float,
+    cached: Cached | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The losses that have a weight, each a mean over its own rows, and health figures.
+
+    The contrastive loss is that of the clips of all ranks; the others are of this rank's rows.
+
+    Args:
+        state: the run.
+        batch: this rank's forward.
+        rows: of each rank's forward.
+        temperature: the teacher's.
+        cached: of the first pass over the step's packs, where there was one.
+    """
+    config, weights = state.config, state.config.loss
+    with _replayed(cached, state.device):
+        out = state.replica(batch, weights)
+    values, health = {}, {}
+    if weights.contrastive:
+        pair = out.audio_features, out.text_features, out.logit_scale, out.logit_bias
+        if cached is None:
+            values["contrastive"] = _contrastive(state, *pair, batch.groups, rows)
+        else:
+            values["contrastive"] = _Replay.apply(cached.contrastive, cached.gradients, *pair)
+    if weights.ssl:
+        targets = cached and cached.targets
+        if targets is None:
+            targets = _targets(state, state.teacher(batch), rows, temperature)
+        values["ssl"] = losses.self_distillation_loss(
+            out.student_features, out.prototypes, targets, config.model.ssl.student_temperature
+        )
+        health = losses.prototype_health(targets, out.student_features)
+    if weights.caption:
+        values["caption"] = losses.caption_loss(
+            out.caption_hidden, out.caption_weight, batch.labels
+        )
+    return values, health
+
+
+@torch.no_grad()
+def first_pass(
+    state: TrainState, batches: Sequence[PackedBatch], rows: Rows, temperature: float
+) -> list[Cached]:
+    """What each of a step's packs needs to know of the others.
+
+    Args:
+        state: the run.
+        batches: this rank's packs; every rank has as many.
+        rows: of the whole step, of each rank.
+        temperature: the teacher's.
+    """
+    weights, device = state.config.loss, state.device
+    shared = state.config.model.ssl.student_pass == "shared"
+    needed = dataclasses.replace(weights, caption=0.0, ssl=weights.ssl if shared else 0.0)
+    rng_states, outs, scores = [], [], []
+    for batch in batches:
+        batch = batch.to(device)
+        rng_states.append(_rng_state(device))
+        if weights.contrastive:
+            outs.append(state.replica(batch, needed))
+        if weights.ssl:
+            scores.append(state.teacher(batch))
+    loss, gradients = None, [[] for _ in batches]
+    if weights.contrastive:
+        loss, gradients = _contrastive_gradients(state, outs, batches, rows)
+    targets = [None] * len(batches)
+    if weights.ssl:
+        whole = _targets(state, torch.cat(scores), rows, temperature)
+        targets = whole.split([len(x) for x in scores])
+    here = [loss if i == 0 or loss is None else torch.zeros_like(loss) for i in range(len(batches))]
+    return [Cached(*each) for each in zip(rng_states, here, gradients, targets, strict=True)]
+
+
+def _contrastive_gradients(
+    state: TrainState, outs: Sequence[Any], batches: Sequence[PackedBatch], rows: Rows
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """The step's contrastive loss, and its gradients at each pack's features; the logit scale's and
+    bias's belong to the first pack."""
+    audio, text = (
+        torch.cat([getattr(out, name) for out in outs]).requires_grad_()
+        for name in ("audio_features", "text_features")
+    )
+    scale, bias = (getattr(outs[0], name).clone() for name in ("logit_scale", "logit_bias"))
+    inputs = audio, text, scale.requires_grad_(), bias.requires_grad_()
+    widest = max(batch.groups.shape[1] for batch in batches)
+    groups = torch.cat([_widened(batch.groups, widest) for batch in batches]).to(state.device)
+    with torch.enable_grad():
+        loss = _contrastive(state, *inputs, groups, rows)
+        found = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+    sizes = [len(out.audio_features) for out in outs]
+    daudio, dtext = (x.split(sizes) for x in found[:2])
+    gradients = [
+        [a, t, *map(torch.zeros_like, found[2:])] for a, t in zip(daudio, dtext, strict=True)
+    ]
+    gradients[0][2:] = found[2:]
+    return loss.detach(), gradients
+
+
+def _widened(groups: Tensor, width: int) -> Tensor:
+    """groups [B, M] -> [B, width]: a number that is there once more changes nothing."""
+    return torch.cat([groups, groups[:, :1].expand(-1, width - groups.shape[1])], 1)
+
+
+class _Replay(torch.autograd.Function):
+    """A loss that is known already, whose gradient at its inputs is known too."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(dloss.to(x.dtype) * x for x in ctx.gradients)
+
+
+def _contrastive(
+    state: TrainState,
+    audio: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    groups: Tensor,
+    rows: Rows,
+) -> Tensor:
+    """Of the clips of all ranks."""
+    clips = [each["contrastive"] for each in rows]
+    audio, text = (distributed.gather_rows(x, clips) for x in (audio, text))
+    groups = distributed.gather_groups(groups, clips)
+    if state.config.loss.contrastive_kind == "sigmoid":
+        return losses.sigmoid_contrastive_loss(audio, text, logit_scale, logit_bias, groups=groups)
+    return losses.contrastive_loss(audio, text, logit_scale, groups=groups)
+
+
+def _targets(state: TrainState, scores: Tensor, rows: Rows, temperature: float) -> Tensor:
+    """The teacher's scores [M, K], of all ranks' rows together, as targets; moves the centre."""
+    ssl = state.config.model.ssl
+    if ssl.targets == "sinkhorn":
+        over_rows = distributed.logsumexp_rows
+        return losses.sinkhorn(scores, temperature, ssl.sinkhorn_iterations, over_rows)
+    targets = losses.centered_targets(scores, state.teacher.center, temperature)
+    row = distributed.mean_rows(scores, [each["ssl"] for each in rows])
+    losses.update_center(state.teacher.center, row, ssl.center_momentum)
+    return targets
+
+
+def _rng_state(device: torch.device) -> list[Tensor]:
+    """The generators that a forward may draw from."""
+    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+@contextmanager
+def _replayed(cached: Cached | None, device: torch.device) -> Iterator[None]:
+    """Inside, a forward draws what the first pass's of the same pack drew."""
+    if cached is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(cached.rng_state[0])
+        for rng_state in cached.rng_state[1:]:
+            torch.cuda.set_rng_state(rng_state, device)
+        yield
