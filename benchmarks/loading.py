@@ -74,7 +74,7 @@ def loading(manifest: Path) -> Iterator[dict[str, Any]]:
         seconds = time.perf_counter() - started
         yield {
             "what": "loading",
-            "variant": f"{workers} workers",
+            "variant": f"{workers} worker{'s' * (workers != 1)}",
             "files/s": len(data) / seconds,
             "audio s/s": seconds_of_audio / seconds,
         }

@@ -1,16 +1,21 @@
 """Renders the README's figures from the recorded runs in benchmarks/results: `make figures`.
 
 A record is what a benchmark wrote there: what was measured, beside the machine, versions and commit
-it was measured on. A run that is not recorded is "not run".
+it was measured on. A run that is not recorded is "not run". `make lint` runs it with --check, which
+writes nothing and fails where a number or a picture is not that of its record.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import plots
+import targets
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = (
@@ -27,7 +32,9 @@ class Figure(NamedTuple):
     """Its file in benchmarks/results, without .json."""
     title: str
     render: Callable[[Record], str]
-    """The record as Markdown."""
+    """The record as a table."""
+    picture: str | None = None
+    """Its name in ``plots.PLOTS``."""
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -61,13 +68,20 @@ def card(record: Record) -> str:
     return f"{table}\n\n{card['n']} of {card['n_expected']} clips evaluated; {took}."
 
 
-def columns(*names: str, where: dict[str, Any] | None = None) -> Callable[[Record], str]:
-    """The rows of a benchmark that have the values ``where``, as a table of these columns."""
+def columns(names: dict[str, str], **where: Any) -> Callable[[Record], str]:
+    """The rows of a benchmark that have the values ``where``: its columns under their headings.
+
+    A row with a note instead of figures shows the note.
+    """
 
     def render(record: Record) -> str:
-        wanted = (where or {}).items()
-        rows = [row for row in record["rows"] if all(row.get(k) == v for k, v in wanted)]
-        return markdown(list(names), [[cell(row.get(name)) for name in names] for row in rows])
+        rows = [row for row in record["rows"] if all(row.get(k, v) == v for k, v in where.items())]
+        cells = [[cell(row.get(name)) for name in names] for row in rows]
+        noted = [
+            [*shown[:-1], row.get("note", shown[-1]).partition(":")[0]]
+            for shown, row in zip(cells, rows, strict=True)
+        ]
+        return markdown(list(names.values()), noted)
 
     return render
 
@@ -137,18 +151,96 @@ def cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+LONG = 12
+"""Lines of a table that is folded away; one beside a picture always is."""
+MS = {"ms": "ms", "ms_p10": "10 %", "ms_p90": "90 %"}
+WORK = {"GB/s": "GB/s", "of_floor": "of the floor", "peak_MiB": "peak, MiB"}
 FIGURES = [
-    Figure("demo_cpu", "Built-in sounds, `make demo`: combinations never trained on", card),
+    Figure("demo_cpu", "Unseen built-in sounds, `make demo`", card, "demo"),
     Figure("animals_cpu", "Real recordings (animals, instruments), `train --config tiny`", card),
     Figure(
+        "mel_cpu",
+        "Log-mel front ends on one CPU thread, clips of 10 s",
+        columns(
+            {
+                "variant": "",
+                **MS,
+                "audio_s_per_s": "s of audio per s",
+                "times_stft": "x torch.stft",
+            },
+            case="C1",
+            threads=1,
+        ),
+        "mel",
+    ),
+    Figure(
         "loading_cpu",
-        "Packed beside padded: one pass of the tiny encoder, clips of 1 to 30 s",
-        columns("variant", "tokens", "useful", "ms", "times_packed", where={"what": "packing"}),
+        "Packed beside padded, clips of 1 to 30 s through the tiny encoder",
+        columns(
+            {
+                "variant": "",
+                "tokens": "tokens",
+                "useful": "useful",
+                **MS,
+                "times_packed": "x packed",
+            },
+            what="packing",
+        ),
+        "packing",
+    ),
+    Figure(
+        "loading_cpu",
+        "Loading: FLAC at 44.1 kHz to patches",
+        columns(
+            {"variant": "", "files/s": "files per s", "audio s/s": "s of audio per s"},
+            what="loading",
+        ),
+        "loading",
+    ),
+    Figure(
+        "loop_cpu",
+        "A CLAP training loop, padded and packed",
+        columns({"variant": "", **MS, "audio s/s": "s of audio per s", "times_packed": "x packed"}),
     ),
     Figure(
         "map_pool_cpu",
-        "MAP pooling head, forward and backward, beside a padded SigLIP-style head",
-        columns("case", "variant", "ms", "times_ours", where={"direction": "both"}),
+        "MAP pooling head beside a padded SigLIP-style head, CPU, forward and backward",
+        columns(
+            {"case": "", "variant": "", **MS, "times_ours": "x ours"},
+            direction="both",
+        ),
+    ),
+    Figure(
+        "attention_gpu",
+        "Attention with rotary embedding beside its peers, GPU, C1",
+        columns(
+            {"layer": "", "variant": "", "direction": "", **MS, "TFLOP/s": "TFLOP/s", **WORK}
+            | {"times_ours": "x ours"},
+            case="C1",
+        ),
+        "attention-gpu",
+    ),
+    Figure(
+        "map_pool_gpu",
+        "MAP pooling, GPU",
+        columns({"case": "", "variant": "", "direction": "", **MS, **WORK, "times_ours": "x ours"}),
+    ),
+    Figure(
+        "mel_gpu",
+        "Log-mel front ends, GPU",
+        columns(
+            {"case": "", "variant": "", **MS, "GB/s": "GB/s", "of_floor": "of the floor"}
+            | {"times_stft": "x torch.stft"}
+        ),
+        "mel-gpu",
+    ),
+    Figure(
+        "encoder_gpu",
+        "Audio encoder, GPU",
+        columns(
+            {"case": "", "variant": "", "direction": "", **MS, "mfu": "of 989 TFLOP/s"}
+            | {"audio_s_per_s": "s of audio per s", "peak_MiB": "peak, MiB"}
+        ),
     ),
     Figure(
         "reliability", "Reliability: how often each promise was tried, `make soak`", reliability
@@ -159,36 +251,62 @@ FIGURES = [
 def ran_on(machine: dict[str, Any]) -> str:
     """One line about a record's machine."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    driver = f", driver {machine['driver']}" if machine["driver"] else ""
     return (
-        f"{machine['device']}, {machine['threads']} threads; Python {machine['python']}, "
+        f"{machine['device']}{driver}, threads: {machine['threads']}; Python {machine['python']}, "
         f"{versions}; commit {machine['commit']}, {machine['date']}."
     )
 
 
-def section() -> str:
+def section(records: dict[str, Record]) -> str:
     """The README's figures."""
-    parts = []
+    parts, absent = [], []
     for figure in FIGURES:
-        path = ROOT / "benchmarks" / "results" / f"{figure.name}.json"
-        if not path.exists():
-            parts.append(f"**{figure.title}**: not run")
+        record = records.get(figure.name)
+        if record is None:
+            absent.append(f"- {figure.title}: not run")
             continue
-        record = json.loads(path.read_text(encoding="utf-8"))
-        body = f"{figure.render(record)}\n\n<sub>{ran_on(record['machine'])}</sub>"
-        parts.append(f"**{figure.title}**\n\n{body}")
-    return "\n\n".join([BEGIN, *parts, END])
+        parts.append(f"**{figure.title}**")
+        table = figure.render(record)
+        if figure.picture:
+            parts.append(plots.markdown(figure.picture, figure.title.replace("`", "")))
+        long = table.count("\n") > LONG
+        parts.append(folded("table", table) if figure.picture or long else table)
+    table = markdown(["target", "wanted", "reached", ""], targets.verdicts(records))
+    parts += ["\n".join(absent), "**Targets** (times: one H200)", folded("table", table)]
+    machines: dict[str, list[str]] = {}
+    for name, record in records.items():
+        machines.setdefault(ran_on(record["machine"]), []).append(name)
+    notes = "<br>".join(f"{', '.join(names)}: {line}" for line, names in machines.items())
+    return "\n\n".join([BEGIN, *filter(None, parts), f"<sub>{notes}</sub>", END])
+
+
+def folded(summary: str, body: str) -> str:
+    """Text that GitHub shows on a click."""
+    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
 def main() -> int:
-    """Rewrites README.md; with ``--check`` only says whether it is up to date."""
-    readme = ROOT / "README.md"
+    """Rewrites README.md and docs/images; with ``--check`` only says what is not as recorded."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where it would")
+    parser.add_argument("--root", type=Path, default=ROOT, help="of the repository")
+    options = parser.parse_args()
+    readme, images = options.root / "README.md", options.root / "docs" / "images"
+    paths = sorted((options.root / "benchmarks" / "results").glob("*.json"))
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    fresh = before + section() + rest.split(END)[1]
-    if "--check" in sys.argv:
-        if fresh != text:
-            print("README.md: its figures are not those of benchmarks/results; run: make figures")
-        return int(fresh != text)
+    fresh = before + section(records) + rest.split(END)[1]
+    pictures = {figure.picture: records.get(figure.name) for figure in FIGURES if figure.picture}
+    drawn = {name: record for name, record in pictures.items() if record is not None}
+    stale = [name for name, record in drawn.items() if not plots.is_fresh(name, record, images)]
+    if options.check:
+        for what in ["README.md"] * (fresh != text) + [f"docs/images/{name}-*" for name in stale]:
+            print(f"{what}: not what benchmarks/results has; run: make figures")
+        return int(fresh != text or bool(stale))
+    for name in stale:
+        plots.draw(name, drawn[name], images)
     readme.write_text(fresh, encoding="utf-8")
     return 0
 

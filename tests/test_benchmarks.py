@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import machine
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-MACHINE = runpy.run_path(str(ROOT / "benchmarks" / "machine.py"))
 
 
 def suite(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -23,13 +22,13 @@ def suite(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_every_committed_record_fits_the_schema(path):
-    assert not list(MACHINE["complaints"](json.loads(path.read_text(encoding="utf-8"))))
+    assert not list(machine.complaints(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def test_a_record_that_does_not_fit_is_seen():
     row = {"case": "C1", "variant": "ours", "ms": 1.5, "GB/s": None}
-    good = MACHINE["record"](title="t", rows=[row], cases={"C1": {}})
-    assert not list(MACHINE["complaints"](good))
+    good = machine.record(title="t", rows=[row], cases={"C1": {}})
+    assert not list(machine.complaints(good))
     wrong = [
         {**good, "schema": 0},
         {**good, "machine": {**good["machine"], "commit": None}},
@@ -40,7 +39,7 @@ def test_a_record_that_does_not_fit_is_seen():
         {**good, "rows": [{**row, "case": "C9"}]},
     ]
     for record in wrong:
-        assert len(list(MACHINE["complaints"](record))) == 1, record
+        assert len(list(machine.complaints(record))) == 1, record
 
 
 def test_a_dry_run_records_and_goes_on(tmp_path):

@@ -1,0 +1,169 @@
+"""What slap-fast set out to reach, and by how much each recorded run meets or misses it.
+
+Times are of one H200; C1 and C2 are packs of benchmarks/cases.py. A target whose benchmark has no
+record, or whose peer did not load, is not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Rows = list[dict[str, Any]]
+
+
+class Target(NamedTuple):
+    """A figure of one record and its bound."""
+
+    what: str
+    unit: str
+    record: str
+    """A file of benchmarks/results, without .json."""
+    value: Callable[[Rows], float | None]
+    """The figure; None where the rows do not have it."""
+    bound: float
+    at_least: bool = True
+    """Otherwise at most."""
+
+
+def value_of(column: str, **where: Any) -> Callable[[Rows], float | None]:
+    """The least value of a column in the rows that have the values ``where``; a tuple of values is
+    any of them."""
+
+    wanted = {
+        name: value if isinstance(value, tuple) else (value,) for name, value in where.items()
+    }
+
+    def find(rows: Rows) -> float | None:
+        fit = [row for row in rows if all(row.get(name) in of for name, of in wanted.items())]
+        return min((row[column] for row in fit if row.get(column) is not None), default=None)
+
+    return find
+
+
+def attention(column: str, case: str, layer: str, direction: str, variant: Any = "slap-fast"):
+    """A figure of attention's record."""
+    return value_of(column, case=case, layer=layer, direction=direction, variant=variant)
+
+
+def over_peers(rows: Rows) -> float | None:
+    """How many times the fastest other log-mel front end, on one thread."""
+    rows = [row for row in rows if row["case"] == "C1" and row.get("threads") == 1]
+    ours = value_of("audio_s_per_s", variant=MEL_CPP)(rows)
+    peers = [row["audio_s_per_s"] for row in rows if not row["variant"].startswith("slap-fast")]
+    return ours / max(peers) if ours and peers else None
+
+
+MEL_CPP, MEL_TRITON = "slap-fast cpp, kaldi, fp32", "slap-fast triton, kaldi, fp32"
+HEAD = "SigLIP-style head, padded"
+FA2, NEWER = ("FA2 in torch", "FA2 (flash-attn)"), ("FA3", "FA4")
+
+TARGETS = [
+    *(
+        Target(
+            f"{layer} attention, {direction}, C1",
+            "ms",
+            "attention_gpu",
+            attention("ms", "C1", layer, direction),
+            bound,
+            at_least=False,
+        )
+        for layer in ("local", "global")
+        for direction, bound in (("forward", 0.50), ("backward", 1.05))
+    ),
+    *(
+        Target(
+            f"local attention, forward and backward, C1, beside {name}",
+            "x",
+            "attention_gpu",
+            attention("times_ours", "C1", "local", "both", peers),
+            bound,
+        )
+        for name, peers, bound in (("FA2 and rotary", FA2, 2.0), ("FA3 and FA4", NEWER, 1.0))
+    ),
+    *(
+        Target(
+            f"global attention, {direction}, C2",
+            "TFLOP/s",
+            "attention_gpu",
+            attention("TFLOP/s", "C2", "global", direction),
+            bound,
+        )
+        for direction, bound in (("forward", 400.0), ("backward", 380.0))
+    ),
+    *(
+        Target(
+            f"MAP pooling, {name}, C1",
+            "of copy bandwidth",
+            "map_pool_gpu",
+            value_of("of_floor", case="C1", variant="operation alone", direction=direction),
+            0.8,
+        )
+        for direction, name in (("forward", "forward"), ("both", "forward and backward"))
+    ),
+    Target(
+        "MAP pooling head, C1, beside a SigLIP-style head",
+        "x",
+        "map_pool_gpu",
+        value_of("times_ours", case="C1", variant=HEAD),
+        10.0,
+    ),
+    Target(
+        "mel_patches, GPU, C1",
+        "ms",
+        "mel_gpu",
+        value_of("ms", case="C1", variant=MEL_TRITON),
+        0.6,
+        at_least=False,
+    ),
+    Target(
+        "mel_patches, GPU, C1, beside torch.stft",
+        "x",
+        "mel_gpu",
+        value_of("times_stft", case="C1", variant=MEL_TRITON),
+        5.0,
+    ),
+    Target(
+        "mel_patches, CPU, one thread",
+        "s of audio per s",
+        "mel_cpu",
+        value_of("audio_s_per_s", case="C1", variant=MEL_CPP, threads=1),
+        30_000.0,
+    ),
+    Target("mel_patches, CPU, beside the fastest peer", "x", "mel_cpu", over_peers, 8.0),
+    Target(
+        "audio encoder, forward and backward, C1",
+        "ms",
+        "encoder_gpu",
+        value_of("ms", case="C1", variant="slap-fast", direction="both"),
+        328.0,
+        at_least=False,
+    ),
+    Target(
+        "audio encoder, forward and backward, C1",
+        "of 989 TFLOP/s",
+        "encoder_gpu",
+        value_of("mfu", case="C1", variant="slap-fast", direction="both"),
+        0.55,
+    ),
+]
+
+
+def verdicts(records: Mapping[str, dict[str, Any]]) -> list[list[str]]:
+    """A row for each target: what, wanted, reached, and what that means."""
+    return [_verdict(target, records.get(target.record)) for target in TARGETS]
+
+
+def _verdict(target: Target, record: dict[str, Any] | None) -> list[str]:
+    sign = "at least" if target.at_least else "at most"
+    told = [target.what, f"{sign} {_figure(target.bound)} {target.unit}"]
+    value = target.value(record["rows"]) if record else None
+    if value is None:
+        return [*told, "", "not run"]
+    share = value / target.bound
+    met = share >= 1 if target.at_least else share <= 1
+    return [*told, _figure(value), "met" if met else f"missed by {abs(share - 1):.1%}"]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
