@@ -12,6 +12,9 @@ def captioned_sounds(count, max_seconds=30.0):
     clips = BuiltinClips(SoundSet("train", count, max_seconds=max_seconds))
     words = CaptionTokenizer.load(None, max_tokens=64)
     return [
-        (torch.from_numpy(clips.waveform(i)), torch.tensor(words.encode(clips.captions(i))[0]))
+        (
+            torch.from_numpy(clips.audio(i).waveform),
+            torch.tensor(words.encode(clips.captions(i))[0]),
+        )
         for i in range(count)
     ]

@@ -10,6 +10,7 @@ import pytest
 import runs
 import torch
 
+from slap_fast import runstate
 from slap_fast import train as training
 from slap_fast.config import override
 
@@ -36,7 +37,7 @@ def our_losses():
         import slap_parts
 
         data = slap_parts.make_steps(CONFIG)
-        state, _ = training.begin(CONFIG, None, None, runs.CPU)
+        state, _ = runstate.begin(CONFIG, None, None, runs.CPU)
         found = []
         for state.step in range(CONFIG.steps):
             found.append(float(training.train_step(state, data[state.step].batches)["loss"]))
