@@ -337,6 +337,33 @@ def caption(
 
 
 @app.command
+def export(model: Path, out: Path = Path("slap.onnx"), json: bool = False) -> int:
+    """Write a model's audio tower as an ONNX file or a torch.export program.
+
+    It takes a waveform of any length and gives its embedding, as the model does: that is checked
+    before it is written.
+
+    Example: slap-fast export --model runs/my/best --out slap.onnx
+
+    Args:
+        model: A model's folder, or a run's: its best checkpoint.
+        out: The file to write; its name ends in .onnx or .pt2.
+        json: Print what was written as JSON on stdout.
+    """
+    from slap_fast import checkpoint, export
+
+    slap, _, _ = checkpoint.read_model(model)
+    difference = export.export(slap.eval(), out)
+    rate, size = slap.config.mel.sample_rate, slap.config.embed_dim or slap.config.audio.hidden_size
+    _console(json).print(
+        f"{out}: waveform [num_samples] float32 at {rate} Hz -> embedding [{size}], at most "
+        f"{difference:.1e} from the model's"
+    )
+    _emit({"out": str(out), "sample_rate": rate, "embed_dim": size, "difference": difference}, json)
+    return 0
+
+
+@app.command
 def export_weights(
     model: Path, out: Path, weights: Literal["student", "teacher"] = "student"
 ) -> int:

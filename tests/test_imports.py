@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"cli"},
     {"train", "runstate", "objective", "evaluate", "demo", "report", "doctor", "parity", "interop"}
-    | {"data_cli"},
+    | {"data_cli", "export"},
     {"inference"},
     {"batch", "blockwise", "checkpoint", "console", "data", "distributed", "journal", "losses"}
     | {"metrics", "models", "signals", "storage", "tally"},

@@ -119,15 +119,21 @@ def _frames(clip: Tensor, config: Any) -> Tensor:
 
 def _log_mel(block: Tensor, config: Any) -> Tensor:
     """Normalised log-mel [frames, n_mels] of frames [frames, win_length]."""
-    window, filterbank = constants(config, block.dtype, block.device)
-    if config.preset == "kaldi":
-        centred = block - block.mean(dim=1, keepdim=True)
-        block = torch.empty_like(centred)
-        torch.sub(centred[:, 1:], centred[:, :-1], alpha=PREEMPHASIS, out=block[:, 1:])
-        block[:, 0] = 0  # x[0] - 0.97 x[0], which the window weighs with 0
-    spectrum = torch.fft.rfft(block * window, config.n_fft)
-    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+    spectra = spectrum(block, config)
+    power = spectra.real.square().addcmul_(spectra.imag, spectra.imag)
+    filterbank = constants(config, block.dtype, block.device)[1]
     return (power @ filterbank).clamp_min_(config.floor).log_().sub_(config.mean).div_(config.std)
+
+
+def spectrum(frames: Tensor, config: Any) -> Tensor:
+    """[frames, win_length] -> complex [frames, n_fft // 2 + 1]; linear in each frame."""
+    window = constants(config, frames.dtype, frames.device)[0]
+    if config.preset == "kaldi":
+        centred = frames - frames.mean(dim=1, keepdim=True)
+        frames = torch.empty_like(centred)
+        torch.sub(centred[:, 1:], centred[:, :-1], alpha=PREEMPHASIS, out=frames[:, 1:])
+        frames[:, 0] = 0  # x[0] - 0.97 x[0], which the window weighs with 0
+    return torch.fft.rfft(frames * window, config.n_fft)
 
 
 def _mask(grid: Tensor, cu_seqlens: list[int], masks: Tensor, config: Any) -> None:
