@@ -168,7 +168,7 @@ def test_doctor_prints_every_row(capsys: pytest.CaptureFixture[str]) -> None:
         {"name": "a", "found": "[bold]1", "status": "ok", "todo": ""},
         {"name": "b", "found": "none", "status": "missing", "todo": "do " + "this " * 40},
     ]
-    doctor.render({"ok": False, "rows": rows})
+    doctor.render({"ok": False, "rows": rows, "parity": None})
     out, err = capsys.readouterr()
     assert not out
     assert "[bold]1" in err and "missing" in err and f"b: do {'this ' * 40}".strip() in err

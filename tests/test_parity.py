@@ -10,6 +10,7 @@ import torch
 from slap_fast import doctor, ops, parity
 
 CPU = torch.device("cpu")
+NOTHING = {"ok": True, "rows": [], "parity": None}
 
 
 def passed(actual, eager, truth, **options):
@@ -48,24 +49,45 @@ def test_what_is_not_finite_must_be_so_where_the_truth_is():
     assert passed(nothing.float(), nothing.float(), nothing)
 
 
-def test_a_wrong_operation_is_found(monkeypatch):
+def test_a_wrong_operation_is_found(monkeypatch, capsys):
     right = ops.attention_qkvpacked
     error = 0.0
 
     def wrong(*arguments, impl, **options):
         out = right(*arguments, impl="reference", **options)
-        return out if impl else out * (1 + error)
+        return out if impl == "reference" else out * (1 + error)
 
     monkeypatch.setattr(ops, "attention_qkvpacked", wrong)
     monkeypatch.setattr(
-        parity, "_chosen", lambda op, *_: "triton" if op == "attention" else "reference"
+        parity, "_compared_impls", lambda op, *_: ["triton"] if op == "attention" else []
     )
     rows = list(parity.run(CPU))
-    assert len(rows) == 3 * 2 * 2 and all(row.check.passed for row in rows)
+    assert len(rows) == 3 * 2 and all(row.check.passed for row in rows)
     error = 1e-4
-    assert not doctor.parity({"ok": True, "rows": []})["ok"]
+    report = doctor.parity(NOTHING)
+    assert not report["ok"]
+    doctor.render(report)
+    assert "attention: wrong here: please report it" in capsys.readouterr().err
 
 
-def test_what_runs_here_agrees_with_the_reference():
-    report = doctor.parity({"ok": True, "rows": []})
-    assert report["ok"], [row for row in report["rows"] if row["status"] != "ok"]
+def test_what_runs_here_agrees_with_the_reference(monkeypatch, capsys):
+    monkeypatch.setattr(ops, "INTERPRETED", False)
+    report = doctor.parity(NOTHING)
+    assert report["ok"], [row for row in report["parity"] if row["status"] != "ok"]
+    doctor.render(report)
+    doctor.render({**report, "parity": []})
+    printed = capsys.readouterr().err
+    if report["parity"]:
+        assert f"All {len(report['parity'])} figures are within" in printed
+    assert "Nothing to compare" in printed
+
+
+@pytest.mark.slow
+def test_interpreted_kernels_are_listed_as_such():
+    if not ops.INTERPRETED:
+        pytest.skip("a GPU runs the kernels themselves")
+    report = doctor.parity(NOTHING)
+    assert report["ok"], [row for row in report["parity"] if row["status"] != "ok"]
+    runs = {(row["operation"], row["runs"]) for row in report["parity"]}
+    interpreted = {(op, "triton, interpreted") for op in ("attention", "map_pool", "mel_patches")}
+    assert interpreted <= runs <= interpreted | {("mel_patches", "cpp")}
