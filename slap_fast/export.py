@@ -124,7 +124,8 @@ class ClipEmbedder(nn.Module):
         token = torch.arange(patches.shape[0], device=patches.device)
         bands = self.front_end.mel.patches_per_column
         coords = torch.stack([token // bands, token % bands], dim=1).int()
-        features = self.encoder(PackedPatches(patches, coords, None, 0))
+        unread = coords.new_zeros(2)  # cu_seqlens: one clip needs none
+        features = self.encoder(PackedPatches(patches, coords, unread, 0))
         return F.normalize(self.projection(self.head(features, None)), dim=-1)[0]
 
 

@@ -70,7 +70,7 @@ class AudioEncoder(nn.Module):
             x = x.index_copy(0, mask_indices, token)
         head_dim = self.config.hidden_size // self.config.num_heads
         rope = ops.rope_tables(audio.coords, head_dim, self.config.rope_theta)
-        segments = Segments.scheduled(audio.cu_seqlens, audio.max_seqlen, len(x))
+        segments = Segments.scheduled(audio.cu_seqlens, audio.max_seqlen, x.shape[0])
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, rope, segments, use_reentrant=False)

@@ -75,7 +75,7 @@ class CaptionDecoder(nn.Module):
         """
         x = self.token_embedding(text.ids)
         rope = ops.rope_tables(text.positions, self.head_dim, self.config.rope_theta)
-        segments = Segments.scheduled(text.cu_seqlens, text.max_seqlen, len(x))
+        segments = Segments.scheduled(text.cu_seqlens, text.max_seqlen, x.shape[0])
         for layer in self.layers:
             keys_values = layer.cross_attention.keys_values(audio_features)
             x = layer(x, rope, segments, keys_values, context)

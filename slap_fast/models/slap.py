@@ -151,7 +151,7 @@ class SlapModel(nn.Module):
             audio_features = self.pool_audio(features, audio.cu_seqlens)
             text_features = self.embed_text(text)
         if loss.caption:
-            context = Segments.scheduled(audio.cu_seqlens, audio.max_seqlen, len(features))
+            context = Segments.scheduled(audio.cu_seqlens, audio.max_seqlen, features.shape[0])
             hidden = self.caption_decoder(text, features, context)
             weight = self.caption_decoder.token_embedding.weight
         return SlapOutput(
