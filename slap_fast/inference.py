@@ -231,6 +231,10 @@ class Slap:
         packed = pack_patches(clips, self.model.config.mel)
         return PackedPatches(*(_to(x, self.device) for x in packed))
 
+    def waveform(self, item: Any) -> np.ndarray:
+        """An audio item in one piece: float32 [num_samples] at the model's rate."""
+        return next(self._waveforms(item, "whole"))
+
     def _waveforms(self, item: Any, long: str) -> Iterator[np.ndarray]:
         """The item's waveform, in one piece or in chunks."""
         rate = self.model.config.mel.sample_rate
