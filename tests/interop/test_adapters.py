@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from slap_fast import Slap
+from slap_fast import Slap, runstate
 from slap_fast import train as training
 from slap_fast.config import override, slap_tiny
 from slap_fast.data.clips import clip_patches
@@ -37,7 +37,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def slap():
-    state, words = training.begin(SMALL, None, None, torch.device("cpu"))
+    state, words = runstate.begin(SMALL, None, None, torch.device("cpu"))
     return Slap(state.model, words)
 
 
@@ -101,7 +101,7 @@ def test_a_dataset_is_trained_and_evaluated_on(slap, clips, tmp_path):
     assert source.captions(0) == tuple(TEXTS[:2]) and source.label(0) == "dog"
     close(source.waveform(2, 0.5, 1.5), clips[2][8_000:24_000])
     close(slap.embed_audio([source.item(i) for i in range(4)]), slap.embed_audio(clips))
-    state, words = training.begin(SMALL, None, None, torch.device("cpu"))
+    state, words = runstate.begin(SMALL, None, None, torch.device("cpu"))
     assert training.train(state, source, words, tmp_path / "run", progress=False)
 
 
