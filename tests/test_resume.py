@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -268,6 +269,35 @@ def test_kill_9_loses_nothing(tmp_path, figure):
             assert runs.loss_rows(out)[:whole_lines] == rows[:whole_lines]
     print(f"{kills} kills, {in_a_write} of them inside a write; {complete} runs completed")
     assert complete and in_a_write >= 0.3 * kills
+
+
+def train_and_name_the_workers(out, pipe):
+    """In another process: in its first step says who loads its data, and waits."""
+
+    def make(real):
+        def step(*args):
+            pipe.send([process.pid for process in multiprocessing.active_children()])
+            time.sleep(60)
+
+        return step
+
+    with patched(training, "train_step", make):
+        runs.go(out, BRIEF, workers=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_workers_of_a_run_that_is_killed_end_too(tmp_path):
+    """They come from a server here, which outlives the run for as long as they live."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    process = runs.start(train_and_name_the_workers, tmp_path, writer)
+    assert reader.poll(60)
+    workers = reader.recv()
+    process.kill()
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < end, "the workers outlive the run"
+        time.sleep(0.05)
+    assert len(workers) == 2
 
 
 def train_in_the_background(out):

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
@@ -224,7 +227,12 @@ class PatchCache:
         tokens = sum(mel.num_patches(round(seconds[i] * mel.sample_rate)) for i in keep)
         if tokens * mel.patch_dim * 4 > data.cache_gb * 1e9:
             return None
-        loader = DataLoader(_Patches(source, mel, keep), batch_size=None, num_workers=workers)
+        loader = DataLoader(
+            _Patches(source, mel, keep),
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_begin_worker,
+        )
         bar = tqdm(loader, desc="decoding", unit="clip", disable=not progress)
         # A copy: what a worker hands over lives in shared memory of its own.
         found = [(i, x[0].clone(), x[1]) for i, x in zip(keep, bar, strict=True) if x is not None]
@@ -245,11 +253,19 @@ class _Patches(Dataset):
             return None
 
 
-def _ignore_signals(_: int) -> None:
+def _begin_worker(_: int) -> None:
     # Ctrl-C, torchrun and SLURM signal the whole process group; the main process saves, and ends
     # the workers itself. Where one of them dies, DataLoader raises in the middle of that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    # DataLoader's own watch asks for the parent's number, which under forkserver (the default on
+    # Linux from Python 3.14 on) is that of the server, and the server waits for its workers.
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def steps_from(data: TrainSteps, first: int, workers: int) -> Iterator[StepData]:
@@ -260,7 +276,7 @@ def steps_from(data: TrainSteps, first: int, workers: int) -> Iterator[StepData]
             sampler=range(first, len(data)),
             batch_size=None,
             num_workers=workers,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_begin_worker,
             pin_memory=torch.cuda.is_available(),
             # Its own: a start draws from it, and a run is saved with torch's.
             generator=torch.Generator(),
