@@ -68,7 +68,7 @@ inline void transpose(V* block) {
 }
 
 // Loads put the halves where they belong, which takes less than a transpose of whole vectors.
-inline void load_transposed(const float* p, int stride, V* block) {
+inline void load_transposed(const float* p, std::ptrdiff_t stride, V* block) {
   for (int i = 0; i < 8; i += 4) {
     __m256 quads[4];
     for (int l = 0; l < 4; ++l) {

@@ -73,7 +73,7 @@ inline void transpose(V* block) {
 }
 
 // Loads put the quarters where they belong, which takes less than a transpose of whole vectors.
-inline void load_transposed(const float* p, int stride, V* block) {
+inline void load_transposed(const float* p, std::ptrdiff_t stride, V* block) {
   for (int i = 0; i < 16; i += 4) {
     __m512 quads[4];
     for (int l = 0; l < 4; ++l) {

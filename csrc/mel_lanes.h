@@ -24,10 +24,13 @@ inline Complex operator*(Complex a, Complex b) {
 inline Complex plus_i_times(Complex a, Complex b) { return {a.re - b.im, a.im + b.re}; }
 inline Complex minus_i_times(Complex a, Complex b) { return {a.re + b.im, a.im - b.re}; }
 
-inline Complex load(const float* z, int index) {
+// Not int, whose overflow Python's builds define (-fwrapv): addresses would take a tenth of the time.
+using Index = std::ptrdiff_t;
+
+inline Complex load(const float* z, Index index) {
   return {load(z + 2 * index * kLanes), load(z + (2 * index + 1) * kLanes)};
 }
-inline void store(float* z, int index, Complex value) {
+inline void store(float* z, Index index, Complex value) {
   store(z + 2 * index * kLanes, value.re);
   store(z + (2 * index + 1) * kLanes, value.im);
 }
@@ -36,18 +39,18 @@ inline Complex broadcast(Root root) { return {broadcast(root.re), broadcast(root
 // The mean of each frame's win_length samples.
 inline V mean(const MelTables& t, const float* samples) {
   V rows[kLanes] = {};  // short sums: the rounding of the mean would show in the lowest bins
-  int n = 0;
+  Index n = 0;
   for (; n + kLanes <= t.win_length; n += kLanes) {
-    for (int l = 0; l < kLanes; ++l) rows[l] = rows[l] + load(samples + l * t.hop_length + n);
+    for (Index l = 0; l < kLanes; ++l) rows[l] = rows[l] + load(samples + l * t.hop_length + n);
   }
   transpose(rows);
   for (; n < t.win_length; ++n) {
     float rest[kLanes];
-    for (int l = 0; l < kLanes; ++l) rest[l] = samples[l * t.hop_length + n];
+    for (Index l = 0; l < kLanes; ++l) rest[l] = samples[l * t.hop_length + n];
     rows[n % kLanes] = rows[n % kLanes] + load(rest);
   }
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    for (int i = 0; i < step; ++i) rows[i] = rows[i] + rows[i + step];
+  for (Index step = kLanes / 2; step > 0; step /= 2) {
+    for (Index i = 0; i < step; ++i) rows[i] = rows[i] + rows[i + step];
   }
   return divide(rows[0], broadcast(static_cast<float>(t.win_length)));
 }
@@ -58,13 +61,13 @@ template <bool kKaldi>
 inline void gather(const MelTables& t, const float* samples, float* out) {
   const V centre = kKaldi ? mean(t, samples) : V{};
   const V preemphasis = broadcast(-kPreemphasis);
-  const int length = t.win_length, hop = t.hop_length;  // stores could change those in the tables
+  const Index length = t.win_length, hop = t.hop_length;  // stores could change those in the tables
   const float* window = t.window;
   V before{};  // of sample 0, which the symmetric Hann window hides
-  for (int n = 0; n < length; n += kLanes) {
+  for (Index n = 0; n < length; n += kLanes) {
     V block[kLanes];
     load_transposed(samples + n, hop, block);
-    for (int i = 0; i < kLanes; ++i) {
+    for (Index i = 0; i < kLanes; ++i) {
       if (kKaldi) {
         const V centred = block[i] - centre;
         block[i] = multiply_add(preemphasis, before, centred);
@@ -72,32 +75,32 @@ inline void gather(const MelTables& t, const float* samples, float* out) {
       }
       block[i] = block[i] * broadcast(window[n + i]);
     }
-    for (int i = 0; i < kLanes; ++i) store(out + (n + i) * kLanes, block[i]);
+    for (Index i = 0; i < kLanes; ++i) store(out + (n + i) * kLanes, block[i]);
   }
-  for (int n = length; n < t.n_fft; ++n) store(out + n * kLanes, V{});
+  for (Index n = length; n < t.n_fft; ++n) store(out + n * kLanes, V{});
 }
 
 // Decimation in frequency, in place: `size` complex values, a power of two; radix 4, after one pass
 // of radix 2 where that leaves a factor of 2. Results come in digit-reversed order (MelTables::slots).
 // With each butterfly a line at `next` is fetched, as its arithmetic leaves the memory idle.
-inline void transform(const Root* roots, int num_roots, int size, std::uintptr_t next, float* z) {
-  int length = size;
+inline void transform(const Root* roots, Index num_roots, Index size, std::uintptr_t next, float* z) {
+  Index length = size;
   bool odd = false;
-  for (int n = size; n > 1; n /= 2) odd = !odd;
+  for (Index n = size; n > 1; n /= 2) odd = !odd;
   if (odd) {
     length = size / 2;
-    for (int j = 0; j < length; ++j) {
+    for (Index j = 0; j < length; ++j) {
       const Complex a = load(z, j), b = load(z, j + length);
       store(z, j, a + b);
       store(z, j + length, (a - b) * broadcast(roots[j * (num_roots / size)]));
     }
   }
   for (; length > 1; length /= 4) {
-    const int quarter = length / 4, stride = num_roots / length;
-    for (int j = 0; j < quarter; ++j) {
+    const Index quarter = length / 4, stride = num_roots / length;
+    for (Index j = 0; j < quarter; ++j) {
       const Complex w1 = broadcast(roots[j * stride]), w2 = broadcast(roots[2 * j * stride]),
                     w3 = broadcast(roots[3 * j * stride]);
-      for (int k = j; k < size; k += length) {
+      for (Index k = j; k < size; k += length) {
         const Complex x0 = load(z, k), x1 = load(z, k + quarter), x2 = load(z, k + 2 * quarter),
                       x3 = load(z, k + 3 * quarter);
         prefetch(reinterpret_cast<const char*>(next));
@@ -121,7 +124,7 @@ inline void transform(const Root* roots, int num_roots, int size, std::uintptr_t
 // 4 times the power of each bin of a real signal x, in place: z[n] = x[2n] + i x[2n + 1] has been
 // transformed. X[k] and X[n_fft / 2 - k] come from the same two values.
 inline void power(const MelTables& t, float* z) {
-  const int half = t.n_fft / 2;
+  const Index half = t.n_fft / 2;
   const int* slots = t.slots;
   const Root* roots = t.roots;
   const V two = broadcast(2.0f);
@@ -129,7 +132,7 @@ inline void power(const MelTables& t, float* z) {
   const V constant = two * (first.re + first.im), highest = two * (first.re - first.im);
   store(z + slots[0] * kLanes, constant * constant);
   store(z + slots[half] * kLanes, highest * highest);
-  for (int k = 1; k <= half / 2; ++k) {
+  for (Index k = 1; k <= half / 2; ++k) {
     float* low = z + slots[k] * kLanes;
     float* high = z + slots[half - k] * kLanes;
     const Complex p = load(low, 0), q = load(high, 0);

@@ -74,7 +74,7 @@ inline void transpose(V* block) {
   }
 }
 
-inline void load_transposed(const float* p, int stride, V* block) {
+inline void load_transposed(const float* p, std::ptrdiff_t stride, V* block) {
   for (int l = 0; l < kLanes; ++l) block[l] = load(p + l * stride);
   transpose(block);
 }
