@@ -1,0 +1,68 @@
+"""FLOPs counted from sizes against torch's own count of a step."""
+
+import dataclasses
+
+import pytest
+import test_slap
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from slap_fast import flops, losses
+from slap_fast.config import LossConfig
+from slap_fast.models.slap import Teacher
+
+ALONE = {"contrastive": 0.0, "ssl": 0.0, "caption": 0.0}
+
+
+def counted(run):
+    """torch sees products alone: attention has to run as products."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
+def whole(model, batch, loss):
+    """Everything global, so that the reference computes all the pairs that count."""
+    teacher = Teacher(model)
+    out = model(batch, loss)
+    values = {}
+    if loss.contrastive:
+        pair = out.audio_features, out.text_features
+        values["contrastive"] = losses.contrastive_loss(*pair, out.logit_scale)
+    if loss.ssl:
+        targets = losses.sinkhorn(teacher(batch), 0.05, 3)
+        student = out.student_features, out.prototypes
+        values["ssl"] = losses.self_distillation_loss(*student, targets, 0.1)
+    if loss.caption:
+        decoded = out.caption_hidden, out.caption_weight
+        values["caption"] = losses.caption_loss(*decoded, batch.labels)
+    losses.total_loss(values, loss).backward()
+
+
+@pytest.mark.parametrize("student_pass", ["shared", "separate"])
+@pytest.mark.parametrize("name", ["contrastive", "ssl", "caption", "all"])
+def test_a_step_has_the_flops_that_torch_counts(name, student_pass):
+    loss = LossConfig() if name == "all" else LossConfig(**{**ALONE, name: 1.0})
+    config = dataclasses.replace(
+        test_slap.SMALL,
+        audio=dataclasses.replace(test_slap.SMALL.audio, global_every=1),
+        text=dataclasses.replace(test_slap.SMALL.text, global_every=1),
+        ssl=dataclasses.replace(test_slap.SMALL.ssl, student_pass=student_pass),
+    )
+    model = test_slap.small_model(torch.float32, config)
+    model.freeze_unused(loss)
+    batch = test_slap.make_batch(torch.float32)
+    work = flops.Work.of(batch)
+    expected = flops.step(config, loss, work)
+    if loss.caption:  # what the causal mask hides is computed there
+        hidden = sum(n * (n - 1) // 2 for n in work.text)
+        expected += 3 * 2 * 4 * config.caption.hidden_size * hidden
+    assert counted(lambda: whole(model, batch, loss)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_window_leaves_the_pairs_that_a_mask_leaves():
+    for length, side in ((1, 0), (5, 2), (9, 20), (40, 7)):
+        distance = torch.arange(length)[:, None] - torch.arange(length)
+        assert flops._pairs(length, side) == int((distance.abs() <= side).sum())
+    assert flops._pairs(6, None) == 36
