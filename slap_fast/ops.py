@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast import flash
+from slap_fast import flash, opaque
 from slap_fast.config import MelConfig
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference import map_pool as reference_map_pool
@@ -328,6 +328,8 @@ def map_pool(
         from slap_fast.kernels.map_pool import map_pool as run
 
         return run(x, score_weight, cu_seqlens)
+    if torch.compiler.is_compiling():
+        return opaque.map_pool(x, score_weight, cu_seqlens)
     return reference_map_pool.map_pool(x, score_weight, cu_seqlens)
 
 
@@ -409,6 +411,8 @@ def _attention_module(
         if schedule is not None:
             _check_tensor(name, schedule, (torch.int32,), ("tiles", 2), q.device)
     impl = _choose("attention", impl, q.device, q.dtype, _head_limits(q.shape[2]))
+    if impl == "reference" and torch.compiler.is_compiling():
+        return opaque, {}
     if impl != "triton":
         return (flash if impl == "flash" else reference_attention), {}
     # Here, so that importing the package does not import triton.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
     model.to(device)
     model.freeze_unused(config.loss)
     teacher = Teacher(model).to(device) if config.loss.ssl else None
+    if config.compile:
+        _compile([model] if teacher is None else [model, teacher], device)
     replica = model
     if config.ranks == "fsdp" and distributed.world_size() > 1:
         towers = [*model.audio_encoder.layers, *model.text_encoder.model.layers]
@@ -60,6 +63,22 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
     else:
         replica = distributed.replicate(model)
     return TrainState(config, model, replica, teacher, make_optimizer(model, config), device)
+
+
+def _compile(modules: Sequence[nn.Module], device: torch.device) -> None:
+    """Compiles their forwards in place, so that parameters keep their names."""
+    if device.type == "cpu":
+        from torch._inductor import cpp_builder, exc
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler as error:
+            raise ValueError(
+                "compile: found no C++ compiler, expected g++, or one that CXX names, to compile "
+                "for a CPU; or set compile=false"
+            ) from error
+    for module in modules:
+        module.compile(dynamic=True)
 
 
 def begin(

@@ -1,0 +1,107 @@
+"""The compiled step: no graph breaks, few recompiles, and the losses of the step as it is."""
+
+import pytest
+import runs
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+
+from slap_fast import ops, runstate
+from slap_fast import train as training
+from slap_fast.config import override
+from slap_fast.data.loader import TrainSteps
+
+COMPILED = override(runs.TINY, {"steps": 50, "batch_size": 6, "compile": True})
+
+
+def start(config):
+    state, words = runstate.begin(config, None, None, runs.CPU)
+    return state, TrainSteps(runs.clips(), words, config)
+
+
+@pytest.fixture
+def dynamo():
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters
+    torch._dynamo.reset()
+
+
+def sequences(*lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def test_the_reference_is_one_node_of_a_graph(dynamo):
+    """Values and gradients are its own, for lengths that change, with a window, causal, across."""
+    torch.manual_seed(0)
+
+    def run(qkv, k, w, starts, starts_k, rope):
+        out = ops.attention_qkvpacked(qkv, 2, starts, 9, rope=rope, window_size=(2, 1))
+        out = out + ops.attention_qkvpacked(qkv, 2, starts, 9, causal=True)
+        out = out + ops.attention(out, k, k, starts, 9, cu_seqlens_k=starts_k, max_seqlen_k=9)
+        return ops.map_pool(out.flatten(1), w, starts).square().sum()
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(run, backend=counter, fullgraph=True, dynamic=True)
+    for lengths, lengths_k in (((3, 0, 9), (4, 2, 9)), ((5, 2), (3, 3)), ((7, 8, 1, 2), (2,) * 4)):
+        starts, starts_k = sequences(*lengths), sequences(*lengths_k)
+        qkv, k, w = (
+            torch.randn(sum(lengths), 6, 8),
+            torch.randn(sum(lengths_k), 2, 8),
+            torch.randn(3, 16),
+        )
+        inputs = [x.requires_grad_() for x in (qkv, k, w)]
+        rope = ops.rope_tables(torch.arange(sum(lengths))[:, None].int(), 8)
+        want, found = (f(*inputs, starts, starts_k, rope) for f in (run, compiled))
+        assert torch.equal(want, found)
+        for a, b in zip(*(torch.autograd.grad(x, inputs) for x in (want, found)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert counter.frame_count <= 2  # the first lengths have sizes in common that others have not
+
+
+def test_no_compiler_is_said_at_once(monkeypatch):
+    from torch._inductor import cpp_builder, exc
+
+    def nothing():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", nothing)
+    with pytest.raises(ValueError, match="compile: found no C.. compiler, expected g"):
+        start(COMPILED)
+
+
+def test_shards_are_not_compiled():
+    with pytest.raises(ValueError, match="compile: found True, expected false for fsdp"):
+        override(COMPILED, {"ranks": "fsdp"})
+
+
+@pytest.mark.slow
+def test_fifty_packs_make_no_graph_break_and_two_recompiles_at_most(dynamo, figure, monkeypatch):
+    """K10: of the student and of the teacher, forward and backward."""
+    monkeypatch.setattr(runstate, "_compile", lambda modules, device: compiled.extend(modules))
+    for seed in figure("K10", ci=1, soak=3):
+        compiled, made = [], []
+        state, data = start(override(COMPILED, {"seed": seed}))
+        for module in compiled:
+            made.append(CompileCounterWithBackend("aot_eager"))
+            module.compile(backend=made[-1], dynamic=True)
+        for state.step in range(50):
+            training.train_step(state, data[state.step].batches)
+        assert not dynamo["graph_break"]
+        assert len(made) == 2 and all(1 <= counter.frame_count <= 3 for counter in made)
+        torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_losses_of_the_run_as_it_is():
+    found = []
+    for changes in ({}, {"compile": False}):
+        state, data = start(override(COMPILED, changes))
+        found.append([])
+        for state.step in range(20):
+            metrics = training.train_step(state, data[state.step].batches)
+            found[-1].append([float(metrics[name]) for name in training.LOSSES])
+        names = set(state.model.state_dict())
+        assert not any("_orig_mod" in name for name in names)
+    a, b = torch.tensor(found, dtype=torch.float64)
+    assert ((a - b).abs() / b.abs()).max() < 1e-5
