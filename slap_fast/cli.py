@@ -386,6 +386,35 @@ def export_weights(
 
 
 @app.command
+def plan(
+    gpu: str,
+    config: str = "base",
+    settings: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")
+    ] = (),
+    json: bool = False,
+) -> int:
+    """How much of a GPU's memory a run would take, and the largest batch that fits: an estimate.
+
+    Example: slap-fast plan --gpu 24GB --config base
+
+    Args:
+        gpu: Its memory, such as 24GB or 80GiB.
+        config: A recipe (tiny, base) or a YAML file of settings.
+        settings: Any other setting by its dotted name, such as compile=true; repeatable.
+        json: Print the plan as JSON on stdout.
+    """
+    from slap_fast import plan as plans
+    from slap_fast.config import override
+
+    memory = plans.memory_of(gpu)
+    found = plans.plan(override(_recipe(config), dict(map(_setting, settings))), memory)
+    plans.render(found, _console(json))
+    _emit(found, json)
+    return 0
+
+
+@app.command
 def doctor(parity: bool = False, json: bool = False) -> int:
     """What is installed, what runs where, and what to do about the rest.
 

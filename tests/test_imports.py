@@ -18,7 +18,7 @@ LAYERS = (
     {"cli"},
     {"train", "runstate", "objective", "evaluate", "demo", "report", "doctor", "parity", "interop"}
     | {"data_cli", "export"},
-    {"inference", "flops"},
+    {"inference", "flops", "plan"},
     {"batch", "blockwise", "checkpoint", "console", "data", "distributed", "journal", "losses"}
     | {"metrics", "models", "signals", "storage", "tally"},
     {"ops", "flash", "opaque"},

@@ -1,0 +1,150 @@
+"""What a run needs of a device's memory, estimated from its config: ``slap-fast plan``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from slap_fast.config import ModelConfig, TrainConfig
+from slap_fast.models.slap import SlapModel
+
+TOKENS_PER_CAPTION = 40
+SECONDS_PER_CLIP = 10.0
+RESERVED = 0.1
+"""Share of a device that the driver, its libraries and fragments of memory take."""
+LOSS_BLOCKS = 4
+"""Blocks of fp32 logits that exist beside each other in a loss: theirs, probabilities, slopes."""
+
+
+class Saved(NamedTuple):
+    """Numbers that a forward keeps for its backward, of what it scales with."""
+
+    audio_token: int
+    masked_patch: int
+    text_token: int
+
+
+def saved_for_backward(config: ModelConfig, compiled: bool) -> Saved:
+    """Of a student's forward, in the dtype of its products; scores and targets are not in it.
+
+    Of a block: its input, its norm's output (uncompiled on a CPU its norm's quotient too), q, k and
+    v, the attention's output; the same of the MLP, whose gate, up and product are wide.
+    """
+    audio, text, caption, ssl = config.audio, config.text, config.caption, config.ssl
+    norm, wide = (2, 3) if compiled else (3, 4)
+
+    def block(size: int, intermediate: int) -> int:
+        return (2 * norm + 4) * size + wide * intermediate
+
+    c, d = audio.hidden_size, caption.hidden_size
+    heard = config.mel.patch_dim + audio.num_layers * block(c, audio.intermediate_size)
+    heard += (norm + 1) * c + caption.num_layers * 2 * d
+    decoded = caption.num_layers * (block(d, caption.intermediate_size) + (norm + 2) * d) + norm * d
+    # A LayerNorm keeps its input alone; ModernBERT keeps q and k rotated too.
+    read = text.num_layers * (10 * text.hidden_size + wide * text.intermediate_size)
+    read += 3 * text.hidden_size
+    head = c + 4 * ssl.head_hidden_size + 2 * ssl.bottleneck_size
+    return Saved(heard, head, read + decoded)
+
+
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
+    """Of each part, and of the teacher; makes no weights."""
+    with torch.device("meta"):
+        model = SlapModel(config)
+    counts = {name: _count(part) for name, part in model.named_children()}
+    counts["teacher"] = counts["audio_encoder"] + counts["prototype_head"]
+    return counts
+
+
+def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
+    """Bytes of every kind, and the largest forward that fits.
+
+    Args:
+        config: the run.
+        memory: of the device, bytes.
+    """
+    model, ssl = config.model, config.model.ssl
+    low = 4 if config.precision == "fp32" else 2
+    counts = parameter_counts(model)
+    teacher = counts.pop("teacher") if config.loss.ssl else 0 * counts.pop("teacher")
+    trained = sum(counts.values())
+    fixed = {
+        "parameters": 4 * trained,
+        "gradients": 4 * trained,
+        "AdamW's moments": 8 * trained,
+        "teacher": 4 * teacher,
+        "bf16 copies of the weights": 2 * trained if low == 2 else 0,
+        "blocks of logits": LOSS_BLOCKS * 4 * max(4096 * model.text.vocab_size, 2048 * 2048),
+        "reserved": RESERVED * memory,
+    }
+    saved = saved_for_backward(model, config.compile)
+    masked = ssl.mask_ratio * ssl.mask_clips if config.loss.ssl else 0.0
+    clip = model.mel.num_patches(round(SECONDS_PER_CLIP * model.mel.sample_rate))
+    per_token = {
+        "activations, audio": low * saved.audio_token + 4 * model.mel.patch_dim,
+        "activations, masked patches": masked * low * saved.masked_patch,
+        "scores and targets": masked * 4 * 4 * ssl.prototypes,
+        "activations, text": low * saved.text_token * TOKENS_PER_CAPTION / clip,
+    }
+    left = memory - sum(fixed.values())
+    tokens = max(0, int(left / sum(per_token.values())))
+    return {
+        "memory": memory,
+        "trained_parameters": trained,
+        "fixed_bytes": fixed,
+        "bytes_per_token": per_token,
+        "max_tokens": tokens,
+        "clips": tokens // clip,
+        "seconds_of_audio": tokens / clip * SECONDS_PER_CLIP,
+        "assumptions": [
+            f"clips of {SECONDS_PER_CLIP:g} s ({clip} tokens), captions of {TOKENS_PER_CAPTION}",
+            f"{masked:.0%} of the patches are masked; precision "
+            + ("fp32" if low == 4 else "bf16 under autocast, parameters and AdamW in fp32"),
+            f"compile={str(config.compile).lower()}, attention and pooling fused, one rank",
+            f"{RESERVED:.0%} of the memory is the driver's and fragments",
+            "all parameters are trained",
+        ],
+    }
+
+
+def memory_of(text: str) -> float:
+    """Bytes of "24GB" or "80GiB". Raises ValueError for anything else."""
+    units = {"GiB": 2.0**30, "GB": 1e9}
+    unit = next((unit for unit in units if text.endswith(unit)), None)
+    try:
+        size = float(text.removesuffix(unit or "?"))
+    except ValueError:
+        size = 0.0
+    if unit is None or not 0 < size < float("inf"):
+        raise ValueError(f"--gpu: found {text!r}, expected a size such as 24GB or 80GiB")
+    return size * units[unit]
+
+
+def render(found: dict[str, Any], console: Any) -> None:
+    """The plan as a table, and what it assumes."""
+    from rich.table import Table
+
+    table = Table("what", "GB", title=f"{found['trained_parameters'] / 1e6:.0f} M parameters")
+    for name, size in found["fixed_bytes"].items():
+        table.add_row(name, f"{size / 1e9:.2f}")
+    for name, size in found["bytes_per_token"].items():
+        table.add_row(
+            f"{name} of {found['max_tokens']} tokens", f"{size * found['max_tokens'] / 1e9:.2f}"
+        )
+    console.print(table)
+    if found["clips"]:
+        console.print(
+            f"largest forward: --max-tokens {found['max_tokens']}, about {found['clips']} clips "
+            f"({found['seconds_of_audio']:.0f} s of audio). A larger batch_size is split; with "
+            "--set grad_cache=true its losses are those of the whole batch"
+        )
+    else:
+        console.print("does not fit: not one clip is left room for; fsdp spreads the parameters")
+    for assumption in found["assumptions"]:
+        console.print(f"assumed: {assumption}")
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,89 @@
+"""The memory that ``slap-fast plan`` estimates, against what torch keeps for a backward."""
+
+import json
+
+import pytest
+import runs
+import torch
+
+from slap_fast import cli, ops, plan, runstate
+from slap_fast.config import override
+from slap_fast.data.loader import TrainSteps
+
+TOLERANCE = 0.1
+SIZED = {
+    "model.audio.hidden_size": 32,
+    "model.audio.intermediate_size": 64,
+    "model.text.hidden_size": 32,
+    "model.text.num_layers": 2,
+    "model.text.intermediate_size": 48,
+    "model.caption.hidden_size": 24,
+    "model.caption.num_layers": 2,
+    "model.caption.intermediate_size": 40,
+    "batch_size": 3,
+}
+
+
+def kept_bytes(model, *inputs):
+    """Of the tensors that autograd keeps for the backward, each memory once; not of parameters."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = model(*inputs)  # held until all is counted
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return sum(kept[place].nbytes() for place in kept.keys() - own) if outputs else None
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_forward_keeps_what_is_estimated(compiled, monkeypatch):
+    """Within TOLERANCE, on the kernels, as a GPU runs them."""
+    config = override(runs.TINY, SIZED)
+    state, words = runstate.begin(config, None, None, runs.CPU)
+    (batch,) = TrainSteps(runs.clips(), words, config)[0].batches
+    choose = ops._choose
+
+    def fused(op, impl, *rest):
+        return "triton" if op in ("attention", "map_pool") else choose(op, impl, *rest)
+
+    monkeypatch.setattr(ops, "_choose", fused)
+    if compiled:
+        state.model.compile(backend="aot_eager_decomp_partition", dynamic=True)
+        state.model(batch, config.loss)
+    found = kept_bytes(state.model, batch, config.loss)
+    saved = plan.saved_for_backward(config.model, compiled)
+    counts = len(batch.audio.patches), len(batch.mask_indices), len(batch.text.ids)
+    estimated = 4 * sum(n * per for n, per in zip(counts, saved, strict=True))
+    assert found == pytest.approx(estimated, rel=TOLERANCE)
+
+
+def test_parameters_are_counted_without_making_them():
+    counts = plan.parameter_counts(runs.TINY.model)
+    state, _ = runstate.begin(runs.TINY, None, None, runs.CPU)
+    own = sum(p.numel() for p in state.model.parameters())
+    bare = sum(p.numel() for p in (state.model.log_logit_scale, state.model.logit_bias))
+    assert sum(counts.values()) - counts["teacher"] == own - bare
+    assert counts["teacher"] == sum(p.numel() for p in state.teacher.parameters())
+
+
+def test_more_memory_fits_more_and_too_little_nothing(capsys):
+    tokens = []
+    for gpu in ("1GB", "24GB", "80GiB"):
+        assert cli.main(["plan", "--gpu", gpu, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        tokens.append(told["max_tokens"])
+        spent = sum(told["fixed_bytes"].values())
+        spent += told["max_tokens"] * sum(told["bytes_per_token"].values())
+        assert gpu == "1GB" or 0.99 * told["memory"] < spent <= told["memory"]
+    assert tokens[0] == 0 < tokens[1] < tokens[2]
+    assert cli.main(["plan", "--gpu", "1GB"]) == 0
+    assert "does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["24", "GB", "-1GB", "nanGB", "24TB"])
+def test_a_size_that_is_none_is_refused(text, capsys):
+    assert cli.main(["plan", f"--gpu={text}"]) == 2
+    assert "expected a size such as 24GB" in capsys.readouterr().err
