@@ -60,6 +60,8 @@ class Case(NamedTuple):
     num_stages: int
     selected: bool
     """Whether the table picks this setting on sm_90."""
+    target: str | None = None
+    """The one target that it is for; None: all."""
 
 
 class Row(NamedTuple):
@@ -159,6 +161,7 @@ def report(targets: Iterable[str], *, selected_only: bool, jobs: int) -> list[Ro
         for number, case in enumerate(_cases_of(module))
         if case.selected or not selected_only
         for target in targets
+        if case.target in (None, target)
     ]
     with ProcessPoolExecutor(jobs) as pool:
         rows = pool.map(_compile, chosen, chunksize=4)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
+
+import torch
 
 
 class Setting(NamedTuple):
@@ -15,7 +18,7 @@ class Setting(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How all kernels are launched for one kind of head and dtype.
+    """How all kernels are launched for one kind of GPU, head and dtype.
 
     The whole ways are by the longest sequence that takes them, the shortest first.
     """
@@ -27,24 +30,94 @@ class Settings(NamedTuple):
     backward_keys: Setting
 
 
-SETTINGS = {
-    (64, 2): Settings(
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """The rows of SETTINGS for a device; an interpreted kernel has those of sm_90."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip:
+        return "gfx942"
+    major = torch.cuda.get_device_capability(device)[0]
+    # 8: A100 and, with 99 KB of shared memory, its small sisters; 12, the small Blackwell, as well.
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+_HOPPER = {
+    64: Settings(
         forward_whole={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 4, 2)},
         forward_tiled=Setting(128, 64, 8, 2),
         backward_whole={64: Setting(64, 64, 4, 1), 256: Setting(256, 32, 8, 2)},
         backward_queries=Setting(128, 64, 8, 2),
         backward_keys=Setting(32, 128, 8, 2),
     ),
-    (128, 2): Settings(
+    128: Settings(
         forward_whole={64: Setting(64, 64, 4, 1), 128: Setting(64, 128, 4, 2)},
         forward_tiled=Setting(128, 64, 8, 2),
         backward_whole={128: Setting(128, 32, 8, 2)},
         backward_queries=Setting(128, 64, 8, 2),
         backward_keys=Setting(16, 64, 8, 2),
     ),
-    (64, 4): Settings({}, Setting(64, 32, 8, 1), {}, Setting(32, 16, 4, 1), Setting(32, 32, 8, 1)),
-    (128, 4): Settings({}, Setting(16, 16, 8, 1), {}, Setting(16, 16, 8, 1), Setting(16, 16, 8, 1)),
 }
-"""By the least of 64 and 128 that holds head_dim, and the bytes of an element. Chosen by what sm_90
-needs of registers (no spills) and shared memory; to be measured. No matrix unit computes in fp32:
-its products take many registers, so its blocks are small."""
+
+_HALF = {
+    "sm_90": _HOPPER,
+    "sm_100": _HOPPER
+    | {
+        64: _HOPPER[64]._replace(
+            forward_whole={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 8, 2)},
+            backward_whole={64: Setting(64, 64, 4, 1), 256: Setting(256, 16, 8, 1)},
+        ),
+        128: _HOPPER[128]._replace(
+            forward_whole={64: Setting(64, 64, 8, 1), 128: Setting(64, 128, 4, 2)},
+            backward_whole={128: Setting(128, 32, 8, 1)},
+        ),
+    },
+    "sm_80": {
+        64: Settings(
+            forward_whole={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 8, 1)},
+            forward_tiled=Setting(128, 64, 8, 2),
+            backward_whole={64: Setting(64, 32, 8, 1), 128: Setting(128, 32, 8, 2)},
+            backward_queries=Setting(128, 32, 8, 1),
+            backward_keys=Setting(16, 128, 8, 1),
+        ),
+        128: Settings(
+            forward_whole={64: Setting(32, 64, 8, 1), 128: Setting(32, 128, 8, 1)},
+            forward_tiled=Setting(64, 64, 8, 1),
+            backward_whole={},
+            backward_queries=Setting(64, 64, 8, 1),
+            backward_keys=Setting(32, 64, 8, 1),
+        ),
+    },
+    "gfx942": {
+        64: Settings(
+            forward_whole={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 4, 1)},
+            forward_tiled=Setting(128, 64, 8, 2),
+            backward_whole={64: Setting(64, 64, 4, 1), 128: Setting(128, 32, 4, 1)},
+            backward_queries=Setting(128, 64, 8, 2),
+            backward_keys=Setting(32, 64, 4, 1),
+        ),
+        128: Settings(
+            forward_whole={64: Setting(64, 64, 4, 1), 128: Setting(64, 128, 4, 2)},
+            forward_tiled=Setting(64, 64, 4, 2),
+            backward_whole={64: Setting(64, 32, 4, 1)},
+            backward_queries=Setting(64, 32, 4, 1),
+            backward_keys=Setting(16, 64, 8, 2),
+        ),
+    },
+}
+
+# No matrix unit computes in fp32: its products take many registers, so its blocks are small. With
+# 64 queries sm_100's would do it after all, in tf32, whatever precision a product asks for.
+_FP32 = {
+    64: Settings({}, Setting(32, 32, 8, 1), {}, Setting(32, 16, 4, 1), Setting(32, 32, 4, 1)),
+    128: Settings({}, Setting(16, 16, 8, 1), {}, Setting(16, 16, 8, 1), Setting(16, 16, 8, 1)),
+}
+
+SETTINGS = {
+    (name, head_dim, size): found
+    for name, halves in _HALF.items()
+    for size, table in ((2, halves), (4, _FP32))
+    for head_dim, found in table.items()
+}
+"""By :func:`architecture`, the least of 64 and 128 that holds head_dim, and bytes of an element.
+Chosen by registers (no spills), shared memory and L2 traffic; to be measured."""

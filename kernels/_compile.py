@@ -30,6 +30,8 @@ class CompileCase(NamedTuple):
     num_stages: int
     selected_for_sm90: bool
     """Whether a launch table selects it for sm_90."""
+    target: str | None
+    """The one target that it is for; None: all."""
 
 
 def compile_case(
@@ -39,6 +41,7 @@ def compile_case(
     constexprs: dict[str, Any],
     num_warps: int,
     num_stages: int,
+    target: str | None = None,
 ) -> CompileCase:
     """The case of a kernel for tensors of ``dtype`` ("bf16"), its signature made from the names of
     its arguments; of ``constexprs`` it takes those it knows, None for an absent pointer."""
@@ -48,4 +51,4 @@ def compile_case(
         signature[argument] = TYPES.get(argument, kind)
     known = {name: value for name, value in constexprs.items() if name in signature}
     signature |= dict.fromkeys(known, "constexpr")
-    return CompileCase(name, function, signature, known, num_warps, num_stages, True)
+    return CompileCase(name, function, signature, known, num_warps, num_stages, True, target)

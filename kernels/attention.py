@@ -27,7 +27,7 @@ Shapes: T packed rows, B sequences, H query heads, Hkv key heads, D head size (P
 two). q, out, dout, dq [T, H, D]; k, v, dk, dv [Tk, Hkv, D]; lse, delta fp32 [H, T]; cos, sin fp32
 [T, D / 2]. i counts the queries of a sequence, j its keys; rows are those of the packed tensors.
 
-No GPU has run this file yet: the settings come from registers, shared memory and L2 traffic.
+No GPU has run this file yet.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from slap_fast.kernels._attention_settings import SETTINGS, Setting, Settings
+from slap_fast.kernels._attention_settings import SETTINGS, Setting, Settings, architecture
 from slap_fast.kernels._compile import CompileCase, compile_case
 from slap_fast.kernels._library import register
 from slap_fast.kernels._packed import (
@@ -338,13 +338,13 @@ def _clear_tail(
 
 
 def _settings(q: Tensor, k: Tensor) -> Settings:
-    settings = SETTINGS[64 if q.shape[2] <= 64 else 128, q.element_size()]
+    settings = SETTINGS[architecture(q.device), 64 if q.shape[2] <= 64 else 128, q.element_size()]
     # The whole way back writes keys from one query head, so none may share them.
     return settings if q.shape[1] == k.shape[1] else settings._replace(backward_whole={})
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every kernel with every setting and dtype: rotary, with dlse, local and global."""
+    """Every kernel with every setting and dtype, for its GPU: rotary, with dlse, local, global."""
     clear = Setting(0, 0, num_warps=4, num_stages=1)
     kernels = (
         ("forward_whole", _forward_whole, ()),
@@ -354,7 +354,7 @@ def compile_cases() -> Iterator[CompileCase]:
         ("backward_keys", _backward_keys, ()),
         ("clear_tail", _clear_tail, ()),
     )
-    for ((head_dim, size), settings), (way, kernel, absent), local in itertools.product(
+    for ((target, head_dim, size), settings), (way, kernel, absent), local in itertools.product(
         SETTINGS.items(), kernels, (True, False)
     ):
         found = getattr(settings, way, clear)
@@ -365,7 +365,7 @@ def compile_cases() -> Iterator[CompileCase]:
             name = f"{way} D={head_dim} {dtype} {block_q}x{block_k} " + ("global", "local")[local]
             constexprs = dict.fromkeys(absent) | {"GROUP": 1, "HEAD_DIM": head_dim, "LOCAL": local}
             constexprs |= {"SHORTER": 0, "BLOCK_Q": block_q, "BLOCK_K": block_k} | CLEAR_BLOCK
-            yield compile_case(name, kernel, dtype, constexprs, num_warps, num_stages)
+            yield compile_case(name, kernel, dtype, constexprs, num_warps, num_stages, target)
 
 
 def schedule_tiles(cu_seqlens: Tensor, total_tokens: int) -> Tensor:
@@ -595,6 +595,6 @@ def _attend(
     scale = inputs[0].shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     if cu_seqlens_k is None:
         cu_seqlens_k, schedule_k, max_seqlen_k = cu_seqlens, schedule, max_seqlen
-    starts = (cu_seqlens, cu_seqlens_k, schedule, schedule_k)
-    call = _Call(*starts, cos, sin, max_seqlen, max_seqlen_k, left, right, scale)
+    tensors = (cu_seqlens, cu_seqlens_k, schedule, schedule_k, cos, sin)
+    call = _Call(*tensors, max_seqlen, max_seqlen_k, left, right, scale)
     return _Attention.apply(return_lse, num_heads_kv, call, *inputs)

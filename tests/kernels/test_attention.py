@@ -86,6 +86,28 @@ def test_every_setting_of_the_table(head_dim, dtype):
         Pack(lengths, lengths[::-1], (2, 1), head_dim, dtype, options=options).check()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sm_80", "sm_100", "gfx942"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_settings_of_other_architectures(monkeypatch, head_dim, name):
+    monkeypatch.setattr(triton_attention, "architecture", lambda device: name)
+    options = {"window_size": (48, 48)}
+    Pack([257, 3, 0, 130, 64], None, (1, 1), head_dim, torch.float16, options=options).check()
+
+
+def test_architecture(monkeypatch):
+    # What a device is called; cached, so that no test sees another's answer.
+    found = triton_attention.architecture.__wrapped__
+    monkeypatch.setattr(torch.version, "hip", None)
+    for capability, name in {(8, 0): 80, (8, 9): 80, (9, 0): 90, (10, 3): 100, (12, 0): 80}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert found(torch.device("cuda")) == f"sm_{name}"
+    assert found(torch.device("cpu")) == "sm_90"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert found(torch.device("cuda")) == "gfx942"
+    assert {key[0] for key in triton_attention.SETTINGS} == {"sm_80", "sm_90", "sm_100", "gfx942"}
+
+
 def test_the_table_is_sound():
     for settings in triton_attention.SETTINGS.values():
         for whole, side in ((settings.forward_whole, 1), (settings.backward_whole, 0)):
