@@ -109,7 +109,7 @@ _HALF = {
 # No matrix unit computes in fp32: its products take many registers, so its blocks are small. With
 # 64 queries sm_100's would do it after all, in tf32, whatever precision a product asks for.
 _FP32 = {
-    64: Settings({}, Setting(32, 32, 8, 1), {}, Setting(32, 16, 4, 1), Setting(32, 32, 4, 1)),
+    64: Settings({}, Setting(32, 32, 8, 1), {}, Setting(32, 16, 4, 1), Setting(32, 32, 8, 1)),
     128: Settings({}, Setting(16, 16, 8, 1), {}, Setting(16, 16, 8, 1), Setting(16, 16, 8, 1)),
 }
 
@@ -118,6 +118,6 @@ SETTINGS = {
     for name, halves in _HALF.items()
     for size, table in ((2, halves), (4, _FP32))
     for head_dim, found in table.items()
-}
+} | {("gfx942", 64, 4): _FP32[64]._replace(backward_keys=Setting(32, 32, 4, 1))}
 """By :func:`architecture`, the least of 64 and 128 that holds head_dim, and bytes of an element.
 Chosen by registers (no spills), shared memory and L2 traffic; to be measured."""
