@@ -3,7 +3,8 @@
 # make test-ci   the slow tests
 # make lint      ruff check and ruff format --check, and the README's figures against the records
 # make soak      the reliability figures in their long forms: MINUTES=5 at most for each
-# make bench     times what this machine can run beside its peers; at most 10 minutes
+# make bench     times what this machine can run beside its peers; at most 10 minutes a call
+# make peers WHEELS=FOLDER   installs peers to compare with, no network needed
 # make compile-report   compiles every kernel for GPUs that are not there
 # make figures   writes the README's figures from benchmarks/results
 #
@@ -24,7 +25,7 @@ else
 ENVIRONMENT := is-installed
 endif
 
-.PHONY: help demo test test-ci soak lint bench compile-report figures is-installed
+.PHONY: help demo test test-ci soak lint bench peers compile-report figures is-installed
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -48,7 +49,10 @@ lint: $(ENVIRONMENT)
 	$(PY) benchmarks/readme.py --check
 
 bench: $(ENVIRONMENT)
-	$(PY) benchmarks/suite.py
+	$(PY) benchmarks/suite.py $(BENCH)
+
+peers: $(ENVIRONMENT)
+	$(PY) benchmarks/suite.py --again --wheels $(WHEELS) peers
 
 compile-report: $(ENVIRONMENT)
 	$(PY) benchmarks/compile_report.py --out benchmarks/results/compile_report.json

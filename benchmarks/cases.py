@@ -18,7 +18,9 @@ TOKENS_PER_SECOND = 25
 COPY_BYTES_PER_S = 4.3e12
 """One H200, read plus written, measured."""
 BF16_FLOP_PER_S = 790e12
-"""One H200, a large bf16 product, measured (power-limited; datasheet 989e12)."""
+"""One H200, a large bf16 product, measured (power-limited)."""
+DATASHEET_FLOP_PER_S = 989e12
+"""The peak that MFU is a share of."""
 
 
 class Case(NamedTuple):

@@ -7,6 +7,7 @@ does not find the last round's in its cache.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -95,7 +96,8 @@ def _peak_mib(variant: Variant, device: torch.device) -> float | None:
 def arguments(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=int, default=30)
+    rounds = 30 if device().type == "cuda" else 10
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--scale", type=float, help="of the shapes; by default 1 on a GPU")
     parser.add_argument("--json", type=Path, help="also write the rows and the machine here")
     return parser
@@ -136,7 +138,8 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
         table.add_column(column, justify="left" if words else "right")
     for row in shown:
         table.add_row(*(row.get(column, "") for column in columns))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    told = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if told else 160).print(table)
 
 
 def _with_spread(row: dict[str, Any]) -> dict[str, str]:

@@ -32,29 +32,31 @@ from slap_fast.data.sounds import SoundSet
 from slap_fast.models.audio_encoder import AudioEncoder
 
 FILES = 200
+CLIPS = 1_000_000
+"""That the planner packs."""
 BATCH = 64
 BUCKETS = 8
 
 
 class Patches(torch.utils.data.Dataset):
-    """The patches of a source's clips."""
+    """The patches of a source's first clips."""
 
-    def __init__(self, source: Any, mel: MelConfig) -> None:
-        self.source, self.mel = source, mel
+    def __init__(self, source: Any, mel: MelConfig, files: int) -> None:
+        self.source, self.mel, self.files = source, mel, files
 
     def __len__(self) -> int:
-        return min(FILES, len(self.source))
+        return min(self.files, len(self.source))
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return clip_patches(self.source.audio(index).waveform, self.mel).patches
 
 
-def write_files(folder: Path) -> Path:
+def write_files(folder: Path, files: int) -> Path:
     """A manifest of built-in sounds as FLAC files at 44.1 kHz."""
-    sounds = BuiltinClips(SoundSet("validation", FILES))
+    sounds = BuiltinClips(SoundSet("validation", files))
     lines = []
-    for index in range(FILES):
-        wave = soxr.resample(sounds.waveform(index), 16_000, 44_100)
+    for index in range(files):
+        wave = soxr.resample(sounds.audio(index).waveform, 16_000, 44_100)
         soundfile.write(folder / f"{index}.flac", np.clip(wave, -1, 1), 44_100)
         lines.append(json.dumps({"path": f"{index}.flac", "caption": sounds.captions(index)[0]}))
     manifest = folder / "manifest.jsonl"
@@ -62,10 +64,10 @@ def write_files(folder: Path) -> Path:
     return manifest
 
 
-def loading(manifest: Path) -> Iterator[dict[str, Any]]:
+def loading(manifest: Path, files: int) -> Iterator[dict[str, Any]]:
     """One row per number of workers."""
     source = open_source(str(manifest), None, fallback="train")
-    data = Patches(source, MelConfig())
+    data = Patches(source, MelConfig(), files)
     seconds_of_audio = sum(source.seconds(i) for i in range(len(data)))
     for workers in (0, 1, 2):
         started = time.perf_counter()
@@ -80,13 +82,13 @@ def loading(manifest: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def packing(rounds: int) -> Iterator[dict[str, Any]]:
+def packing(rounds: int, batch_size: int) -> Iterator[dict[str, Any]]:
     """Packed, padded and bucketed batches of clips of log-uniform 1 to 30 s."""
     mel = MelConfig()
     config = slap_tiny().model
     encoder = AudioEncoder(config.audio, mel).eval()
     (case,) = (case for case in cases.packs(1.0) if case.name == "C3")
-    lengths = case.lengths[:BATCH]
+    lengths = case.lengths[:batch_size]
     clips = [torch.randn(length - length % 4 or 4, mel.patch_dim) for length in lengths]
     ordered = sorted(range(len(clips)), key=lambda i: len(clips[i]))
     size = len(clips) // BUCKETS
@@ -130,16 +132,16 @@ def packing(rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def planning() -> dict[str, Any]:
-    """The planner: a million lengths into packs of 262,144 tokens."""
+def planning(count: int) -> dict[str, Any]:
+    """The planner: ``count`` lengths into packs of 262,144 tokens."""
     rng = np.random.default_rng(0)
-    lengths = (25 * 30 ** rng.random(1_000_000)).astype(np.int64)
+    lengths = (25 * 30 ** rng.random(count)).astype(np.int64)
     started = time.perf_counter()
     bins = ops.pack(lengths, 262_144)
     seconds = time.perf_counter() - started
     return {
         "what": "planning",
-        "variant": "1,000,000 clips, first-fit decreasing",
+        "variant": f"{count:,} clips, first-fit decreasing",
         "useful": float(lengths.sum() / (len(bins) * 262_144)),
         "ms": 1e3 * seconds,
     }
@@ -150,9 +152,15 @@ def main() -> int:
     parser = harness.arguments(__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a manifest of audio files")
     options = parser.parse_args()
+    scale = options.scale or 1.0
     with tempfile.TemporaryDirectory() as folder:
-        manifest = options.data or write_files(Path(folder))
-        rows = [*loading(manifest), *packing(min(options.rounds, 10)), planning()]
+        files = max(2, round(FILES * scale))
+        manifest = options.data or write_files(Path(folder), files)
+        rows = [
+            *loading(manifest, files),
+            *packing(min(options.rounds, 10), max(BUCKETS, round(BATCH * scale))),
+            planning(round(CLIPS * scale)),
+        ]
     harness.finish(rows, "data loading and packing on a CPU", options.json)
     return 0
 

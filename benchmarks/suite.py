@@ -1,30 +1,39 @@
-"""Everything that is recorded of a machine, in one command: `make bench`.
+"""Everything that is measured of a machine, in one command: `make bench`, `slap-fast bench`.
 
-    python benchmarks/suite.py [--out DIR] [--minutes 10] [--only NAME,...] [--wheels DIR]
+    python benchmarks/suite.py [STEP ...] [--out DIR] [--minutes 10] [--again] [--wheels DIR]
 
-With a GPU: installs the peers from a folder of wheels where one is given, runs the kernels' tests
-compiled, then under compute-sanitizer, then the benchmarks. Without one: what a CPU can say, and
-"needs a GPU" for the rest. Each step has a log and a line in DIR/suite.json; a step that is done is
-not run again, so a run that was cut off goes on where it stopped. A step that would pass the limit
-of time is stopped and says so. No network is needed.
+With a GPU: builds the extension, compares every kernel with the reference in each dtype, runs the
+kernels' tests, the sanitizer, and the benchmarks. Without one: what a CPU can say. No network is
+needed; --wheels adds a step that installs peers, and whatever else is missing, from a folder.
+
+DIR gets a JSON record for each benchmark, suite_gpu.json (or suite_cpu.json) with what became of
+each step, and suite.log with all that was printed. A step that is done at this commit is not run
+again, so a run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import machine
 import torch
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
+KIND = "gpu" if torch.cuda.is_available() else "cpu"
+PIP = [PYTHON, "-m", "pip", "install", "--no-index", "--no-deps"]
+SANITIZER = "compute-sanitizer"
+KERNEL_TESTS = sorted(path.stem for path in (ROOT / "tests" / "kernels").glob("test_*.py"))
 
 
 class Step(NamedTuple):
@@ -32,104 +41,167 @@ class Step(NamedTuple):
 
     name: str
     command: list[str]
-    needs_gpu: bool = False
+    needs: str | None = None
+    """"gpu" or "cpu", where it says nothing on the other."""
+    environment: dict[str, str] = {}
+
+
+def benchmark(name: str, out: Path, dry_run: bool, needs: str | None = None) -> Step:
+    """A file of benchmarks/, which writes its record."""
+    command = [PYTHON, f"benchmarks/{name}.py", "--json", str(out / f"{name}_{KIND}.json")]
+    return Step(name, command + ["--rounds", "2", "--scale", "0.002"] * dry_run, needs)
 
 
 def steps(out: Path, wheels: Path | None, dry_run: bool) -> list[Step]:
-    """All there is, in order: what is wrong shows before anything is timed."""
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    quick = ["--rounds", "2", "--scale", "0.002"] if dry_run else []
-    tests = [PYTHON, "-m", "pytest", "-q", "-x", "tests/kernels"]
-    sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
-    peers = [] if wheels is None else [Step("peers", _install(wheels), needs_gpu=True)]
+    """All there is, in order: what is wrong shows before anything is timed.
+
+    A dry run takes tiny shapes, collects tests, lets pip pretend, and interprets the kernels where
+    there is no GPU, so that it goes through every step on any machine.
+    """
+    gpu = None if dry_run else "gpu"
+    pretend = ["--dry-run"] * dry_run
+    tests = [PYTHON, "-m", "pytest", "-q", *["--collect-only"] * dry_run]
+    interpret = {"TRITON_INTERPRET": "1"} if dry_run and KIND == "cpu" else {}
+    numerics = benchmark("numerics", out, dry_run=False)
+    peers = [] if wheels is None else [Step("peers", [*PIP, *pretend, *_files(wheels)])]
     return [
         *peers,
-        Step("kernel-tests", [*tests, "-m", "not slow"], needs_gpu=True),
-        Step("kernel-tests-long", [*tests, "-m", "slow"], needs_gpu=True),
-        Step(
-            "sanitizer",
-            [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *tests, "-m", "gpu"],
-            needs_gpu=True,
+        Step("build", [*PIP, *pretend, "--no-build-isolation", "-e", "."], gpu),
+        numerics._replace(environment=interpret),
+        *(
+            Step(name, [*tests, "-m", "not slow", f"tests/kernels/{name}.py"], gpu)
+            for name in KERNEL_TESTS
         ),
         *(
             Step(
-                name,
-                [
-                    PYTHON,
-                    f"benchmarks/{name}.py",
-                    "--json",
-                    str(out / f"{name}_{kind}.json"),
-                    *quick,
-                ],
+                tool,
+                [SANITIZER, "--tool", tool, "--error-exitcode", "9", *numerics.command[:2]],
+                "gpu",
+                {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             )
-            for name in ("mel", "loading", "attention", "map_pool")
+            for tool in ("memcheck", "racecheck")
         ),
+        benchmark("mel", out, dry_run),
+        benchmark("map_pool", out, dry_run),
+        benchmark("attention", out, dry_run),
+        benchmark("encoder", out, dry_run),
+        benchmark("loading", out, dry_run),
+        benchmark("loop", out, dry_run, needs="cpu"),
+        Step("slow_kernel_tests", [*tests, "-m", "slow", "tests/kernels"], gpu),
     ]
 
 
-def _install(wheels: Path) -> list[str]:
-    # --no-deps: nothing may replace the torch and the triton that are there.
-    files = sorted(str(path) for path in wheels.glob("*.whl"))
-    return [PYTHON, "-m", "pip", "install", "--no-index", "--no-deps", *files]
+def _files(wheels: Path) -> list[str]:
+    return sorted(str(path.resolve()) for path in wheels.glob("*.whl"))
 
 
-def run(step: Step, out: Path, seconds: float) -> dict[str, object]:
-    """Runs a step, its output in ``out``/NAME.log; what became of it."""
+def run(step: Step, log: IO[str], seconds: float) -> dict[str, Any]:
+    """Runs a step, prints what it prints and keeps it in the log; what became of it."""
     started = time.perf_counter()
-    with (out / f"{step.name}.log").open("w", encoding="utf-8") as log:
-        try:
-            code = subprocess.run(
-                step.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=seconds
-            ).returncode
-            status = "done" if code == 0 else f"failed with exit code {code}"
-        except subprocess.TimeoutExpired:
-            status = "stopped: no time was left"
-        except OSError as error:
-            status = f"not run: {error}"
+    if shutil.which(step.command[0]) is None:
+        return {"status": f"not run: no {step.command[0]} here"}
+    columns = shutil.get_terminal_size((160, 24)).columns
+    environment = {"PYTHONUNBUFFERED": "1", "COLUMNS": str(columns), **step.environment}
+    environment.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line of slap-fast
+    process = subprocess.Popen(
+        step.command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    expired = threading.Event()
+    timer = threading.Timer(seconds, lambda: (expired.set(), _kill(process)))
+    timer.start()
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            log.write(line)
+        code = process.wait()
+    except KeyboardInterrupt:
+        _kill(process)
+        raise
+    finally:
+        timer.cancel()
+    status = "done" if code == 0 else f"failed with exit code {code}"
+    status = "stopped: no time was left" if expired.is_set() else status
     return {"status": status, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With all that it started, where there are process groups."""
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
+def chosen_steps(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Step]:
+    """The steps that were asked for; an unknown one, or a folder with no wheels, is refused."""
+    if options.wheels is not None and not _files(options.wheels):
+        parser.error(f"--wheels: found no .whl in {options.wheels}")
+    every = steps(options.out.resolve(), options.wheels, options.dry_run)
+    names = [step.name for step in every]
+    if unknown := [name for name in options.steps if name not in names]:
+        parser.error(f"found step {', '.join(unknown)}, expected some of {', '.join(names)}")
+    return [step for step in every if not options.steps or step.name in options.steps]
 
 
 def main() -> int:
     """Runs what is not done yet; 1 when a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--only", help="names of steps with commas between")
-    parser.add_argument("--wheels", type=Path, help="a folder of peers' wheels to install")
+    parser.add_argument("steps", nargs="*", help="by default all of them")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
+    parser.add_argument("--minutes", type=float, default=10.0, help="a step past it is stopped")
+    parser.add_argument("--wheels", type=Path, help="install the wheels of this folder first")
     parser.add_argument("--again", action="store_true", help="also run what is done")
-    parser.add_argument("--dry-run", action="store_true", help="two rounds of tiny shapes")
+    parser.add_argument("--dry-run", action="store_true", help="every step, tiny, on any machine")
     options = parser.parse_args()
-    out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    record = out / "suite.json"
-    known = {} if options.again or not record.exists() else json.loads(record.read_text())["steps"]
-    chosen = steps(out, options.wheels, options.dry_run)
-    if options.only:
-        wanted = options.only.split(",")
-        unknown = set(wanted) - {step.name for step in chosen}
-        if unknown:
-            names = ", ".join(step.name for step in chosen)
-            parser.error(f"--only: found {', '.join(unknown)}, expected some of {names}")
-        chosen = [step for step in chosen if step.name in wanted]
+    chosen = chosen_steps(options, parser)
+    path = options.out / f"suite_{KIND}.json"
+    record = machine.record(steps={})
+    if path.exists() and not options.again:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier["machine"]["commit"] == record["machine"]["commit"]:
+            record["steps"] = earlier["steps"]
+    known = record["steps"]
     deadline = time.perf_counter() + 60 * options.minutes
-    for step in chosen:
-        left = deadline - time.perf_counter()
-        if known.get(step.name, {}).get("status") == "done":
-            pass
-        elif step.needs_gpu and not torch.cuda.is_available():
-            known[step.name] = {"status": "not run: needs a GPU"}
-        elif left <= 0:
-            known[step.name] = {"status": "not run: no time was left"}
-        else:
-            print(f"{step.name} ...", flush=True)
-            known[step.name] = run(step, out, left)
-        print(f"{step.name}: {known[step.name]['status']}", flush=True)
-        machine.write(record, machine.record(steps=known))
-    failed = [name for name, row in known.items() if str(row["status"]).startswith("failed")]
-    for name in failed:
-        print(f"{name} failed; its output is in {out / name}.log", file=sys.stderr)
-    return int(bool(failed))
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "suite.log").open("a", encoding="utf-8") as log:
+        for step in chosen:
+            left = deadline - time.perf_counter()
+            if known.get(step.name, {}).get("status") == "done":
+                print(f"{step.name}: done before; --again runs it again", flush=True)
+                continue
+            if step.needs not in (None, KIND):
+                known[step.name] = {"status": f"not run: needs a {step.needs.upper()}"}
+            elif left <= 0:
+                known[step.name] = {"status": "not run: no time was left"}
+            else:
+                for target in (sys.stdout, log):
+                    print(f"== {step.name}: {' '.join(step.command)}", file=target, flush=True)
+                known[step.name] = run(step, log, left)
+            machine.write(path, record)
+    return summarise({step.name: known[step.name] for step in chosen}, options.out)
+
+
+def summarise(outcomes: dict[str, dict[str, Any]], out: Path) -> int:
+    """What became of each step, and what to do next; 1 when one failed."""
+    print()
+    for name, row in outcomes.items():
+        seconds = f"{row['seconds']:6.1f} s" if "seconds" in row else " " * 8
+        print(f"{name:24}{seconds}  {row['status']}")
+    print(f"\nrecords and suite.log: {out}")
+    if any("no time" in row["status"] for row in outcomes.values()):
+        print("not finished: the same command goes on")
+    return int(any(row["status"].startswith("failed") for row in outcomes.values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

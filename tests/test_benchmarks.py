@@ -9,15 +9,19 @@ from pathlib import Path
 
 import machine
 import pytest
-import torch
+import suite
 
 ROOT = Path(__file__).parents[1]
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
-def suite(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "benchmarks/suite.py", "--dry-run", "--out", str(out), *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def outcomes(out: Path) -> dict[str, dict[str, object]]:
+    return json.loads((out / f"suite_{suite.KIND}.json").read_text())["steps"]
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -43,36 +47,86 @@ def test_a_record_that_does_not_fit_is_seen():
 
 
 def test_a_dry_run_records_and_goes_on(tmp_path):
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    done = suite(tmp_path, "--only", "map_pool,sanitizer", "--minutes", "5")
+    done = run(tmp_path, "map_pool", "memcheck", "--minutes", "5")
     assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((tmp_path / "suite.json").read_text())
-    assert record["steps"]["map_pool"]["status"] == "done"
-    assert {"device", "versions", "commit", "date"} <= set(record["machine"])
-    if kind == "cpu":
-        assert record["steps"]["sanitizer"]["status"] == "not run: needs a GPU"
-    result = json.loads((tmp_path / f"map_pool_{kind}.json").read_text())
+    steps = outcomes(tmp_path)
+    assert steps["map_pool"]["status"] == "done"
+    if suite.KIND == "cpu":
+        assert steps["memcheck"]["status"] == "not run: needs a GPU"
+    result = json.loads((tmp_path / f"map_pool_{suite.KIND}.json").read_text())
+    assert not list(machine.complaints(result))
     assert {row["case"] for row in result["rows"]} == {"C1", "C2", "C3", "C4"}
     assert all(row["ms"] > 0 for row in result["rows"])
+    assert "MAP pooling" in done.stdout and "MAP pooling" in (tmp_path / "suite.log").read_text()
 
-    seconds = record["steps"]["map_pool"]["seconds"]
-    again = suite(tmp_path, "--only", "map_pool")
-    assert "map_pool ..." not in again.stdout
-    assert (
-        json.loads((tmp_path / "suite.json").read_text())["steps"]["map_pool"]["seconds"] == seconds
-    )
+    again = run(tmp_path, "map_pool")
+    assert "map_pool: done before" in again.stdout and "MAP pooling" not in again.stdout
+    assert outcomes(tmp_path) == steps
 
 
-def test_no_time_left_is_said_and_an_unknown_step_refused(tmp_path):
-    assert suite(tmp_path, "--only", "loading", "--minutes", "0").returncode == 0
-    steps = json.loads((tmp_path / "suite.json").read_text())["steps"]
-    assert steps["loading"]["status"] == "not run: no time was left"
-    unknown = suite(tmp_path, "--only", "speed")
-    assert unknown.returncode == 2 and "--only: found speed, expected some of" in unknown.stderr
+def step(*code: str, **environment: str) -> suite.Step:
+    return suite.Step("toy", [sys.executable, "-c", *code], environment=environment)
+
+
+def test_what_becomes_of_a_step(tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        done = suite.run(step("import os; print(os.environ['WORD'])", WORD="a word"), log, 60)
+        failed = suite.run(step("raise SystemExit(3)"), log, 60)
+        stopped = suite.run(step("import time; time.sleep(60)"), log, 0.2)
+        absent = suite.run(suite.Step("x", ["no-such-program"]), log, 60)
+    assert (tmp_path / "log").read_text() == "a word\n"
+    told = [row["status"] for row in (done, failed, stopped, absent)]
+    assert told == [
+        "done",
+        "failed with exit code 3",
+        "stopped: no time was left",
+        "not run: no no-such-program here",
+    ]
+    assert stopped["seconds"] < 30
+
+
+def test_what_is_done_at_another_commit_is_run_again(tmp_path, monkeypatch, capsys):
+    def main(*words: str, commit: str) -> str:
+        monkeypatch.setenv("SLAP_FAST_COMMIT", commit)
+        monkeypatch.setattr(sys, "argv", ["suite.py", "--out", str(tmp_path), *words])
+        suite.main()
+        return capsys.readouterr().out
+
+    ran = {"status": "done", "seconds": 1.0}
+    monkeypatch.setattr(suite, "run", lambda *_: ran)
+    assert "== mel" in main("mel", commit="a")
+    assert "done before" in main("mel", commit="a")
+    assert "== mel" in main("mel", "--again", commit="a")
+    assert "== mel" in main("mel", commit="b")
+    assert "no time was left" in main("loading", "--minutes", "0", commit="b")
+    assert "not finished" in main("loading", "--minutes", "0", commit="b")
+    assert outcomes(tmp_path)["mel"] == ran  # what an earlier call did stays on record
+
+
+def test_a_mistake_is_said(tmp_path):
+    unknown = run(tmp_path, "speed")
+    assert unknown.returncode == 2 and "found step speed, expected some of" in unknown.stderr
+    empty = run(tmp_path, "--wheels", str(tmp_path))
+    assert empty.returncode == 2 and "--wheels: found no .whl in" in empty.stderr
+
+
+def test_every_step_has_a_file(tmp_path):
+    (tmp_path / "a.whl").touch()
+    for planned in suite.steps(tmp_path, tmp_path, dry_run=False):
+        files = [word for word in planned.command if word.startswith(("benchmarks/", "tests/"))]
+        assert all((ROOT / file).exists() for file in files), planned
+    (peers,) = (s for s in suite.steps(tmp_path, tmp_path, dry_run=True) if s.name == "peers")
+    assert peers.command[-1].endswith("a.whl") and "--dry-run" in peers.command
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["attention", "loading"])
-def test_every_benchmark_runs_dry(tmp_path, name):
-    done = suite(tmp_path, "--only", name)
-    assert done.returncode == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
+def test_every_step_runs_dry(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    steps = outcomes(tmp_path)
+    wanted = {s.name for s in suite.steps(tmp_path, None, dry_run=True)}
+    if suite.KIND == "cpu":
+        wanted -= {"memcheck", "racecheck"}
+    assert {name for name, row in steps.items() if row["status"] == "done"} >= wanted
+    for path in tmp_path.glob("*.json"):
+        assert not list(machine.complaints(json.loads(path.read_text()))), path
