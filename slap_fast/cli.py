@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 app = SubcommandApp()
 app.command(data_cli.app, name="data", help="Check a collection, pack it into shards.")
 
+SUITE = Path(__file__).parents[1] / "benchmarks" / "suite.py"
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -433,6 +434,42 @@ def doctor(parity: bool = False, json: bool = False) -> int:
         checks.render(report)
     _emit(report, json)
     return checks.exit_code(report)
+
+
+@app.command
+def bench(
+    steps: Positional[tuple[str, ...]] = (),
+    out: Path = Path("runs/bench"),
+    minutes: float = 10.0,
+    wheels: Path | None = None,
+    again: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Time what this machine runs beside its peers; in a checkout of the repository.
+
+    The same as make bench. Checks everything before it is timed; goes on where it was cut off.
+
+    Example: slap-fast bench mel attention
+
+    Args:
+        steps: Which; by default all. A name that is not one shows them.
+        out: Folder for the JSON records and suite.log.
+        minutes: A step that would pass this is stopped.
+        wheels: A folder of peers to install first, with no network.
+        again: Also run what is done.
+        dry_run: Every step, tiny, on any machine.
+    """
+    import subprocess
+
+    if not SUITE.is_file():
+        raise ValueError(
+            f"bench: found no {SUITE}, expected a checkout of the repository, installed by "
+            "pip install -e . (a wheel holds no benchmarks)"
+        )
+    command = [sys.executable, str(SUITE), *steps, "--out", str(out), "--minutes", str(minutes)]
+    command += ["--wheels", str(wheels)] if wheels else []
+    command += ["--again"] * again + ["--dry-run"] * dry_run
+    return subprocess.run(command).returncode
 
 
 def _recipe(name: str) -> TrainConfig:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from slap_fast import cli
 from slap_fast.cli import main
 
 TINY = [
@@ -173,7 +174,7 @@ def test_a_run_is_not_overwritten(run, capsys):
     "command",
     [
         "demo", "train", "eval", "embed", "classify", "caption", "doctor", "export-weights",
-        "data check", "data pack",
+        "bench", "data check", "data pack",
     ],
 )  # fmt: skip
 def test_help_shows_an_example(command, capsys):
@@ -181,6 +182,17 @@ def test_help_shows_an_example(command, capsys):
         main([*command.split(), "--help"])
     assert stop.value.code == 0
     assert f"slap-fast {command}" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_bench_runs_the_suite_of_a_checkout_and_says_where_there_is_none(
+    monkeypatch, capsys, tmp_path
+):
+    assert main(["bench", "mel", "--out", str(tmp_path), "--minutes", "0"]) == 0
+    (record,) = tmp_path.glob("suite_*.json")
+    assert json.loads(record.read_text())["steps"]["mel"]["status"].startswith("not run")
+    monkeypatch.setattr(cli, "SUITE", tmp_path / "suite.py")
+    assert main(["bench"]) == 2
+    assert "expected a checkout of the repository" in capsys.readouterr().err
 
 
 def test_out_of_memory_names_the_setting(monkeypatch, capsys, folder, tmp_path):
