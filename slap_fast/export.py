@@ -124,8 +124,8 @@ class ClipEmbedder(nn.Module):
         token = torch.arange(patches.shape[0], device=patches.device)
         bands = self.front_end.mel.patches_per_column
         coords = torch.stack([token // bands, token % bands], dim=1).int()
-        unread = coords.new_zeros(2)  # cu_seqlens: one clip needs none
-        features = self.encoder(PackedPatches(patches, coords, unread, 0))
+        starts = torch.zeros(2, dtype=torch.int32)  # of the packed run, which nothing dense reads
+        features = self.encoder(PackedPatches(patches, coords, starts, 0))
         return F.normalize(self.projection(self.head(features, None)), dim=-1)[0]
 
 

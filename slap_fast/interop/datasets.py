@@ -10,9 +10,8 @@ from collections.abc import Hashable
 from typing import Any
 
 import datasets
-import numpy as np
 
-from slap_fast.data.decode import IN_PROCESS, AudioError, Decoder
+from slap_fast.data.decode import IN_PROCESS, Audio, AudioError, Decoder
 from slap_fast.interop.items import audio_item
 
 
@@ -49,7 +48,7 @@ class DatasetClips:
                     f"dataset: found columns {', '.join(dataset.column_names)}, expected {column!r}"
                 )
         self.rows = dataset.cast_column(audio, datasets.Audio(decode=False))
-        self.audio, self.caption, self._label = audio, caption, label
+        self._audio, self._caption, self._label = audio, caption, label
         self.sample_rate, self.decoder = sample_rate, decoder
         self._seconds = (
             [self._probe(i) for i in range(len(dataset))]
@@ -61,7 +60,7 @@ class DatasetClips:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        return self.rows[index][self.audio]["path"] or f"row {index}"
+        return self.rows[index][self._audio]["path"] or f"row {index}"
 
     def total_seconds(self) -> float:
         return sum(self._seconds)
@@ -73,7 +72,7 @@ class DatasetClips:
         return self._seconds[index]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        found = self.rows[index][self.caption]
+        found = self.rows[index][self._caption]
         return (found,) if isinstance(found, str) else tuple(found)
 
     def meaning(self, index: int, caption: str) -> Hashable:
@@ -86,13 +85,13 @@ class DatasetClips:
         return feature.int2str(found) if isinstance(feature, datasets.ClassLabel) else found
 
     def item(self, index: int) -> Any:
-        return audio_item(self.rows[index][self.audio])
+        return audio_item(self.rows[index][self._audio])
 
-    def waveform(self, index: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
+    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
         source = self.item(index)[0]
         options = {"sample_rate": self.sample_rate, "start": start, "end": end}
         try:
-            return self.decoder.decode(source, **options).waveform
+            return self.decoder.decode(source, **options)
         except AudioError as error:
             raise error.named(self.name(index)) from None
 

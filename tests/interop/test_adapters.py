@@ -99,7 +99,7 @@ def test_a_dataset_is_trained_and_evaluated_on(slap, clips, tmp_path):
     source = DatasetClips(rows.cast_column("audio", datasets.Audio()), label="kind")
     assert [source.seconds(i) for i in range(4)] == pytest.approx(SECONDS)
     assert source.captions(0) == tuple(TEXTS[:2]) and source.label(0) == "dog"
-    close(source.waveform(2, 0.5, 1.5), clips[2][8_000:24_000])
+    close(source.audio(2, 0.5, 1.5).waveform, clips[2][8_000:24_000])
     close(slap.embed_audio([source.item(i) for i in range(4)]), slap.embed_audio(clips))
     state, words = runstate.begin(SMALL, None, None, torch.device("cpu"))
     assert training.train(state, source, words, tmp_path / "run", progress=False)
@@ -116,7 +116,7 @@ def test_a_bad_row_of_a_dataset_is_left_out_and_named(clips):
     source = DatasetClips(rows)
     assert source.seconds(0) == 0.0
     with pytest.raises(AudioError, match="7.wav"):
-        source.waveform(0)
+        source.audio(0)
     with pytest.raises(ValueError, match="dataset: found columns .*, expected 'text'"):
         DatasetClips(rows, caption="text")
 
