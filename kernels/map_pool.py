@@ -306,15 +306,14 @@ class Launch(NamedTuple):
 # (bytes of an element, widest C): (forward, backward). On sm_90 two programs of the 16-bit forward
 # fit a multiprocessor. An fp32 product has no tensor cores to use and takes many registers: the
 # backward of a wide x needs 16 warps, narrow tiles and no pipeline, or it spills there. On gfx942
-# it spills 350 to 845 registers at any of 16 x 32 to 256, with 8 and 16 warps; the forward 44 (C =
-# 768) and 123 (1024) at best.
+# it spills 350 to 845 registers at any of 16 x 32 to 256, with 8 and 16 warps; the forward 44
+# at best.
 SETTINGS = {
     (2, 128): (Launch(32, 128, 4, 3), Launch(32, 128, 4, 3)),
     (2, 768): (Launch(16, 128, 8, 4), Launch(32, 128, 8, 3)),
     (2, 1024): (Launch(16, 256, 8, 3), Launch(16, 128, 8, 3)),
     (4, 128): (Launch(16, 128, 4, 2), Launch(16, 128, 4, 2)),
     (4, 768): (Launch(16, 128, 8, 2), Launch(16, 32, 16, 1)),
-    (4, 1024): (Launch(16, 128, 8, 2), Launch(16, 64, 16, 1)),
 }
 
 
@@ -499,7 +498,7 @@ def map_pool(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor) -> Tensor:
 
     x [T, C] fp16, bf16 or fp32 with a dense last axis, score_weight [H, C] of its dtype, cu_seqlens
     int32 [B + 1] -> [B, H, C] in x's dtype, differentiable once. A sequence without tokens gives
-    zeros; rows past ``cu_seqlens[-1]`` are not read, and their gradient is 0. C is at most 1024, H
-    at most 16: ``ops.map_pool`` sees to it.
+    zeros; rows past ``cu_seqlens[-1]`` are not read, and their gradient is 0. C is at most 1024
+    (768 for fp32), H at most 16: ``ops.map_pool`` sees to it.
     """
     return _MapPool.apply(x, score_weight, cu_seqlens)

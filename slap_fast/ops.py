@@ -54,8 +54,8 @@ IMPLEMENTATIONS = {
 
 MAX_HEAD_DIM = 128
 """Of Triton's attention."""
-MAX_HIDDEN_SIZE, MAX_POOL_HEADS = 1024, 16
-"""Of Triton's map_pool."""
+MAX_HIDDEN_SIZE, MAX_HIDDEN_SIZE_FP32, MAX_POOL_HEADS = 1024, 768, 16
+"""Of Triton's map_pool; the backward of a wider fp32 x does not fit the shared memory of sm_80."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DEFAULT_MEL = MelConfig()
 NO_LIMITS: dict[str, str] = {}
@@ -323,7 +323,7 @@ def map_pool(
     _check_tensor("x", x, FLOATS, ("T", "C"))
     _check_tensor("score_weight", score_weight, (x.dtype,), ("H", x.shape[1]), x.device)
     _check_starts("cu_seqlens", cu_seqlens, torch.int32, x, "x")
-    limits = _pool_limits(x.shape[1], len(score_weight))
+    limits = _pool_limits(x.shape[1], len(score_weight), x.dtype)
     if _choose("map_pool", impl, x.device, x.dtype, limits) == "triton":
         from slap_fast.kernels.map_pool import map_pool as run
 
@@ -391,7 +391,7 @@ def which(
     limits = {
         "mel_patches": _mel_limits(mel),
         "attention": _head_limits(head_dim),
-        "map_pool": _pool_limits(hidden_size, 1),
+        "map_pool": _pool_limits(hidden_size, 1, dtype),
         "pack": NO_LIMITS,
     }
     told = {}
@@ -441,11 +441,12 @@ def _head_limits(head_dim: int) -> dict[str, str]:
     return {"triton": f"has no kernels for head_dim {head_dim}, at most {MAX_HEAD_DIM}"}
 
 
-def _pool_limits(hidden_size: int, num_heads: int) -> dict[str, str]:
+def _pool_limits(hidden_size: int, num_heads: int, dtype: torch.dtype) -> dict[str, str]:
     """Of the implementations of map_pool that have no such sizes: why."""
-    if hidden_size <= MAX_HIDDEN_SIZE and num_heads <= MAX_POOL_HEADS:
+    widest = MAX_HIDDEN_SIZE_FP32 if dtype == torch.float32 else MAX_HIDDEN_SIZE
+    if hidden_size <= widest and num_heads <= MAX_POOL_HEADS:
         return NO_LIMITS
-    most = f"at most {MAX_HIDDEN_SIZE} and {MAX_POOL_HEADS}"
+    most = f"at most {widest} and {MAX_POOL_HEADS}"
     return {"triton": f"has no kernels for C = {hidden_size} and H = {num_heads}, {most}"}
 
 

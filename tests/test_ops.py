@@ -299,7 +299,7 @@ def test_which_tells_what_runs():
     assert ops.which("attention") == {"attention": told["attention"]}
     assert "cuda" in ops.which("map_pool", device="cuda")["map_pool"]
     assert ops.which("map_pool", device="cuda", hidden_size=2048)["map_pool"] == (
-        "reference: triton has no kernels for C = 2048 and H = 1, at most 1024 and 16"
+        "reference: triton has no kernels for C = 2048 and H = 1, at most 768 and 16"
     )
     assert told["pack"] == (
         "reference: cpp is not built (no slap_fast._C)"
@@ -349,12 +349,13 @@ def test_pools_without_a_kernel_run_on_the_reference(monkeypatch, hidden_size, n
         NotImplementedError, match=f"kernels for C = {hidden_size} and H = {num_heads}"
     ):
         ops.map_pool(x, weight, starts(0, 4), impl="triton")
-    limits = ops._pool_limits(hidden_size, num_heads)
     cuda = torch.device("cuda")
-    assert ops._choose("map_pool", None, cuda, torch.float32, limits) == "reference"
-    assert (
-        ops._choose("map_pool", None, cuda, torch.float32, ops._pool_limits(1024, 16)) == "triton"
-    )
+    for dtype, widest in ((torch.float32, 768), (torch.bfloat16, 1024)):
+        limits = ops._pool_limits(hidden_size, num_heads, dtype)
+        assert ops._choose("map_pool", None, cuda, dtype, limits) == "reference"
+        limits = ops._pool_limits(widest, 16, dtype)
+        assert ops._choose("map_pool", None, cuda, dtype, limits) == "triton"
+    assert ops._pool_limits(769, 1, torch.float32) != ops.NO_LIMITS
 
 
 def test_signatures_are_the_contract():
