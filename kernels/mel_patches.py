@@ -127,7 +127,7 @@ def _clip_of(program, cu_seqlens_ptr, num_clips, TOKENS: tl.constexpr):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_samples", "num_clips", "total"])
 def _mel_kernel(
     waveform_ptr,
     cu_samples_ptr,
@@ -231,9 +231,10 @@ def _mel_kernel(
         in_time = tl.zeros([BLOCK_F], tl.int32)
         in_freq = tl.zeros([BLOCK_M], tl.int32)
         for i in range(tl.load(mask_starts_ptr + clip), tl.load(mask_starts_ptr + clip + 1)):
-            axis = tl.load(masks_ptr + 4 * i + 1)
-            from_ = tl.load(masks_ptr + 4 * i + 2)
-            to = tl.load(masks_ptr + 4 * i + 3)
+            mask_ptr = masks_ptr + 4 * tl.cast(i, tl.int64)
+            axis = tl.load(mask_ptr + 1)
+            from_ = tl.load(mask_ptr + 2)
+            to = tl.load(mask_ptr + 3)
             in_time |= ((axis == 0) & (frame >= from_) & (frame < to)).to(tl.int32)
             in_freq |= ((axis == 1) & (bin_ >= from_) & (bin_ < to)).to(tl.int32)
         value = tl.where((in_time[:, None] | in_freq[None, :]) != 0, 0.0, value)

@@ -1,0 +1,179 @@
+"""Triton's mel_patches where it could touch what is not its own, or depend on what it must not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import guard_pages
+import pytest
+import torch
+from mel_signals import noise
+
+from slap_fast.config import MelConfig
+from slap_fast.reference import mel_patches as reference
+
+pytest.importorskip("triton")
+from slap_fast.kernels import mel_patches as kernel  # noqa: E402
+
+interpreted = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="only the interpreter's memory and order are ours to choose"
+)
+LENGTHS = (1, 0, 700, 12_000)
+MASKS = torch.tensor([[0, 0, 0, 5], [2, 1, 3, 9], [3, 0, 20, 40], [3, 1, 60, 64]])
+
+
+@pytest.fixture(autouse=True)
+def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, an operation on a block costs the same whatever the block."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(kernel, "LAUNCH", {128: kernel.Launch(64, 128, 128, 4, 1)})
+
+
+def arguments(
+    waveform: torch.Tensor, cu_samples: torch.Tensor, config: MelConfig, masked: bool = True
+) -> list:
+    """Of the registered operation."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cu_seqlens = reference.mel_patches(waveform, cu_samples, config)[2]
+    total = int(cu_seqlens[-1])
+    masks = (MASKS if masked else MASKS[:0]).int()
+    clips = torch.arange(len(cu_samples), dtype=torch.int32)
+    mask_starts = torch.searchsorted(masks[:, 0].contiguous(), clips, out_int32=True)
+    window, filterbank = kernel._tables(config, reference.constants, device)
+    tensors = (waveform, cu_samples, cu_seqlens, window, kernel._basis(device), filterbank)
+    tensors = [x.to(device) for x in (*tensors, masks, mask_starts)]
+    return [*tensors, total, config.mean, 1 / config.std, *kernel._front_end(config)]
+
+
+@pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16], ids=["fp32", "int16"])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("lengths", [LENGTHS, (3_000,)], ids=["clips", "one"])
+@pytest.mark.slow
+def test_opcheck(preset, dtype, masked, lengths):
+    if masked and len(lengths) < 4:
+        pytest.skip("the masks are of four clips")
+    call = arguments(*noise(*lengths, dtype=dtype), MelConfig(preset=preset), masked)
+    torch.library.opcheck(torch.ops.slap_fast.mel_patches.default, tuple(call))
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16], ids=["fp32", "int16"])
+def test_the_order_of_programs_changes_nothing(monkeypatch, figure, dtype):
+    from triton.runtime import interpreter
+
+    call = arguments(*noise(*LENGTHS, dtype=dtype), MelConfig())
+    want = kernel._forward(*call)
+    builder = interpreter.interpreter_builder
+    place = builder.set_grid_idx
+    for seed in figure("K8", ci=10, soak=100):
+        generator = torch.Generator().manual_seed(seed)
+        order: list[int] = []
+
+        def permuted(x, y, z, generator=generator, order=order):
+            if not order:
+                order += torch.randperm(builder.grid_dim[0], generator=generator).tolist()
+            place(order[x], y, z)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(builder, "set_grid_idx", permuted)
+            found = kernel._forward(*call)
+        assert len(order) > 3
+        assert all(torch.equal(x, y) for x, y in zip(found, want, strict=True))
+
+
+def test_the_launch_is_on_the_tensors_device(monkeypatch):
+    inside = []
+
+    class Guard:
+        def __init__(self, x):
+            self.device = x.device
+
+        def __enter__(self):
+            inside.append(self.device)
+
+        def __exit__(self, *_):
+            inside.clear()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def launch(waveform, *_, **__):
+                assert inside == [waveform.device]
+
+            return launch
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    monkeypatch.setattr(kernel, "_mel_kernel", Kernel())
+    kernel._forward(*arguments(*noise(*LENGTHS), MelConfig()))
+    assert not inside
+
+
+def test_numbers_that_change_from_pack_to_pack_compile_nothing_anew():
+    program = (
+        "from slap_fast.kernels.mel_patches import _mel_kernel as k; "
+        "print(*(p.name for p in k.params if p.do_not_specialize))"
+    )
+    compiled = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=compiled, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["num_samples", "num_clips", "total"], done.stderr
+
+
+@interpreted
+def test_guard_pages():
+    script = Path(guard_pages.__file__).with_name("mel_guard_pages.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "no access outside\n", done.stderr[-2000:]
+
+
+@interpreted
+def test_offsets_past_2_32(monkeypatch):
+    """The same clip, masks and patches, far into tensors that exist only where they are touched."""
+    from triton.runtime import interpreter
+
+    config = MelConfig()
+    waveform, cu_samples = noise(12_000, dtype=torch.int16)
+    near = arguments(waveform, cu_samples, config, masked=False)
+    near[6], near[7] = MASKS[2:].int(), torch.tensor([0, 2], dtype=torch.int32)
+    want = kernel._forward(*near)
+
+    sample, mask, token = 2**32 + 5, 2**30 + 8, 2**31 - 4_096
+    far = list(near)
+    far[0] = guard_pages.lazy((sample + len(waveform),), torch.int16)
+    far[0][sample:] = waveform
+    far[1] = cu_samples + sample
+    far[2] = near[2] + token
+    far[6] = guard_pages.lazy((mask + 2, 4), torch.int32)
+    far[6][mask:] = near[6]
+    far[7] = near[7] + mask
+    far[8] = token + near[8]
+    new_empty = torch.Tensor.new_empty
+
+    def lazy(x, *size, dtype=None, **interpreters):
+        if interpreters:
+            return new_empty(x, *size, **interpreters)
+        return guard_pages.lazy(size, dtype or x.dtype)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", lazy)
+    # The programs before the clip's own would do nothing, for days.
+    first = token // (64 // config.patch_time * config.patches_per_column)
+    programs, launch = near[8] // 16 + 1, kernel._mel_kernel
+    builder = interpreter.interpreter_builder
+
+    def late(x, y, z):
+        builder.grid_idx = first + x, y, z
+
+    monkeypatch.setattr(builder, "set_grid_idx", late)
+
+    class Late:
+        def __getitem__(self, grid):
+            assert grid == (first + programs,)
+            return launch[(programs,)]
+
+    monkeypatch.setattr(kernel, "_mel_kernel", Late())
+    found = kernel._forward(*far)
+    assert all(torch.equal(x[token:], y) for x, y in zip(found, want, strict=True))
