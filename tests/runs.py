@@ -118,10 +118,12 @@ def ranks(
     *args: Any,
     timeout: float = 60.0,
     wait_for: int | None = None,
+    patience: float = 120.0,
 ) -> list[Any]:
     """``function(*args)`` on gloo ranks, each a process: what each returned, or raised, by rank.
 
-    Of the first ``wait_for`` ranks, or of all; None for one that ended without either.
+    Of the first ``wait_for`` ranks, or of all; None for one that ended without either, or said
+    nothing for ``patience`` seconds.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -134,7 +136,7 @@ def ranks(
         processes.append(start(_on_rank, names, timeout, writer, function, args))
         writer.close()
     try:
-        return [_received(reader) for reader, _ in pipes[:wait_for]]
+        return [_received(reader, patience) for reader, _ in pipes[:wait_for]]
     finally:
         for process in processes:
             process.kill()
@@ -145,6 +147,7 @@ def _on_rank(
     names: dict[str, Any], timeout: float, writer: Any, function: Any, args: tuple[Any, ...]
 ) -> None:
     os.environ.update({name: str(value) for name, value in names.items()})
+    multiprocessing.set_start_method("fork", force=True)  # for loaders: a server loads torch anew
     try:
         with distributed.process_group(timeout):
             result = function(*args)
@@ -153,9 +156,9 @@ def _on_rank(
     writer.send(result)
 
 
-def _received(reader: Any) -> Any:
+def _received(reader: Any, patience: float) -> Any:
     try:
-        return reader.recv() if reader.poll(120) else None
+        return reader.recv() if reader.poll(patience) else None
     except EOFError:
         return None
 
