@@ -276,7 +276,7 @@ def test_uneven_data_hangs_no_rank(world_size, figure):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 8, 12])
 def test_the_order_of_the_clips_does_not_depend_on_the_number_of_ranks(world_size, figure):
     """C5: the ranks' shares of a step are its clips, and about as long as each other."""
-    for seed in figure("C5", ci=3, soak=100):
+    for seed in figure("C5", ci=10, soak=100):
         config = override(runs.TINY, {"seed": seed, "batch_size": 24, "steps": 9})
         source, words = runs.clips(40), None
         one = TrainSteps(source, words, config)
@@ -286,8 +286,9 @@ def test_the_order_of_the_clips_does_not_depend_on_the_number_of_ranks(world_siz
             assert sorted(clip for part in parts for clip in part) == sorted(one.clips_of(step))
             places = [[one.clips_of(step).index(clip) for clip in part] for part in parts]
             assert all(place == sorted(place) for place in places)
-            seconds = [sum(source.seconds(i) for _, i in part) for part in parts]
-            assert max(seconds) - min(seconds) <= 0.4
+            seconds = [[source.seconds(i) for _, i in part] for part in parts]
+            # The longest clip left goes to the rank with the fewest seconds.
+            assert max(sum(s) - min(s) for s in seconds) <= min(map(sum, seconds)) + 1e-9
 
 
 @pytest.mark.slow

@@ -114,10 +114,11 @@ def damage(path: Path, other: Path, rng: random.Random) -> str:
 
 
 def test_damage_to_any_file_is_found_and_the_older_checkpoint_used(finished, tmp_path, figure):
-    """C2."""
+    """C2. A model alone loads where it is what was written, whatever its manifest says of others:
+    seed 229 harms the manifest's line of a training file."""
     files = names(finished / "last")
     assert files == sorted([*checkpoint.MODEL_FILES, *checkpoint.TRAINING_FILES, storage.MANIFEST])
-    for seed in figure("C2", ci=200, soak=5_000):
+    for seed in figure("C2", ci=230, soak=5_000):
         rng = random.Random(seed)
         out = Path(shutil.copytree(finished, tmp_path / "run"))
         name = rng.choice(files)
@@ -128,7 +129,7 @@ def test_damage_to_any_file_is_found_and_the_older_checkpoint_used(finished, tmp
         assert folder == out / "last.old", (name, kind)
         assert run["config"]["steps"] == 4
         assert json.loads((folder / "training.json").read_text())["step"] == 2
-        if name in (*checkpoint.MODEL_FILES, storage.MANIFEST):
+        if name in checkpoint.MODEL_FILES:
             with pytest.raises(CheckpointError):
                 checkpoint.read_model(out / "last.damaged")
         shutil.rmtree(out)
