@@ -69,7 +69,7 @@ def batch_losses(
     if weights.ssl:
         targets = cached and cached.targets
         if targets is None:
-            targets = _targets(state, state.teacher(batch), rows, temperature)
+            targets = teacher_targets(state, state.teacher(batch), rows, temperature)
         values["ssl"] = losses.self_distillation_loss(
             out.student_features, out.prototypes, targets, config.model.ssl.student_temperature
         )
@@ -109,7 +109,7 @@ def first_pass(
         loss, gradients = _contrastive_gradients(state, outs, batches, rows)
     targets = [None] * len(batches)
     if weights.ssl:
-        whole = _targets(state, torch.cat(scores), rows, temperature)
+        whole = teacher_targets(state, torch.cat(scores), rows, temperature)
         targets = whole.split([len(x) for x in scores])
     here = [loss if i == 0 or loss is None else torch.zeros_like(loss) for i in range(len(batches))]
     return [Cached(*each) for each in zip(rng_states, here, gradients, targets, strict=True)]
@@ -176,7 +176,7 @@ def _contrastive(
     return losses.contrastive_loss(audio, text, logit_scale, groups=groups)
 
 
-def _targets(state: TrainState, scores: Tensor, rows: Rows, temperature: float) -> Tensor:
+def teacher_targets(state: TrainState, scores: Tensor, rows: Rows, temperature: float) -> Tensor:
     """The teacher's scores [M, K], of all ranks' rows together, as targets; moves the centre."""
     ssl = state.config.model.ssl
     if ssl.targets == "sinkhorn":

@@ -1,0 +1,364 @@
+"""A whole training step, three ways: `python benchmarks/step.py [--tokens N] [--json FILE]`.
+
+The same step in turns on one batch of noise: the *reference* (plain PyTorch operations, whole
+logits, AdamW one parameter at a time), the *compiled reference* (torch.compile around it) and the
+*fused* step, which is the trainer's with ``compile=true``. Their losses must agree. On a CPU
+slap_tiny, on a GPU slap_base; the compiler takes minutes before the first step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import harness
+import machine
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from slap_fast import flops, losses, objective, ops, runstate
+from slap_fast.batch import IGNORE_INDEX, PackedBatch
+from slap_fast.config import TrainConfig, override, slap_base, slap_tiny
+from slap_fast.data.augment import mask_indices
+from slap_fast.models.slap import SlapModel, SlapOutput
+from slap_fast.train import autocast
+
+DATASHEET_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""bf16, dense."""
+PAIRS = 2 * 109e6
+"""Of the paper's pretraining: two epochs."""
+TOKENS_PER_CAPTION = 40
+WAYS = {
+    "reference": {"compiled": False, "fused": False},
+    "compiled reference": {"compiled": True, "fused": False},
+    "fused": {"compiled": True, "fused": True},
+}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Of the losses, relative."""
+
+
+def make_batch(config: TrainConfig, tokens: int) -> tuple[Tensor, Tensor, PackedBatch]:
+    """Noise of 1 to 30 s, log-uniform, and random captions: (waveform, cu_samples, batch)."""
+    rng, mel = np.random.default_rng(0), config.model.mel
+    samples, count = [], 0
+    while True:
+        samples.append(int(30 ** rng.random() * mel.sample_rate))
+        count += mel.num_patches(samples[-1])
+        if count > tokens and len(samples) > 2:
+            break
+    samples.pop()
+    starts = torch.tensor([0, *samples]).cumsum(0)
+    waveform = torch.from_numpy(rng.normal(0, 0.1, int(starts[-1])).astype(np.float32))
+    audio = ops.mel_patches(waveform, starts, mel)
+    ids = rng.integers(5, config.model.text.vocab_size, len(samples) * TOKENS_PER_CAPTION)
+    batch = PackedBatch.from_lengths(
+        audio.patches,
+        audio.cu_seqlens.diff().tolist(),
+        torch.from_numpy(ids),
+        [TOKENS_PER_CAPTION] * len(samples),
+        patches_per_column=mel.patches_per_column,
+        mask_indices=torch.from_numpy(
+            mask_indices(audio.cu_seqlens, config.model.ssl.mask_ratio, rng)
+        ),
+    )
+    return waveform, starts, batch
+
+
+def textbook_losses(
+    state: runstate.TrainState, out: SlapOutput, scores: Tensor, batch: PackedBatch
+) -> dict[str, Tensor]:
+    """The three losses as a paper writes them: all logits exist at once."""
+    ssl = state.config.model.ssl
+    targets = losses.sinkhorn(scores, ssl.teacher_temperature, ssl.sinkhorn_iterations)
+    logits = (out.logit_scale * out.audio_features @ out.text_features.T).float()
+    own = torch.arange(len(logits), device=logits.device)
+    student = (out.student_features @ out.prototypes.T).float() / ssl.student_temperature
+    words = (out.caption_hidden @ out.caption_weight.T).float()
+    return {
+        "contrastive": (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2,
+        "ssl": -(targets * student.log_softmax(1)).sum(1).mean(),
+        "caption": F.cross_entropy(words, batch.labels, ignore_index=IGNORE_INDEX),
+    }
+
+
+def blockwise_losses(
+    state: runstate.TrainState, out: SlapOutput, scores: Tensor, batch: PackedBatch
+) -> dict[str, Tensor]:
+    """The trainer's."""
+    ssl = state.config.model.ssl
+    rows = [{"contrastive": len(batch.groups), "ssl": len(scores)}]
+    targets = objective.teacher_targets(state, scores, rows, ssl.teacher_temperature)
+    student = out.student_features, out.prototypes
+    pair = out.audio_features, out.text_features
+    words = out.caption_hidden, out.caption_weight
+    return {
+        "contrastive": losses.contrastive_loss(*pair, out.logit_scale, groups=batch.groups),
+        "ssl": losses.self_distillation_loss(*student, targets, ssl.student_temperature),
+        "caption": losses.caption_loss(*words, batch.labels),
+    }
+
+
+@contextmanager
+def on_reference() -> Iterator[None]:
+    """Inside, operations of the model are the reference's."""
+    known = dict(ops.IMPLEMENTATIONS)
+    ops.IMPLEMENTATIONS |= {name: ("reference",) for name in ("attention", "map_pool")}
+    try:
+        yield
+    finally:
+        ops.IMPLEMENTATIONS |= known
+
+
+class Way:
+    """One way of the step, with a model of its own that starts from the same weights."""
+
+    def __init__(
+        self, config: TrainConfig, device: torch.device, *, compiled: bool, fused: bool
+    ) -> None:
+        config = override(config, {"compile": compiled})
+        torch.manual_seed(0)
+        self.state = runstate.new_state(config, SlapModel(config.model), device)
+        self.losses_of = blockwise_losses if fused else textbook_losses
+        self.fused = fused
+        if not fused:
+            groups = self.state.optimizer.param_groups
+            groups = [{k: g[k] for k in ("params", "weight_decay")} for g in groups]
+            options = {"lr": config.lr, "betas": config.betas}
+            self.state.optimizer = torch.optim.AdamW(groups, foreach=False, **options)
+
+    def step(self, batch: PackedBatch, lap: Callable[[str], None]) -> Tensor:
+        """One step; ``lap`` is called at the end of each stage. Returns the loss."""
+        state = self.state
+        with autocast(state.config, state.device):
+            out = state.model(batch, state.config.loss)
+            lap("student, text, decoder")
+            scores = state.teacher(batch)
+            lap("teacher")
+            values = self.losses_of(state, out, scores, batch)
+            total = losses.total_loss(values, state.config.loss)
+        del out, scores, values
+        lap("losses")
+        total.backward()
+        lap("backward")
+        trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, state.config.clip_grad_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        lap("optimiser")
+        state.teacher.update(state.model, 0.99)
+        lap("EMA")
+        return total.detach()
+
+    def timed(self, batch: PackedBatch) -> tuple[float, dict[str, float], float]:
+        """(loss, seconds of each stage, bytes at the peak beyond those before)."""
+        laps: dict[str, float] = {}
+        last = _now(self.state.device)
+
+        def lap(name: str) -> None:
+            nonlocal last
+            now = _now(self.state.device)
+            laps[name] = now - last
+            last = now
+
+        with nullcontext() if self.fused else on_reference(), _Peak(self.state.device) as peak:
+            last = _now(self.state.device)
+            loss = self.step(batch, lap)
+        return float(loss), laps, peak.bytes
+
+
+class _Peak:
+    """Memory at its peak, beyond what was there before: a GPU's own count, or resident pages."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> _Peak:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            ctypes.CDLL(None).malloc_trim(0)  # pages that are free again are no one's
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is now
+            self.before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        on_gpu = self.device.type == "cuda"
+        most = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
+        self.bytes = most - self.before
+
+
+def _status(name: str) -> int:
+    """Bytes of a line of Linux's /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_flops(device: torch.device) -> tuple[float, str]:
+    """(FLOP/s that MFU is a share of, where they come from)."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+        known = next((kind for kind in DATASHEET_FLOPS if kind in name), None)
+        if known:
+            return DATASHEET_FLOPS[known], f"{known} datasheet, bf16"
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a = torch.randn(1536, 1536, device=device, dtype=dtype)
+    taken = []
+    for _ in range(8):
+        started = _now(device)
+        a @ a
+        taken.append(_now(device) - started)
+    return 2 * 1536**3 / min(taken), f"a product of 1536 x 1536 here, {dtype}"
+
+
+def bench_step(
+    config: TrainConfig, tokens: int, rounds: int, device: torch.device
+) -> dict[str, Any]:
+    """Rows of all ways, the parts alone, and what they stand on.
+
+    Args:
+        config: model, losses and precision; the ways set ``compile``.
+        tokens: most audio tokens in the batch.
+        rounds: steps of each way that count.
+        device: where it runs.
+
+    Raises RuntimeError where the ways' losses differ.
+    """
+    config = dataclasses.replace(config, warmup_steps=0)
+    waveform, starts, batch = make_batch(config, tokens)
+    waveform, starts, batch = waveform.to(device), starts.to(device), batch.to(device)
+    work = flops.Work.of(batch)
+    wanted = flops.step(config.model, config.loss, work)
+    peak, peak_is = peak_flops(device)
+    ways = {name: Way(config, device, **options) for name, options in WAYS.items()}
+    first = {name: way.timed(batch)[0] for name, way in ways.items()}
+    low = device.type == "cuda" and config.precision != "fp32"
+    bound = TOLERANCE[torch.bfloat16 if low else torch.float32]
+    for name, loss in first.items():
+        if not abs(loss - first["reference"]) <= bound * abs(first["reference"]):
+            raise RuntimeError(f"{name}: loss {loss}, the reference has {first['reference']}")
+    for way in ways.values():
+        way.timed(batch)
+    runs: dict[str, list[Any]] = {name: [] for name in ways}
+    mel = []
+    for _ in range(rounds):
+        for name, way in ways.items():
+            runs[name].append(way.timed(batch))
+        started = _now(device)
+        ops.mel_patches(waveform, starts, config.model.mel)
+        mel.append(_now(device) - started)
+    seconds_of_audio = len(waveform) / config.model.mel.sample_rate
+    rows = []
+    for name, taken in runs.items():
+        seconds = statistics.median(sum(laps.values()) for _, laps, _ in taken)
+        stages = {
+            stage: statistics.median(laps[stage] for _, laps, _ in taken) for stage in taken[0][1]
+        }
+        rows.append(
+            {
+                "way": name,
+                "ms": 1e3 * seconds,
+                "tokens/s": len(batch.audio.patches) / seconds,
+                "audio s/s": seconds_of_audio / seconds,
+                "MFU": wanted / seconds / peak,
+                "peak MB": statistics.median(size for *_, size in taken) / 1e6,
+                "times_fused": 0.0,
+                "device days": PAIRS / len(work.audio) * seconds / 86_400,
+                **{f"{stage} ms": 1e3 * value for stage, value in stages.items()},
+            }
+        )
+    for row in rows:
+        row["times_fused"] = row["ms"] / rows[-1]["ms"]
+    return {
+        "rows": rows,
+        "parts": _parts(ways["fused"].state, batch, config, work, peak, rounds)
+        | {"mel": {"ms": 1e3 * statistics.median(mel)}},
+        "clips": len(work.audio),
+        "tokens": len(batch.audio.patches),
+        "flops": wanted,
+        "peak_flops": peak,
+        "peak_is": peak_is,
+    }
+
+
+def _parts(
+    state: runstate.TrainState,
+    batch: PackedBatch,
+    config: TrainConfig,
+    work: flops.Work,
+    peak: float,
+    rounds: int,
+) -> dict[str, dict[str, float]]:
+    """Parts of the model alone, forward and backward, uncompiled on the best operations."""
+    model, counts = state.model, flops.forward(config.model, config.loss, work)
+    parts = {
+        "encoder": (lambda: model.audio_encoder(batch.audio, batch.mask_indices), "student"),
+        "text": (lambda: model.embed_text(batch.text), "text"),
+    }
+    found = {}
+    for name, (forward, stage) in parts.items():
+        taken = []
+        for _ in range(rounds + 1):
+            started = _now(state.device)
+            with autocast(config, state.device):
+                out = forward()
+            out.float().square().mean().backward()
+            taken.append(_now(state.device) - started)
+        seconds = statistics.median(taken[1:])
+        found[name] = {"ms": 1e3 * seconds, "MFU": 3 * counts[stage] / seconds / peak}
+    state.optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def render(found: dict[str, Any], console: Console) -> None:
+    """The rows as a table, one way a column."""
+    rows = found["rows"]
+    table = Table("", *(row["way"] for row in rows), title="a training step")
+    for key in list(rows[0])[1:]:
+        table.add_row(key, *(f"{row[key]:.4g}" for row in rows))
+    console.print(table)
+    for name, part in found["parts"].items():
+        figures = ", ".join(f"{key} {value:.3g}" for key, value in part.items())
+        console.print(f"{name} alone: {figures}")
+    console.print(
+        f"{found['clips']} clips, {found['tokens']} audio tokens, {found['flops']:.3g} FLOP; "
+        f"MFU of {found['peak_flops']:.3g} FLOP/s: {found['peak_is']}. device days: the paper's "
+        "pretraining of 2 x 109 M pairs at this speed"
+    )
+
+
+def main() -> int:
+    """Runs and records."""
+    parser = harness.arguments(__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, help="of audio; by default 262144, or 8192 on a CPU")
+    options = parser.parse_args()
+    device = harness.device()
+    on_gpu = device.type == "cuda"
+    tokens = options.tokens or round((options.scale or 1.0) * (262_144 if on_gpu else 8192))
+    config = slap_base() if on_gpu else slap_tiny()
+    found = bench_step(config, tokens, options.rounds, device)
+    render(found, Console(width=120))
+    if options.json:
+        machine.write(options.json, machine.record(title="a training step", **found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
