@@ -80,9 +80,9 @@ def cross_entropy(ignore_index: int) -> LossAndSlope:
         labels = labels[:, None].where(counts, 0)
         log_probs = logits.log_softmax(1)
         loss = -log_probs.gather(1, labels).where(counts, 0.0).sum()
-        slope = log_probs.exp()
-        slope = slope.scatter_add(1, labels, -torch.ones_like(slope[:, :1]))
-        return loss, slope.where(counts, 0.0)
+        slope = log_probs.exp_()  # in place: blocks are large
+        slope.scatter_add_(1, labels, -torch.ones_like(slope[:, :1]))
+        return loss, slope.masked_fill_(~counts, 0.0)
 
     return loss_and_slope
 
@@ -95,8 +95,9 @@ def soft_cross_entropy(
     def loss_and_slope(logits: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = (logits / temperature).log_softmax(1)
         wanted = targets(block).to(logits.dtype)
-        slope = (wanted.sum(1, keepdim=True) * log_probs.exp() - wanted) / temperature
-        return -(wanted * log_probs).sum(), slope
+        loss = -(wanted * log_probs).sum()
+        slope = log_probs.exp_().mul_(wanted.sum(1, keepdim=True)).sub_(wanted).div_(temperature)
+        return loss, slope
 
     return loss_and_slope
 

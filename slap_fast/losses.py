@@ -155,7 +155,7 @@ def self_distillation_loss(
     prototypes: Tensor,
     targets: Tensor,
     temperature: float,
-    chunk_size: int = 16_384,
+    chunk_size: int = 4096,
 ) -> Tensor:
     """Cross-entropy of the teacher's targets and the student's softmax over prototypes (iBOT).
 
@@ -187,7 +187,7 @@ def caption_loss(
     weight: Tensor,
     labels: Tensor,
     ignore_index: int = -100,
-    chunk_size: int = 4096,
+    chunk_size: int = 1024,
 ) -> Tensor:
     """Next-token cross-entropy, mean over the labels that are not ``ignore_index``.
 

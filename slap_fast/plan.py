@@ -76,7 +76,9 @@ def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
         "AdamW's moments": 8 * trained,
         "teacher": 4 * teacher,
         "bf16 copies of the weights": 2 * trained if low == 2 else 0,
-        "blocks of logits": LOSS_BLOCKS * 4 * max(4096 * model.text.vocab_size, 2048 * 2048),
+        "blocks of logits": LOSS_BLOCKS
+        * 4
+        * max(1024 * model.text.vocab_size, 4096 * ssl.prototypes),
         "reserved": RESERVED * memory,
     }
     saved = saved_for_backward(model, config.compile)
