@@ -27,6 +27,14 @@ import torch
 from torch import Tensor
 
 from slap_fast import flash, opaque
+from slap_fast.checks import (
+    check_masks,
+    check_rope,
+    check_sequences,
+    check_starts,
+    check_tensor,
+    check_window,
+)
 from slap_fast.config import MelConfig
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference import map_pool as reference_map_pool
@@ -99,10 +107,10 @@ def mel_patches(
     gradient is refused: patches are data. On a GPU two numbers are read from the device, which
     syncs: how many patches there are, and the longest clip.
     """
-    _check_tensor("waveform", waveform, (torch.float32, torch.int16), ("num_samples",))
-    _check_starts("cu_samples", cu_samples, torch.int64, waveform, "waveform")
+    check_tensor("waveform", waveform, (torch.float32, torch.int16), ("num_samples",))
+    check_starts("cu_samples", cu_samples, torch.int64, waveform, "waveform")
     if masks is not None:
-        _check_masks(masks, cu_samples)
+        check_masks(masks, cu_samples)
     if waveform.requires_grad and torch.is_grad_enabled():
         raise ValueError("waveform: found requires_grad, expected data: patches carry no gradient")
     chosen = _choose("mel_patches", impl, waveform.device, waveform.dtype, _mel_limits(config))
@@ -196,14 +204,14 @@ def attention(
 
     Source: FlashAttention's ``flash_attn_varlen_func`` (arXiv 2307.08691), whose words these are.
     """
-    _check_tensor("q", q, FLOATS, ("T", "H", "D"))
+    check_tensor("q", q, FLOATS, ("T", "H", "D"))
     for name, x in (("k", k), ("v", v)):
-        _check_tensor(name, x, (q.dtype,), ("Tk", "Hkv", q.shape[2]), q.device)
+        check_tensor(name, x, (q.dtype,), ("Tk", "Hkv", q.shape[2]), q.device)
     if v.shape != k.shape:
         raise ValueError(f"v: found shape {list(v.shape)}, expected k's, {list(k.shape)}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"k: found {k.shape[1]} heads, expected a divisor of q's {q.shape[1]}")
-    _check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, q, "q")
+    check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, q, "q")
     if cu_seqlens_k is None:
         if len(k) != len(q):
             raise ValueError(f"k: found {len(k)} rows, expected {len(q)} as q without cu_seqlens_k")
@@ -212,7 +220,7 @@ def attention(
                 f"max_seqlen_k: found {max_seqlen_k}, expected None without cu_seqlens_k"
             )
     else:
-        _check_sequences("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k, "k")
+        check_sequences("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k, "k")
         if len(cu_seqlens_k) != len(cu_seqlens):
             raise ValueError(
                 f"cu_seqlens_k: found {len(cu_seqlens_k)} entries, expected {len(cu_seqlens)} as "
@@ -220,8 +228,8 @@ def attention(
             )
         if rope is not None:
             raise ValueError("rope: found tables, expected None with cu_seqlens_k: rotate before")
-    _check_rope(rope, q)
-    _check_window(window_size)
+    check_rope(rope, q)
+    check_window(window_size)
     options = {
         "cu_seqlens_k": cu_seqlens_k,
         "max_seqlen_k": max_seqlen_k,
@@ -260,16 +268,16 @@ def attention_qkvpacked(
 
     The other arguments and the result are those of :func:`attention`.
     """
-    _check_tensor("qkv", qkv, FLOATS, ("T", "H + 2 Hkv", "D"))
+    check_tensor("qkv", qkv, FLOATS, ("T", "H + 2 Hkv", "D"))
     num_heads = qkv.shape[1] - 2 * num_heads_kv
     if num_heads_kv < 1 or num_heads < 1 or num_heads % num_heads_kv:
         raise ValueError(
             f"num_heads_kv: found {num_heads_kv}, expected Hkv >= 1 such that qkv's "
             f"{qkv.shape[1]} heads are H + 2 Hkv, H a multiple of Hkv"
         )
-    _check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
-    _check_rope(rope, qkv)
-    _check_window(window_size)
+    check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
+    check_rope(rope, qkv)
+    check_window(window_size)
     options = {
         "rope": rope,
         "window_size": window_size,
@@ -295,7 +303,7 @@ def attention_schedule(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -
         For ``schedule``: an int32 tensor of the device, made without a sync; None where attention
         needs none.
     """
-    _check_tensor("cu_seqlens", cu_seqlens, (torch.int32,), ("B + 1",))
+    check_tensor("cu_seqlens", cu_seqlens, (torch.int32,), ("B + 1",))
     if _choose("attention", None, cu_seqlens.device, torch.float32) != "triton":
         return None
     from slap_fast.kernels import attention
@@ -320,9 +328,9 @@ def map_pool(
 
     Source: multi-head attention pooling, arXiv 2106.04560, appendix; SigLIP's head.
     """
-    _check_tensor("x", x, FLOATS, ("T", "C"))
-    _check_tensor("score_weight", score_weight, (x.dtype,), ("H", x.shape[1]), x.device)
-    _check_starts("cu_seqlens", cu_seqlens, torch.int32, x, "x")
+    check_tensor("x", x, FLOATS, ("T", "C"))
+    check_tensor("score_weight", score_weight, (x.dtype,), ("H", x.shape[1]), x.device)
+    check_starts("cu_seqlens", cu_seqlens, torch.int32, x, "x")
     limits = _pool_limits(x.shape[1], len(score_weight), x.dtype)
     if _choose("map_pool", impl, x.device, x.dtype, limits) == "triton":
         from slap_fast.kernels.map_pool import map_pool as run
@@ -343,7 +351,7 @@ def rope_tables(coords: Tensor, head_dim: int, theta: float = 10_000.0) -> tuple
 
     Source: RoFormer, arXiv 2104.09864; the two-axis form is SLAP's (arXiv 2601.12594, section 3).
     """
-    _check_tensor("coords", coords, (torch.int32,), ("T", "1 or 2"))
+    check_tensor("coords", coords, (torch.int32,), ("T", "1 or 2"))
     axes = coords.shape[1]
     if axes not in (1, 2):
         raise ValueError(f"coords: found {axes} axes, expected 1 or 2")
@@ -409,7 +417,7 @@ def _attention_module(
     """The module that runs attention on q (or qkv), and which of the schedules it takes."""
     for name, schedule in schedules.items():
         if schedule is not None:
-            _check_tensor(name, schedule, (torch.int32,), ("tiles", 2), q.device)
+            check_tensor(name, schedule, (torch.int32,), ("tiles", 2), q.device)
     impl = _choose("attention", impl, q.device, q.dtype, _head_limits(q.shape[2]))
     if impl == "reference" and torch.compiler.is_compiling():
         return opaque, {}
@@ -496,108 +504,3 @@ def _obstacle(
         if impl == "flash" and not flash.is_installed():
             return "is not installed"
     return limits.get(impl)
-
-
-def _check_tensor(
-    name: str,
-    x: Tensor,
-    dtypes: tuple[torch.dtype, ...],
-    shape: tuple[str | int, ...],
-    device: torch.device | None = None,
-) -> None:
-    """``shape`` holds a size where it is fixed and a letter where it is free."""
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{name}: found {type(x).__name__}, expected a tensor")
-    if x.dtype not in dtypes:
-        expected = " or ".join(str(dtype) for dtype in dtypes)
-        raise ValueError(f"{name}: found {x.dtype}, expected {expected}")
-    fits = x.ndim == len(shape) and all(
-        isinstance(want, str) or size == want for size, want in zip(x.shape, shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"{name}: found shape {list(x.shape)}, expected [{', '.join(map(str, shape))}]"
-        )
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
-        raise ValueError(f"{name}: found stride {x.stride(-1)} on the last axis, expected 1")
-    if device is not None and x.device != device:
-        raise ValueError(f"{name}: found device {x.device}, expected {device}")
-
-
-def _check_starts(
-    name: str, starts: Tensor, dtype: torch.dtype, x: Tensor, x_name: str
-) -> Tensor | None:
-    """Checks the starts of packed sequences of ``x``; their values, and returned, only if cheap."""
-    _check_tensor(name, starts, (dtype,), ("B + 1",), x.device)
-    if len(starts) == 0:
-        raise ValueError(f"{name}: found no entries, expected B + 1")
-    if not _values_are_cheap(starts):
-        return None
-    lengths = starts.diff()
-    if starts[0] != 0:
-        raise ValueError(f"{name}: found {int(starts[0])} first, expected 0")
-    if (lengths < 0).any():
-        where = int((lengths < 0).nonzero()[0, 0])
-        raise ValueError(
-            f"{name}[{where + 1}]: found {int(starts[where + 1])} after {int(starts[where])}, "
-            "expected no decrease"
-        )
-    if starts[-1] > len(x):
-        raise ValueError(
-            f"{name}: found {int(starts[-1])} last, expected at most {x_name}'s {len(x)} rows"
-        )
-    return lengths
-
-
-def _values_are_cheap(x: Tensor) -> bool:
-    """Whether ``x`` has values, and reading them neither breaks a graph nor, unasked, syncs."""
-    if type(x) is not Tensor or x.is_meta or torch.compiler.is_compiling():
-        return False
-    return x.device.type == "cpu" or os.environ.get("SLAP_FAST_DEBUG") == "1"
-
-
-def _check_masks(masks: Tensor, cu_samples: Tensor) -> None:
-    _check_tensor("masks", masks, (torch.int32,), ("M", 4), cu_samples.device)
-    if not _values_are_cheap(masks):
-        return
-    clip, axis, start, stop = masks.unbind(1)
-    good = (clip >= 0) & (clip < len(cu_samples) - 1) & (axis >= 0) & (axis <= 1)
-    good &= (start >= 0) & (start <= stop)
-    if not good.all():
-        where = int((~good).nonzero()[0, 0])
-        raise ValueError(
-            f"masks[{where}]: found {masks[where].tolist()}, expected (clip, axis, start, stop) "
-            f"with clip in 0 .. {len(cu_samples) - 2}, axis 0 or 1, and 0 <= start <= stop"
-        )
-
-
-def _check_sequences(
-    name: str, cu_seqlens: Tensor, max_name: str, max_seqlen: Any, x: Tensor, x_name: str
-) -> None:
-    lengths = _check_starts(name, cu_seqlens, torch.int32, x, x_name)
-    if not isinstance(max_seqlen, (int, torch.SymInt)):
-        raise ValueError(f"{max_name}: found {max_seqlen!r}, expected an integer")
-    if lengths is not None and len(lengths) and max_seqlen < lengths.max():
-        raise ValueError(
-            f"{max_name}: found {max_seqlen}, expected at least {int(lengths.max())}, the longest "
-            f"length in {name}"
-        )
-
-
-def _check_rope(rope: tuple[Tensor, Tensor] | None, q: Tensor) -> None:
-    if rope is None:
-        return
-    num_rows, head_dim = q.shape[0], q.shape[-1]
-    if head_dim % 2:
-        raise ValueError(f"rope: found tables with head_dim {head_dim}, expected an even head_dim")
-    if len(rope) != 2:
-        raise ValueError(f"rope: found {len(rope)} tables, expected (cos, sin)")
-    for name, table in zip(("rope cos", "rope sin"), rope, strict=True):
-        _check_tensor(name, table, (torch.float32,), (num_rows, head_dim // 2), q.device)
-
-
-def _check_window(window_size: tuple[int, int]) -> None:
-    if len(window_size) != 2 or any(int(size) != size or size < -1 for size in window_size):
-        raise ValueError(
-            f"window_size: found {window_size}, expected (left, right), each -1 (open) or more"
-        )

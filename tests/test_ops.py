@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from slap_fast import ops
+from slap_fast import checks, ops
 from slap_fast.config import MelConfig
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference import map_pool as reference_map_pool
@@ -267,7 +267,7 @@ def test_values_are_not_read_where_that_would_sync(monkeypatch):
     meta = torch.zeros(3, dtype=torch.int32, device="meta")
     x = torch.zeros(T, C, device="meta")
     monkeypatch.setenv("SLAP_FAST_DEBUG", "1")
-    assert ops._check_starts("cu_seqlens", meta, torch.int32, x, "x") is None
+    assert checks.check_starts("cu_seqlens", meta, torch.int32, x, "x") is None
 
 
 def test_pack():
