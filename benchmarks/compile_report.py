@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted function has nothing to compile
 
@@ -30,6 +30,8 @@ from rich.progress import track
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from slap_fast.kernels._compile import CompileCase
 
 MODULES = ("attention", "map_pool", "mel_patches")
 TARGETS = {
@@ -43,25 +45,6 @@ SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_53
 PRODUCTS = ("wgmma", "tcgen05.mma", "mma.sync", "v_mfma")
 """Tensor-core instructions, the best first."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-
-
-class Case(NamedTuple):
-    """One kernel at one launch setting, as ``compile_cases()`` yields it."""
-
-    name: str
-    """What a reader calls it: kernel, dtype, sizes."""
-    function: Any
-    """The jitted function."""
-    signature: dict[str, str]
-    """Type of every argument: "*bf16", "i64", "constexpr". A launch finds pointers and strides to
-    be multiples of 16, so the case has them so."""
-    constexprs: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    selected: bool
-    """Whether the table picks this setting on sm_90."""
-    target: str | None = None
-    """The one target that it is for; None: all."""
 
 
 class Row(NamedTuple):
@@ -89,14 +72,11 @@ class Row(NamedTuple):
         return self.error is not None or spills
 
 
-def _cases_of(module: str) -> list[Case]:
-    return [
-        Case(*case)
-        for case in importlib.import_module(f"slap_fast.kernels.{module}").compile_cases()
-    ]
+def _cases_of(module: str) -> list[CompileCase]:
+    return list(importlib.import_module(f"slap_fast.kernels.{module}").compile_cases())
 
 
-def compile_case(case: Case, target: str) -> Row:
+def compile_case(case: CompileCase, target: str) -> Row:
     """Compiles one case for one target; a compile error becomes part of the row."""
     row = Row(case.name, target, case.num_warps, case.num_stages, case.selected)
     multiples = {

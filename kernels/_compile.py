@@ -20,17 +20,21 @@ TYPES = {
 
 
 class CompileCase(NamedTuple):
-    """What ``triton.compile(ASTSource(function, signature, constexprs))`` needs."""
+    """One kernel at one launch setting, as ``compile_cases()`` yields it."""
 
     name: str
+    """What a reader calls it: kernel, dtype, sizes."""
     function: Any
+    """The jitted function."""
     signature: dict[str, str]
+    """Type of every argument: "*bf16", "i64", "constexpr". A launch finds pointers and strides to
+    be multiples of 16, so it is compiled for that."""
     constexprs: dict[str, Any]
     num_warps: int
     num_stages: int
-    selected_for_sm90: bool
-    """Whether a launch table selects it for sm_90."""
-    target: str | None
+    selected: bool = True
+    """Whether a launch table picks this setting on sm_90."""
+    target: str | None = None
     """The one target that it is for; None: all."""
 
 
@@ -51,4 +55,4 @@ def compile_case(
         signature[argument] = TYPES.get(argument, kind)
     known = {name: value for name, value in constexprs.items() if name in signature}
     signature |= dict.fromkeys(known, "constexpr")
-    return CompileCase(name, function, signature, known, num_warps, num_stages, True, target)
+    return CompileCase(name, function, signature, known, num_warps, num_stages, target=target)

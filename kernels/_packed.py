@@ -22,10 +22,10 @@ def padded(head_dim):
 
 
 @triton.jit
-def dot(a, b):
+def dot(a, b, acc=None):
     if INTERPRET:  # the interpreter's product of bf16 is garbage
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit

@@ -42,21 +42,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from slap_fast.kernels._compile import CompileCase
 from slap_fast.kernels._library import register
+from slap_fast.kernels._packed import dot
 
 SPLIT = 512
 """Tokens of a piece: a constant, as the bits of a sequence depend on it."""
 BACKWARD_PROGRAMS = 528
 """At most; four for each of an H200's 132 multiprocessors."""
 COMBINE_WARPS = 4
-INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def _dot(a, b, acc):
-    if INTERPRET:  # the interpreter's product of bf16 is garbage
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
@@ -143,7 +137,7 @@ def _forward_kernel(
         s = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
         for j in tl.static_range(TILES):
             x = x + (_load(x_ptr, rows, x_stride, stop, j, C, BLOCK_C),)
-            s = _dot(w[j], tl.trans(x[j]), s)
+            s = dot(w[j], tl.trans(x[j]), s)
         s = tl.where(rows < stop, s, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(s, 1))
         p = tl.exp(s - new_max[:, None])
@@ -154,7 +148,7 @@ def _forward_kernel(
         before = acc
         acc = ()
         for j in tl.static_range(TILES):
-            acc = acc + (_dot(p, x[j], before[j] * shrink[:, None]),)
+            acc = acc + (dot(p, x[j], before[j] * shrink[:, None]),)
 
     row_sum = tl.where(start < stop, row_sum, 1.0)  # of an empty sequence: pooled 0, lse -inf
     lse = row_max + tl.log(row_sum)
@@ -262,8 +256,8 @@ def _backward_kernel(
             dp = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
             for j in tl.static_range(TILES):
                 x = x + (_load(x_ptr, rows, x_stride, stop, j, C, BLOCK_C),)
-                s = _dot(w[j], tl.trans(x[j]), s)
-                dp = _dot(dout[j], tl.trans(x[j]), dp)
+                s = dot(w[j], tl.trans(x[j]), s)
+                dp = dot(dout[j], tl.trans(x[j]), dp)
             # Masked: exp of a row that is not there may be infinite.
             p = tl.where(rows < stop, tl.exp(s - lse[:, None]), 0.0)
             ds = (p * (dp - delta[:, None])).to(x_ptr.dtype.element_ty)
@@ -272,9 +266,9 @@ def _backward_kernel(
             before = dw
             dw = ()
             for j in tl.static_range(TILES):
-                dw = dw + (_dot(ds, x[j], before[j]),)
-                dx = _dot(tl.trans(p), dout[j], tl.zeros([BLOCK_T, BLOCK_C], tl.float32))
-                dx = _dot(tl.trans(ds), w[j], dx)
+                dw = dw + (dot(ds, x[j], before[j]),)
+                dx = dot(tl.trans(p), dout[j], tl.zeros([BLOCK_T, BLOCK_C], tl.float32))
+                dx = dot(tl.trans(ds), w[j], dx)
                 _store(dx_ptr, rows, C, stop, j, dx, C, BLOCK_C)
         before = dw
         dw = ()
@@ -464,11 +458,8 @@ _SCALARS = ("x_stride", "total", "num_sequences", "rows_per_program")
 _FP32 = ("lse_ptr", "parts_ptr", "part_lse_ptr", "dw_parts_ptr")
 
 
-def compile_cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, int], int, int, bool]]:
-    """Every kernel and setting, for a compiler without a GPU.
-
-    Yields (name, kernel, signature, constexprs, num_warps, num_stages, whether sm_90 runs it).
-    """
+def compile_cases() -> Iterator[CompileCase]:
+    """Every kernel and setting, for a compiler without a GPU."""
     for dtype, size in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
         for hidden_size in (64, 100, 768, *([1024] if size == 2 else [])):
             forward, backward = _settings(size, hidden_size)
@@ -490,7 +481,7 @@ def compile_cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, int], 
                 types |= {"cu_ptr": "*i32"} | dict.fromkeys(constants, "constexpr")
                 signature = {name: types[name] for name in kernel.arg_names}
                 name = f"{kernel.__name__.strip('_')}-{dtype}-{hidden_size}"
-                yield name, kernel, signature, constants, num_warps, num_stages, True
+                yield CompileCase(name, kernel, signature, constants, num_warps, num_stages)
 
 
 def map_pool(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor) -> Tensor:

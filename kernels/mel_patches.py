@@ -42,12 +42,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from slap_fast.kernels._compile import CompileCase
 from slap_fast.kernels._library import register
+from slap_fast.kernels._packed import dot
 
 N_FFT = 512
 MAX_MELS = 128
 PREEMPHASIS = tl.constexpr(0.97)
-INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
 FAR = tl.constexpr(2**29)
 """Samples; no tile is that long, so borders further away are set to it and offsets fit int32."""
 
@@ -91,27 +92,20 @@ def _product(acc, x, basis_ptrs):
 
 
 @triton.jit
-def _dot_bf16(acc, a, b):
-    if INTERPRET:  # the interpreter's product of bf16 is garbage
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
-
-
-@triton.jit
 def _filtered(acc, power, ptrs, mask, PART: tl.constexpr):
     """Adds power . filterbank, each the sum of three bf16, of whose products six are counted."""
     weights_high = tl.load(ptrs, mask=mask, other=0.0)
     weights_middle = tl.load(ptrs + PART, mask=mask, other=0.0)
     part = power.to(tl.bfloat16)
-    acc = _dot_bf16(acc, part, tl.load(ptrs + 2 * PART, mask=mask, other=0.0))
-    acc = _dot_bf16(acc, part, weights_middle)
-    acc = _dot_bf16(acc, part, weights_high)
+    acc = dot(part, tl.load(ptrs + 2 * PART, mask=mask, other=0.0), acc)
+    acc = dot(part, weights_middle, acc)
+    acc = dot(part, weights_high, acc)
     power -= part.to(tl.float32)
     part = power.to(tl.bfloat16)
-    acc = _dot_bf16(acc, part, weights_middle)
-    acc = _dot_bf16(acc, part, weights_high)
+    acc = dot(part, weights_middle, acc)
+    acc = dot(part, weights_high, acc)
     power -= part.to(tl.float32)
-    return _dot_bf16(acc, power.to(tl.bfloat16), weights_high)
+    return dot(power.to(tl.bfloat16), weights_high, acc)
 
 
 @triton.jit
@@ -416,11 +410,8 @@ _forward_op = register(
 )
 
 
-def compile_cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, int, bool]]:
-    """Every setting, for a compiler without a GPU.
-
-    Yields (name, kernel, signature, constexprs, num_warps, num_stages, whether sm_90 runs it).
-    """
+def compile_cases() -> Iterator[CompileCase]:
+    """Every setting, for a compiler without a GPU."""
     for preset in ("kaldi", "torchaudio"):
         for dtype in ("fp32", "i16"):
             for hop_length, n_mels, masked in ((160, 64, False), (160, 64, True), (320, 128, True)):
@@ -441,8 +432,8 @@ def compile_cases() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], 
                 types |= dict.fromkeys(constants, "constexpr")
                 name = f"mel_patches-{preset}-{dtype}-{hop_length}-{n_mels}"
                 name += "-masked" if masked else ""
-                launch = _launch(n_mels)
-                yield name, _mel_kernel, types, constants, launch.num_warps, launch.num_stages, True
+                *_, num_warps, num_stages = _launch(n_mels)
+                yield CompileCase(name, _mel_kernel, types, constants, num_warps, num_stages)
 
 
 def mel_patches(

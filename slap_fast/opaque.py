@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slap_fast.kernels._library import register
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference import map_pool as reference_map_pool
 
-_LIBRARY = torch.library.Library("slap_fast", "FRAGMENT")
 
-
-def _register(
+def _differentiable(
     schema: str, num_inputs: int, run: Callable[..., Tensor], fake: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
     """The operation ``slap_fast::<schema> -> Tensor``, differentiable in its first arguments."""
@@ -39,9 +38,10 @@ def _register(
     def fake_backward(dout: Tensor, *given: Any) -> list[Tensor]:
         return [x.new_empty(x.shape) for x in given[:num_inputs]]
 
-    _define(f"{schema} -> Tensor", forward, fake)
-    _define(f"{name}_backward(Tensor dout, {arguments}) -> Tensor[]", backward, fake_backward)
-    backward_op = getattr(torch.ops.slap_fast, f"{name}_backward").default
+    op = register(f"{schema} -> Tensor", forward, fake)
+    backward_op = register(
+        f"{name}_backward(Tensor dout, {arguments}) -> Tensor[]", backward, fake_backward
+    )
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
@@ -53,17 +53,8 @@ def _register(
         given = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
         return *backward_op(dout, *given), *(None,) * (len(given) - num_inputs)
 
-    op = f"slap_fast::{name}"
-    torch.library.register_autograd(op, gradient, setup_context=keep, lib=_LIBRARY)
-    return getattr(torch.ops.slap_fast, name).default
-
-
-def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    name = schema.partition("(")[0]
-    _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    for device in ("CUDA", "CPU"):
-        _LIBRARY.impl(name, run, device)
-    torch.library.register_fake(f"slap_fast::{name}", fake, lib=_LIBRARY)
+    torch.library.register_autograd(f"slap_fast::{name}", gradient, setup_context=keep)
+    return op
 
 
 def _tables(cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -107,20 +98,20 @@ def _attention_qkvpacked(
 
 
 _OPTIONS = "Tensor? cos, Tensor? sin, int left, int right, bool causal, float? softmax_scale"
-_attention_op = _register(
+_attention_op = _differentiable(
     "reference_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, Tensor? cu_seqlens_k, "
     f"{_OPTIONS})",
     3,
     _attention,
     lambda q, *_: q.new_empty(q.shape),
 )
-_qkvpacked_op = _register(
+_qkvpacked_op = _differentiable(
     f"reference_attention_qkvpacked(Tensor qkv, int num_heads_kv, Tensor cu_seqlens, {_OPTIONS})",
     1,
     _attention_qkvpacked,
     lambda qkv, n, *_: qkv.new_empty(qkv.shape[0], qkv.shape[1] - 2 * n, qkv.shape[2]),
 )
-map_pool = _register(
+map_pool = _differentiable(
     "reference_map_pool(Tensor x, Tensor score_weight, Tensor cu_seqlens)",
     2,
     reference_map_pool.map_pool,

@@ -42,7 +42,7 @@ def matmul(x_ptr, stride, ROWS: tl.constexpr, KIND: tl.constexpr):
 def row(target, rows=64, kind="", warps=4):
     signature = {{"x_ptr": "*bf16", "stride": "i64", "ROWS": "constexpr", "KIND": "constexpr"}}
     constants = {{"ROWS": rows, "KIND": kind}}
-    case = compile_report.Case("toy", matmul, signature, constants, warps, 2, True)
+    case = compile_report.CompileCase("toy", matmul, signature, constants, warps, 2, True)
     return compile_report.compile_case(case, target)
 
 rows = [row(target) for target in compile_report.TARGETS]
