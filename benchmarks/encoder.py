@@ -17,7 +17,8 @@ import harness
 import torch
 from torch import Tensor, nn
 
-from slap_fast.config import AudioEncoderConfig, MelConfig, slap_base, slap_tiny
+from slap_fast import flops
+from slap_fast.config import MelConfig, slap_base, slap_tiny
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.ops import PackedPatches
 
@@ -60,28 +61,12 @@ def padded_to_longest(encoder: AudioEncoder, case: cases.Case, device: torch.dev
 VARIANTS = {"slap-fast": packed, "PyTorch, padded": padded_to_longest}
 
 
-def forward_flop(config: AudioEncoderConfig, lengths: list[int]) -> int:
-    """Of the products of one pass; a pass back has twice as many, what is recomputed aside."""
-    layer = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
-    weights = config.num_layers * layer + MEL.patch_dim * config.hidden_size
-    local = config.local_window * MEL.patches_per_column
-    num_global = config.num_layers // config.global_every
-    pairs = sum(
-        count * cases.visible_pairs(length, window)
-        for length in lengths
-        for count, window in (
-            (num_global, (-1, -1)),
-            (config.num_layers - num_global, (local, local)),
-        )
-    )
-    return 2 * sum(lengths) * weights + 4 * config.hidden_size * pairs
-
-
 def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
     """One row per variant and direction."""
     device = harness.device()
     on_gpu = device.type == "cuda"
-    config = (slap_base() if on_gpu else slap_tiny()).model.audio
+    model = (slap_base() if on_gpu else slap_tiny()).model
+    config = model.audio
     encoder = AudioEncoder(config, MEL).to(device)
     inputs = [torch.randn(sum(case.lengths), MEL.patch_dim, device=device) for _ in range(3)]
     dout = torch.randn(sum(case.lengths), config.hidden_size, device=device)
@@ -110,7 +95,10 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
         if not error < TOLERANCE[device.type]:
             raise RuntimeError(f"{case.name}, {name}: differs from slap-fast by {error:.2g}")
         forwards[name], boths[name] = forward, both
-    flop, seconds = forward_flop(config, case.lengths), sum(case.lengths) / cases.TOKENS_PER_SECOND
+    flop, seconds = (
+        flops.audio_encoder(model, case.lengths),
+        sum(case.lengths) / cases.TOKENS_PER_SECOND,
+    )
     for direction, variants, work in (("forward", forwards, flop), ("both", boths, 3 * flop)):
         taken = harness.measure(variants, device, rounds=rounds)
         for name, figures in taken.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import sys
 import time
@@ -31,16 +32,18 @@ class NotInstalled(Exception):
 def seconds(
     variants: Mapping[str, Variant], device: torch.device, *, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each of ``rounds`` calls of each variant, in turn, after three that do not
-    count."""
+    """Seconds of each of ``rounds`` calls of each variant, after three that do not count.
+
+    Each round has an order of its own: whoever comes after a slow variant finds a cold cache.
+    """
     clock = _cuda_seconds if device.type == "cuda" else _host_seconds
     for _ in range(3):
         for variant in variants.values():
             variant(0)
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
-        for name, variant in variants.items():
-            taken[name].append(clock(variant, number))
+        for name in random.Random(number).sample(list(variants), len(variants)):
+            taken[name].append(clock(variants[name], number))
     return taken
 
 

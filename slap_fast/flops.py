@@ -44,10 +44,10 @@ def forward(config: ModelConfig, loss: LossConfig, work: Work) -> dict[str, floa
     width = ssl.head_hidden_size
     head = c * width + width * width + width * ssl.bottleneck_size
     prototypes = 2 * work.masked * (head + ssl.bottleneck_size * ssl.prototypes)
-    stages = {"student": sum(_audio(config, clips) for clips in _passes(config, loss, work))}
+    stages = {"student": sum(audio_encoder(config, clips) for clips in _passes(config, loss, work))}
     if loss.ssl:
         stages["prototypes"] = prototypes
-        stages["teacher"] = _audio(config, seen) + prototypes
+        stages["teacher"] = audio_encoder(config, seen) + prototypes
     if loss.contrastive:
         text, size = config.text, config.text.hidden_size
         shared = config.embed_dim or c
@@ -89,7 +89,8 @@ def _passes(config: ModelConfig, loss: LossConfig, work: Work) -> list[Sequence[
     return [seen, work.audio] if loss.contrastive or loss.caption else [seen]
 
 
-def _audio(config: ModelConfig, lengths: Sequence[int]) -> float:
+def audio_encoder(config: ModelConfig, lengths: Sequence[int]) -> int:
+    """FLOPs of a forward of the audio encoder on clips of so many patches."""
     audio, c = config.audio, config.audio.hidden_size
     side = audio.local_window * config.mel.patches_per_column
     tokens = sum(lengths)
