@@ -17,6 +17,9 @@ from torch import Tensor
 
 from slap_fast import blockwise
 
+PROTOTYPE_ROWS, CAPTION_ROWS = 4096, 1024
+"""Rows of scores and of logits that exist at a time."""
+
 
 class LossWeights(Protocol):
     """What :func:`total_loss` reads; ``config.LossConfig`` is one."""
@@ -155,7 +158,7 @@ def self_distillation_loss(
     prototypes: Tensor,
     targets: Tensor,
     temperature: float,
-    chunk_size: int = 4096,
+    chunk_size: int = PROTOTYPE_ROWS,
 ) -> Tensor:
     """Cross-entropy of the teacher's targets and the student's softmax over prototypes (iBOT).
 
@@ -187,7 +190,7 @@ def caption_loss(
     weight: Tensor,
     labels: Tensor,
     ignore_index: int = -100,
-    chunk_size: int = 1024,
+    chunk_size: int = CAPTION_ROWS,
 ) -> Tensor:
     """Next-token cross-entropy, mean over the labels that are not ``ignore_index``.
 

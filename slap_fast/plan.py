@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from slap_fast import losses
 from slap_fast.config import ModelConfig, TrainConfig
 from slap_fast.models.slap import SlapModel
 
@@ -68,17 +69,18 @@ def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
     model, ssl = config.model, config.model.ssl
     low = 4 if config.precision == "fp32" else 2
     counts = parameter_counts(model)
-    teacher = counts.pop("teacher") if config.loss.ssl else 0 * counts.pop("teacher")
+    teacher = counts.pop("teacher") * bool(config.loss.ssl)
     trained = sum(counts.values())
+    largest_block = max(
+        losses.CAPTION_ROWS * model.text.vocab_size, losses.PROTOTYPE_ROWS * ssl.prototypes
+    )
     fixed = {
         "parameters": 4 * trained,
         "gradients": 4 * trained,
         "AdamW's moments": 8 * trained,
         "teacher": 4 * teacher,
         "bf16 copies of the weights": 2 * trained if low == 2 else 0,
-        "blocks of logits": LOSS_BLOCKS
-        * 4
-        * max(1024 * model.text.vocab_size, 4096 * ssl.prototypes),
+        "blocks of logits": LOSS_BLOCKS * 4 * largest_block,
         "reserved": RESERVED * memory,
     }
     saved = saved_for_backward(model, config.compile)

@@ -26,10 +26,9 @@ class HearModel(nn.Module):
 
     def patches(self, audio: Tensor) -> PackedPatches:
         """audio [N, num_samples] float32 in -1 .. 1 -> N clips, packed, where the model is."""
-        starts = torch.arange(len(audio) + 1) * audio.shape[1]
-        packed = mel_patches(audio.float().cpu().flatten(), starts, self.slap.config.mel)
         device = self.slap.log_logit_scale.device
-        return PackedPatches(*(x.to(device) for x in packed[:3]), packed.max_seqlen)
+        starts = torch.arange(len(audio) + 1, device=device) * audio.shape[1]
+        return mel_patches(audio.to(device).float().flatten(), starts, self.slap.config.mel)
 
     def columns(self, audio: Tensor) -> Tensor:
         """audio [N, num_samples] -> dense features [N, columns, bands x C], lowest bins first."""
