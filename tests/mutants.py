@@ -142,11 +142,16 @@ MUTANTS = [
     ),
     Mutant(
         "slap_fast/blockwise.py",
-        "log_probs.exp() - wanted) / temperature",
-        "log_probs.exp() - wanted)",
+        ".sub_(wanted).div_(temperature)",
+        ".sub_(wanted)",
         f"{LOSSES}::TestSelfDistillation",
     ),
-    Mutant("slap_fast/blockwise.py", "slope.where(counts, 0.0)", "slope", f"{LOSSES}::TestCaption"),
+    Mutant(
+        "slap_fast/blockwise.py",
+        "slope.masked_fill_(~counts, 0.0)",
+        "slope",
+        f"{LOSSES}::TestCaption",
+    ),
     Mutant(
         "slap_fast/models/slap.py",
         "theirs)], 1.0 - momentum)",
