@@ -7,6 +7,7 @@ import runs
 import torch
 
 from slap_fast import cli, ops, plan, runstate
+from slap_fast import train as training
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
 
@@ -67,6 +68,23 @@ def test_parameters_are_counted_without_making_them():
     bare = sum(p.numel() for p in (state.model.log_logit_scale, state.model.logit_bias))
     assert sum(counts.values()) - counts["teacher"] == own - bare
     assert counts["teacher"] == sum(p.numel() for p in state.teacher.parameters())
+
+
+def test_what_a_run_holds_between_steps_is_counted():
+    state, words = runstate.begin(runs.TINY, None, None, runs.CPU)
+    seen = []
+    for parameter in filter(lambda p: p.requires_grad, state.model.parameters()):
+        parameter.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.nbytes))
+    training.train_step(state, TrainSteps(runs.clips(), words, state.config)[0].batches)
+    moments = (x for held in state.optimizer.state.values() for x in held.values() if x.ndim)
+    counted = plan.plan(state.config, 24e9)["fixed_bytes"]
+    for name, found in (
+        ("parameters", sum(p.nbytes for p in state.model.parameters())),
+        ("gradients", sum(seen)),
+        ("AdamW's moments", sum(x.nbytes for x in moments)),
+        ("teacher", sum(p.nbytes for p in state.teacher.parameters())),
+    ):
+        assert counted[name] == pytest.approx(found, rel=1e-3), name
 
 
 def test_more_memory_fits_more_and_too_little_nothing(capsys):
