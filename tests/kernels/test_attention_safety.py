@@ -168,7 +168,7 @@ def test_more_than_65535_sequences():
     assert grids == [(2 * count,)]
 
 
-@pytest.mark.slow
+@pytest.mark.gpu  # no grid of the interpreter ends, and it takes ten minutes
 @pytest.mark.parametrize("way", ["whole", "tiled"])
 def test_more_than_65535_sequences_run(monkeypatch, way):
     packs.force(monkeypatch, way)
