@@ -14,7 +14,8 @@ def console(json: bool, quiet: bool = False) -> Console:
     """Where a person reads."""
     from rich.console import Console
 
-    return Console(stderr=json, quiet=quiet)
+    # A path or a caption may hold brackets.
+    return Console(stderr=json, quiet=quiet, markup=False)
 
 
 def progress(json: bool) -> bool:

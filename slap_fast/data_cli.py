@@ -46,7 +46,7 @@ def check(
     out.print(table)
     for problem in report.problems[:SHOWN]:
         place = f"line {problem.line}: " if problem.line else ""
-        out.print(f"{problem.kind}: {place}{problem.message}", markup=False, highlight=False)
+        out.print(f"{problem.kind}: {place}{problem.message}", highlight=False)
     if len(report.problems) > SHOWN:
         out.print(f"and {len(report.problems) - SHOWN} more; --json lists them all")
     emit(checks.to_json(report), json)

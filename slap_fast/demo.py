@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from slap_fast import evaluate, runstate
 from slap_fast import train as training
 from slap_fast.checkpoint import write_json
 from slap_fast.config import TrainConfig, override, slap_tiny
+from slap_fast.console import console as console_of
 from slap_fast.data.clips import BuiltinClips, clip_patches, open_source
 from slap_fast.data.sounds import LABELS
 from slap_fast.inference import Slap
@@ -36,7 +38,7 @@ TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
 
 def run(out: Path, *, workers: int, json: bool) -> int:
     """Trains, evaluates, prints and writes ``out``; 1 when a figure misses its threshold."""
-    console = Console(stderr=json)
+    console = console_of(json)
     if out.exists():
         if not (out / "run.json").exists() and any(out.iterdir()):
             raise ValueError(
@@ -187,6 +189,6 @@ def _render_checks(checks: list[Check], console: Console) -> None:
     table = Table("check", "value", "wanted", "")
     for check in checks:
         wanted = f"{'at least' if check.at_least else 'below'} {check.threshold:.3g}"
-        mark = "[green]ok[/]" if check.passed else "[red]missed[/]"
+        mark = Text("ok", "green") if check.passed else Text("missed", "red")
         table.add_row(check.name, f"{check.value:.3g}", wanted, mark)
     console.print(table)

@@ -99,6 +99,12 @@ def test_embed_writes_vectors_and_the_status_of_each_file(run, folder, tmp_path,
     assert np.isnan(vectors[12]).all() and not np.isnan(vectors[:12]).any()
 
 
+def test_brackets_of_paths_and_captions_are_printed(run, folder, capsys):
+    first = sorted(folder.glob("*.wav"))[0]
+    assert main(["classify", "--model", str(run), "--labels", "a [red] dog", str(first)]) == 0
+    assert "a [red] dog" in capsys.readouterr().out
+
+
 def test_classify_and_caption_answer_per_file(run, folder, capsys):
     files = [str(folder / "0.wav"), str(folder / "1.wav")]
     model = ["--model", str(run / "best"), "--json"]

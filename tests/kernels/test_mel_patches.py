@@ -12,6 +12,7 @@ from mel_signals import assert_accurate, hostile, noise
 from slap_fast import ops
 from slap_fast.config import MelConfig
 from slap_fast.data.augment import draw_masks
+from slap_fast.data.decode import decode
 from slap_fast.reference import mel_patches as reference
 
 pytest.importorskip("triton")
@@ -68,6 +69,17 @@ def test_hostile_signals(preset):
     assert_accurate(found, waveform, cu_samples, config)
     silence = found[: config.num_patches(5_360)]
     assert (silence - config.log_floor).abs().max() <= 2.0**-19
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
+def test_real_recordings(preset, shared_data):
+    # A million values: of fewer the largest error is a matter of luck.
+    paths = sorted(shared_data.glob("*/*.ogg"))[::12] + sorted(shared_data.glob("*/*.flac"))[::4]
+    clips = [torch.from_numpy(decode(path, end=2.0).waveform) for path in paths]
+    waveform, cu_samples = torch.cat(clips), torch.tensor([0, *map(len, clips)]).cumsum(0)
+    config = MelConfig(preset=preset, mean=0.0, std=1.0)
+    assert_accurate(run(waveform, cu_samples, config).patches, waveform, cu_samples, config)
 
 
 @pytest.mark.parametrize("n_mels", kernel.LAUNCH)
