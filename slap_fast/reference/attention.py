@@ -1,10 +1,12 @@
-"""Packed attention in plain PyTorch, one sequence at a time, in memory linear in its length.
+"""Packed attention in plain PyTorch, in memory linear in the length of a sequence.
 
     out_i = sum_j softmax_j(scale q_i . k_j) v_j    over the keys j of i's sequence that i sees
 
 Query i of a sequence sits at position p = i + len_k - len_q and sees the keys p - left <= j <=
 p + right (FlashAttention's ``window_size``, aligned bottom-right as since its version 2.1); causal
 means right = 0. So the rows that see no key are the first ones of their sequence.
+
+Sequences go one at a time, save that those of the same length beside each other are one batch.
 
 Shapes: T packed rows, H query heads, Hkv key heads, D head size.
 """
@@ -13,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +25,34 @@ from torch.autograd.function import once_differentiable
 from slap_fast.reference.rope import rotate
 
 BLOCK = 64
-"""Rows that share one strip of keys: the fastest of 32 to 128 on a CPU for a window of +-48.
-Gathering the blocks of all sequences into one call was no faster."""
+"""Rows that share one strip of keys: the fastest of 32 to 128 on a CPU for a window of +-48."""
+BATCH_ROWS = 8192
+"""Most rows of a batch of several sequences: what exists of its scores at a time stays small."""
 Block = tuple[slice, slice, Tensor | None]
-"""Rows, the keys that they see, and the additive mask of both."""
+"""Rows of a sequence, the keys that they see, and the additive mask of both."""
+
+
+class Batch(NamedTuple):
+    """Sequences beside each other that have the same lengths, and the blocks of each."""
+
+    size: int
+    rows: slice
+    """Of all of them, in the packed run."""
+    keys: slice
+    blocks: list[Block]
+
+    def queries(self, x: Tensor, dim: int = 0) -> Tensor:
+        """x [..., T, ...] -> [..., size, rows of one, ...], in place."""
+        return _split(x, dim, self.rows, self.size)
+
+    def context(self, x: Tensor, dim: int = 0) -> Tensor:
+        """x [..., Tk, ...] -> [..., size, keys of one, ...], in place."""
+        return _split(x, dim, self.keys, self.size)
+
+
+def _split(x: Tensor, dim: int, span: slice, size: int) -> Tensor:
+    length = span.stop - span.start
+    return x.narrow(dim, span.start, length).unflatten(dim, (size, length // size))
 
 
 def attention(
@@ -116,12 +143,12 @@ def _attend(
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     band = _Band(window, max([0, *lengths, *lengths_k]), q)
     if return_lse or q.device.type != "cpu":
-        blocks = list(_blocks(lengths, lengths_k, band))
-        out, lse = _PlainAttention.apply(q, k, v, blocks, num_rows, scale)
+        batches = list(_batches(lengths, lengths_k, band))
+        out, lse = _PlainAttention.apply(q, k, v, batches, num_rows, scale)
         return (out, lse) if return_lse else out
     # The fused operation goes through the keys of an open window in blocks of its own.
-    blocks = list(_blocks(lengths, lengths_k, band, whole=band.is_open))
-    return _FusedAttention.apply(q, k, v, blocks, num_rows, scale)
+    batches = list(_batches(lengths, lengths_k, band, whole=band.is_open))
+    return _FusedAttention.apply(q, k, v, batches, num_rows, scale)
 
 
 class _Band:
@@ -154,23 +181,25 @@ class _Band:
             yield slice(begin, end), slice(first, last), bias
 
 
-def _blocks(
+def _batches(
     lengths: list[int], lengths_k: list[int], band: _Band, whole: bool = False
-) -> Iterator[Block]:
-    """The blocks of all sequences, as rows and keys of the packed run; rows that see no key are in
-    none."""
+) -> Iterator[Batch]:
+    """All sequences that have a row which sees a key; other rows are in no block."""
     row = key = 0
-    for len_q, len_k in zip(lengths, lengths_k, strict=True):
+    for (len_q, len_k), same in groupby(zip(lengths, lengths_k, strict=True)):
         blind = len_q if len_k == 0 else min(len_q, max(0, len_q - len_k - band.right))
-        seeing = len_q - blind
+        seeing, remaining = len_q - blind, len(list(same))
         step = seeing if whole else BLOCK if seeing > 2 * BLOCK else 2 * BLOCK
-        for rows, keys, bias in band.blocks(seeing, len_k, max(1, step)):
-            yield _shifted(rows, row + blind), _shifted(keys, key), bias
-        row, key = row + len_q, key + len_k
-
-
-def _shifted(span: slice, by: int) -> slice:
-    return slice(span.start + by, span.stop + by)
+        blocks = [
+            (slice(rows.start + blind, rows.stop + blind), keys, bias)
+            for rows, keys, bias in band.blocks(seeing, len_k, max(1, step))
+        ]
+        while remaining:
+            size = min(remaining, max(1, BATCH_ROWS // max(1, len_q)))
+            rows, keys = slice(row, row + size * len_q), slice(key, key + size * len_k)
+            if blocks:
+                yield Batch(size, rows, keys, blocks)
+            row, key, remaining = rows.stop, keys.stop, remaining - size
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -182,39 +211,45 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block], num_rows: int, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, batches: list[Batch], num_rows: int, scale: float
     ) -> Tensor:
         out = q.new_zeros(num_rows, *q.shape[1:])
         lses = []
-        for rows, keys, bias in blocks:
-            inputs = (_heads_first(x) for x in (q[rows], k[keys], v[keys]))
-            block, lse = _FLASH(*inputs, attn_mask=bias, scale=scale)
-            out[rows] = block[0].transpose(0, 1)
-            lses.append(lse)
+        for batch in batches:
+            q_b, out_b = batch.queries(q), batch.queries(out)
+            k_b, v_b = batch.context(k), batch.context(v)
+            for rows, keys, bias in batch.blocks:
+                inputs = (x.transpose(1, 2) for x in (q_b[:, rows], k_b[:, keys], v_b[:, keys]))
+                block, lse = _FLASH(*inputs, attn_mask=bias, scale=scale)
+                out_b[:, rows] = block.transpose(1, 2)
+                lses.append(lse)
         ctx.save_for_backward(q, k, v, out, *lses)
-        ctx.blocks, ctx.scale = blocks, scale
+        ctx.batches, ctx.scale = batches, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *lses = ctx.saved_tensors
-        dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
-        for (rows, keys, bias), lse in zip(ctx.blocks, lses, strict=True):
-            inputs = (_heads_first(x) for x in (dout[rows], q[rows], k[keys], v[keys], out[rows]))
-            grads = _FLASH_BACKWARD(*inputs, lse, 0.0, False, attn_mask=bias, scale=ctx.scale)
-            for whole, span, grad in zip((dq, dk, dv), (rows, keys, keys), grads, strict=True):
-                whole[span] += grad[0].transpose(0, 1)
-        return dq, dk, dv, None, None, None
+        grads = tuple(x.new_zeros(x.shape) for x in (q, k, v))
+        remaining = iter(lses)
+        for batch in ctx.batches:
+            dout_b, q_b, out_b, dq_b = map(batch.queries, (dout, q, out, grads[0]))
+            k_b, v_b, dk_b, dv_b = map(batch.context, (k, v, *grads[1:]))
+            for rows, keys, bias in batch.blocks:
+                parts = dout_b[:, rows], q_b[:, rows], k_b[:, keys], v_b[:, keys], out_b[:, rows]
+                found = _FLASH_BACKWARD(
+                    *(x.transpose(1, 2) for x in parts),
+                    next(remaining), 0.0, False, attn_mask=bias, scale=ctx.scale,
+                )  # fmt: skip
+                sums = dq_b[:, rows], dk_b[:, keys], dv_b[:, keys]
+                for total, grad in zip(sums, found, strict=True):
+                    total += grad.transpose(1, 2)
+        return *grads, None, None, None
 
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    """[n, H, D] -> [1, H, n, D]."""
-    return x.transpose(0, 1)[None]
 
 
 class _PlainAttention(torch.autograd.Function):
@@ -227,38 +262,45 @@ class _PlainAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block], num_rows: int, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, batches: list[Batch], num_rows: int, scale: float
     ) -> tuple[Tensor, Tensor]:
         lse_dtype = torch.promote_types(q.dtype, torch.float32)
-        out = q.new_zeros(num_rows, *q.shape[1:])
+        out = q.new_zeros(q.shape[1], num_rows, q.shape[2])
         lse = q.new_full((q.shape[1], num_rows), -math.inf, dtype=lse_dtype)
         q_h, k_h, v_h = (x.transpose(0, 1).to(lse_dtype) for x in (q, k, v))
-        for rows, keys, bias in blocks:
-            scores = _scores(q_h[:, rows], k_h[:, keys], bias, scale)
-            lse[:, rows] = scores.logsumexp(-1)
-            p = (scores - lse[:, rows, None]).exp()
-            out[rows] = (p @ v_h[:, keys]).transpose(0, 1).to(out.dtype)
+        for batch in batches:
+            q_b, out_b, lse_b = (batch.queries(x, 1) for x in (q_h, out, lse))
+            k_b, v_b = batch.context(k_h, 1), batch.context(v_h, 1)
+            for rows, keys, bias in batch.blocks:
+                scores = _scores(q_b[:, :, rows], k_b[:, :, keys], bias, scale)
+                lse_b[:, :, rows] = scores.logsumexp(-1)
+                p = (scores - lse_b[:, :, rows, None]).exp()
+                out_b[:, :, rows] = (p @ v_b[:, :, keys]).to(out.dtype)
         ctx.save_for_backward(q, k, v, lse)
-        ctx.blocks, ctx.scale = blocks, scale
-        return out, lse
+        ctx.batches, ctx.scale = batches, scale
+        return out.transpose(0, 1), lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, lse = ctx.saved_tensors
-        q, k, v, dout = (x.transpose(0, 1).to(lse.dtype) for x in (*inputs, dout))
-        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-        for rows, keys, bias in ctx.blocks:
-            scores = _scores(q[:, rows], k[:, keys], bias, ctx.scale)
-            p = (scores - lse[:, rows, None]).exp()
-            dp = dout[:, rows] @ v[:, keys].mT
-            delta = (p * dp).sum(-1, keepdim=True) - dlse[:, rows, None]
-            ds = p * (dp - delta) * ctx.scale
-            dq[:, rows] = ds @ k[:, keys]
-            dk[:, keys] += ds.mT @ q[:, rows]
-            dv[:, keys] += p.mT @ dout[:, rows]
-        dtype = inputs[0].dtype
-        return *(x.transpose(0, 1).to(dtype) for x in (dq, dk, dv)), None, None, None
+        heads_first = [x.transpose(0, 1).to(lse.dtype) for x in (*inputs, dout)]
+        grads = tuple(torch.zeros_like(x) for x in heads_first[:3])
+        for batch in ctx.batches:
+            q, dout, lse_b, dlse_b, dq = (
+                batch.queries(x, 1) for x in (heads_first[0], heads_first[3], lse, dlse, grads[0])
+            )
+            k, v, dk, dv = (batch.context(x, 1) for x in (*heads_first[1:3], *grads[1:]))
+            for rows, keys, bias in batch.blocks:
+                scores = _scores(q[:, :, rows], k[:, :, keys], bias, ctx.scale)
+                p = (scores - lse_b[:, :, rows, None]).exp()
+                dp = dout[:, :, rows] @ v[:, :, keys].mT
+                delta = (p * dp).sum(-1, keepdim=True) - dlse_b[:, :, rows, None]
+                ds = p * (dp - delta) * ctx.scale
+                dq[:, :, rows] = ds @ k[:, :, keys]
+                dk[:, :, keys] += ds.mT @ q[:, :, rows]
+                dv[:, :, keys] += p.mT @ dout[:, :, rows]
+        return *(x.transpose(0, 1).to(inputs[0].dtype) for x in grads), None, None, None
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:

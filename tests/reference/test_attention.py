@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from util import assert_accurate
 
+from slap_fast.reference import attention as reference
 from slap_fast.reference.attention import attention, attention_qkvpacked
 from slap_fast.reference.rope import rope_tables
 
-LENGTHS = [1, 63, 0, 130]
-CROSS = [9, 0, 7, 200]
+LENGTHS = [1, 63, 0, 130, 130]
+CROSS = [9, 0, 7, 200, 200]
 WINDOWS = [(-1, -1), (48, 48), (0, 0), (5, -1), (-1, 3), (63, 64), (500, 500)]
 
 
@@ -239,11 +240,33 @@ def test_a_sequence_ignores_its_neighbours_bitwise(window, return_lse):
         return out, *torch.autograd.grad(out, inputs, weight)
 
     others = slice(0, 64)
-    alone = run([x[64:] for x in inputs], [130], weight[64:])
+    halves = [run([x[a:b] for x in inputs], [130], weight[a:b]) for a, b in ((64, 194), (194, 324))]
     for x in inputs:
         x[others] = math.nan
-    for together, expected in zip(run(inputs, LENGTHS, weight), alone, strict=True):
-        assert torch.equal(together[64:], expected)
+    for together, *alone in zip(run(inputs, LENGTHS, weight), *halves, strict=True):
+        assert torch.equal(together[64:], torch.cat(alone))
+
+
+@pytest.mark.parametrize("return_lse", [False, True], ids=["fused", "lse"])
+@pytest.mark.parametrize("lengths_k", [[3] * 7, [90] * 7], ids=["fewer_keys", "more_keys"])
+def test_batches_are_no_larger_than_said(monkeypatch, lengths_k, return_lse):
+    # Of 7 sequences with 40 rows each, 2 at a time.
+    inputs = make([40] * 7, lengths_k)
+    options = {"window_size": (5, 9), "return_lse": return_lse}
+
+    def run():
+        found = call(*inputs, [40] * 7, lengths_k, **options)
+        out = found[0] if return_lse else found
+        return out, *torch.autograd.grad(out.square().sum(), inputs)
+
+    want = run()
+    sizes = []
+    make_batch = reference.Batch
+    monkeypatch.setattr(reference, "BATCH_ROWS", 100)
+    monkeypatch.setattr(reference, "Batch", lambda *x: sizes.append(x[0]) or make_batch(*x))
+    for found, expected in zip(run(), want, strict=True):
+        assert torch.equal(found, expected)
+    assert sizes == [2, 2, 2, 1]
 
 
 @pytest.mark.parametrize("return_lse", [False, True], ids=["fused", "lse"])
@@ -304,8 +327,8 @@ def test_strides(layout, return_lse):
     inputs = [layouts(x.detach())[layout].requires_grad_() for x in make(LENGTHS, LENGTHS)]
     plain = [x.detach().contiguous().requires_grad_() for x in inputs]
     kept = [x.detach().clone() for x in inputs]
-    rope = rope_tables(torch.arange(194, dtype=torch.int32)[:, None], 8)
-    weight = torch.randn(8, 2, 194, dtype=torch.float64).transpose(0, 2)
+    rope = rope_tables(torch.arange(sum(LENGTHS), dtype=torch.int32)[:, None], 8)
+    weight = torch.randn(8, 2, sum(LENGTHS), dtype=torch.float64).transpose(0, 2)
     results = []
     for x in (inputs, plain):
         found = call(*x, LENGTHS, rope=rope, window_size=(48, 48), return_lse=return_lse)
@@ -321,8 +344,9 @@ def test_strides(layout, return_lse):
 @pytest.mark.parametrize("rope", [False, True], ids=["plain", "rope"])
 def test_qkvpacked_is_attention(rope, heads):
     num_heads, num_heads_kv = heads
-    qkv = torch.randn(194, num_heads + 2 * num_heads_kv, 8, dtype=torch.float64, requires_grad=True)
-    tables = rope_tables(torch.arange(194, dtype=torch.int32)[:, None], 8) if rope else None
+    total = sum(LENGTHS)
+    qkv = torch.randn(total, num_heads + 2 * num_heads_kv, 8).double().requires_grad_()
+    tables = rope_tables(torch.arange(total, dtype=torch.int32)[:, None], 8) if rope else None
     options = {"rope": tables, "window_size": (5, 9), "causal": True, "softmax_scale": 0.3}
     options["return_lse"] = True
     parts = qkv.split((num_heads, num_heads_kv, num_heads_kv), dim=1)
@@ -337,7 +361,7 @@ def test_qkvpacked_is_attention(rope, heads):
 def test_rope_is_applied_to_queries_and_keys():
     # Written out for each pair: no code shared with rotate().
     q, k, v = make(LENGTHS, LENGTHS)
-    cos, sin = rope_tables(torch.randint(0, 700, (194, 2), dtype=torch.int32), 8)
+    cos, sin = rope_tables(torch.randint(0, 700, (sum(LENGTHS), 2), dtype=torch.int32), 8)
 
     def turned(x):
         pairs = torch.complex(x[..., :4], x[..., 4:]) * torch.complex(cos, sin)[:, None]
