@@ -20,6 +20,9 @@ from slap_fast.reference import mel_patches as reference
 LENGTHS, SAMPLES = (1, 63, 0, 130, 250, 750), (1, 399, 16_000, 33_333)
 LENGTHS_INTERPRETED, SAMPLES_INTERPRETED = (1, 0, 63, 70), (1, 399, 3_000)
 """Interpreted, a kernel takes seconds for what a GPU does in microseconds."""
+CANCELLED = 8
+"""eps between two fp32 sums of the same products, as dp and delta are for a row that sees one key:
+in 80,000 draws of 128 products, summed in two orders, up to 6.2."""
 NUM_HEADS, NUM_HEADS_KV, HEAD_DIM, HIDDEN_SIZE = 4, 2, 64, 192
 
 
@@ -58,9 +61,10 @@ def checks(
     fp32: the L2 error is at most 1e-6 (gradients 1e-5) of the truth's norm, or twice eager's error.
     fp16, bf16: the mean error is at most 1.1 times and the largest at most twice eager's, with a
     floor of 1 ulp of the truth's mean or largest size.
-    In each case the bound is at least one fp32 eps of the size of the product of ``operands``, the
-    tensors that are multiplied to make the result: a true gradient can be exactly 0, the rounding
-    of the terms that cancel in it is not. Infinite entries (``lse``) must be the truth's.
+    In each case the bound is at least one fp32 eps (gradients ``CANCELLED``) of the size of the
+    product of ``operands``, the tensors that are multiplied to make the result: a true gradient can
+    be exactly 0, the rounding of the terms that cancel in it is not. Infinite entries (``lse``)
+    must be the truth's.
 
     Args:
         actual: the result under test, fp16, bf16 or fp32.
@@ -82,6 +86,7 @@ def checks(
     rounding = torch.finfo(torch.float32).eps * math.prod(
         x.double().square().mean().sqrt().item() for x in operands
     )
+    rounding *= CANCELLED if gradient else 1
     if actual.dtype == torch.float32:
         share = 1e-5 if gradient else 1e-6
         floor = rounding * math.sqrt(truth.numel())

@@ -27,6 +27,14 @@ def test_fp32_may_be_a_millionth_off_and_its_gradient_ten():
         assert passed(actual, eager, truth, gradient=True) == gradient
 
 
+def test_what_cancels_may_leave_its_rounding():
+    truth, eps = torch.zeros(100, dtype=torch.float64), torch.finfo(torch.float32).eps
+    for share, out, gradient in ((0.9, True, True), (7, False, True), (9, False, False)):
+        actual = torch.full((100,), share * eps)
+        assert passed(actual, truth.float(), truth) == out
+        assert passed(actual, truth.float(), truth, gradient=True) == gradient
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_may_be_twice_as_far_off_as_eager(dtype):
     truth = torch.linspace(1, 2, 100, dtype=torch.float64)
