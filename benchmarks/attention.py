@@ -52,30 +52,6 @@ def work_of(problem: Problem) -> dict[str, Work]:
     return {"forward": forward, "backward": backward, "both": both}
 
 
-def calls_of(
-    attend: Attend, inputs: list[Tensor], dout: Tensor, backward: bool
-) -> dict[str, harness.Variant]:
-    """The same call forward, backward and both; a graph for the backward is made before."""
-
-    def forward(number: int) -> None:
-        with torch.no_grad():
-            attend(inputs[number % len(inputs)])
-
-    if not backward:
-        return {"forward": forward}
-    graphs = [(attend(qkv), qkv) for qkv in inputs]
-
-    def back(number: int) -> None:
-        out, qkv = graphs[number % len(inputs)]
-        torch.autograd.grad(out, qkv, dout, retain_graph=True)
-
-    def both(number: int) -> None:
-        qkv = inputs[number % len(inputs)]
-        torch.autograd.grad(attend(qkv), qkv, dout)
-
-    return {"forward": forward, "backward": back, "both": both}
-
-
 def errors(attend: Attend, want: tuple[Tensor, Tensor], qkv: Tensor, dout: Tensor) -> list[float]:
     """Relative L2 errors of out and of dqkv against the reference; of out alone without a
     backward."""
@@ -134,7 +110,8 @@ def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[
             found[name] = errors(attend, want, inputs[0], dout)
             if not max(found[name]) < TOLERANCE[dtype]:
                 raise RuntimeError(f"wrong, error {max(found[name]):.2g}")
-            calls[name] = calls_of(attend, inputs, dout, backward=len(found[name]) == 2)
+            backward = len(found[name]) == 2
+            calls[name] = harness.directions(attend, inputs, dout, backward=backward)
         except harness.NotInstalled as reason:
             yield {**shared, "variant": name, "note": str(reason)}
         except Exception as error:  # a peer may fail in any way; ours may not
@@ -154,7 +131,7 @@ def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[
                 **figures,
                 "TFLOP/s": work.flop / ms / 1e9,
                 "GB/s": work.moved / ms / 1e6,
-                "of_floor": work.floor_ms / ms if device.type == "cuda" else None,
+                "of_floor": harness.of_floor(work.floor_ms, ms),
                 "times_ours": ms / taken["slap-fast"]["ms"],
                 "error": max(found[name]),
             }

@@ -110,7 +110,7 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
                 **figures,
                 "ms_256k": ms * cases.TOKENS / sum(case.lengths),
                 "TFLOP/s": work / ms / 1e9,
-                "mfu": 1e3 * work / ms / cases.DATASHEET_FLOP_PER_S if on_gpu else None,
+                "mfu": harness.of_floor(1e3 * work / cases.DATASHEET_FLOP_PER_S, ms),
                 "audio_s_per_s": 1e3 * seconds / ms,
                 "times_ours": ms / taken[next(iter(taken))]["ms"],
             }

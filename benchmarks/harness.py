@@ -7,6 +7,7 @@ does not find the last round's in its cache.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import random
 import statistics
@@ -21,6 +22,7 @@ import machine
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 Variant = Callable[[int], Any]
 
@@ -87,13 +89,82 @@ def measure(
 
 
 def _peak_mib(variant: Variant, device: torch.device) -> float | None:
-    """Beyond what was there before. None on a CPU, where nobody counts."""
-    if device.type != "cuda":
-        return None
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    variant(0)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with Peak(device) as peak:
+        variant(0)
+    return None if peak.bytes is None else peak.bytes / 2**20
+
+
+class Peak:
+    """Memory at its peak, beyond what was there before: a GPU's own count, or resident pages.
+
+    ``bytes`` is there after the block; None on a CPU where the system does not say.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> Peak:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        elif PEAK_RESET.exists():
+            ctypes.CDLL(None).malloc_trim(0)  # pages that are free again are no one's
+            PEAK_RESET.write_text("5", encoding="ascii")  # the peak is now
+            self.before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated() - self.before
+        else:
+            self.bytes = _status("VmHWM") - self.before if PEAK_RESET.exists() else None
+
+
+PEAK_RESET = Path("/proc/self/clear_refs")
+"""Linux's; what is written there starts the count of resident pages anew."""
+
+
+def _status(name: str) -> int:
+    """Bytes of a line of Linux's /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def directions(
+    call: Callable[[Tensor], Tensor], inputs: list[Tensor], dout: Tensor, *, backward: bool = True
+) -> dict[str, Variant]:
+    """The same call forward, backward and both; a graph for the backward is made before."""
+
+    def forward(number: int) -> None:
+        with torch.no_grad():
+            call(inputs[number % len(inputs)])
+
+    if not backward:
+        return {"forward": forward}
+    graphs = [(call(x), x) for x in inputs]
+
+    def back(number: int) -> None:
+        out, x = graphs[number % len(inputs)]
+        torch.autograd.grad(out, x, dout, retain_graph=True)
+
+    def both(number: int) -> None:
+        x = inputs[number % len(inputs)]
+        torch.autograd.grad(call(x), x, dout)
+
+    return {"forward": forward, "backward": back, "both": both}
+
+
+def of_floor(floor_ms: float, ms: float) -> float | None:
+    """The share of a time that the least time on one H200 is; None on a CPU, which is no H200."""
+    return floor_ms / ms if device().type == "cuda" else None
+
+
+def bandwidth(moved: float, ms: float) -> dict[str, float | None]:
+    """GB/s of bytes that have to be moved, and the share of the time that copying them takes."""
+    return {
+        "GB/s": moved / ms / 1e6,
+        "of_floor": of_floor(1e3 * moved / cases.COPY_BYTES_PER_S, ms),
+    }
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """MAP pooling beside the usual heads: `python benchmarks/map_pool.py [--json FILE]`.
 
 Ours reads the tokens once, the probe folded into the keys; a SigLIP-style head projects every token
-to a key and a value first (padded batches, SDPA). Forward, and forward with backward, on C1 .. C4.
+to a key and a value first (padded batches, SDPA). Forward, backward and both, on C1 .. C4.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 from slap_fast import ops
 from slap_fast.models.layers import MAPHead
+
+PASSES = {"forward": 1, "backward": 2, "both": 3}
+"""Times that the tokens cross the memory at least: read, read again, and their gradient written."""
 
 
 class PaddedHead(nn.Module):
@@ -72,34 +75,19 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
     error = float((folded(inputs[0]).detach().float() - want).norm() / want.norm())
     if not error < (1e-4 if dtype == torch.float32 else 3e-2):
         raise RuntimeError(f"{case.name}: the two heads differ by {error:.2g}")
-    calls: dict[str, dict[str, harness.Variant]] = {"forward": {}, "both": {}}
-    for name, (pool, gradient) in heads.items():
-
-        def forward(number: int, pool=pool) -> None:
-            with torch.no_grad():
-                pool(inputs[number % 3])
-
-        def both(number: int, pool=pool, gradient=gradient) -> None:
-            x = inputs[number % 3]
-            torch.autograd.grad(pool(x), x, gradient.to(dtype))
-
-        calls["forward"][name], calls["both"][name] = forward, both
-    moved = shape[0] * shape[1] * dtype.itemsize
-    for direction, passes in (("forward", 1), ("both", 4)):
-        taken = harness.seconds(calls[direction], device, rounds=rounds)
-        fastest = harness.summary(taken["slap-fast head"])["ms"]
-        for name, times in taken.items():
-            figures = harness.summary(times)
-            ours = name != "SigLIP-style head, padded"
-            yield {
-                "case": case.name,
-                "variant": name,
-                "direction": direction,
-                **figures,
-                "GB/s": passes * moved / figures["ms"] / 1e6 if ours else None,
-                "times_ours": figures["ms"] / fastest,
-                "error": error,
-            }
+    calls = {
+        name: harness.directions(pool, inputs, gradient) for name, (pool, gradient) in heads.items()
+    }
+    read = shape[0] * shape[1] * dtype.itemsize
+    for direction, passes in PASSES.items():
+        variants = {name: call[direction] for name, call in calls.items()}
+        taken = harness.measure(variants, device, rounds=rounds)
+        for name, figures in taken.items():
+            ms = figures["ms"]
+            row = {"case": case.name, "variant": name, "direction": direction, **figures}
+            if name != "SigLIP-style head, padded":
+                row |= harness.bandwidth(passes * read, ms)
+            yield row | {"times_ours": ms / taken["slap-fast head"]["ms"], "error": error}
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from slap_fast.reference import mel_patches as reference
 RATE = 16_000
 SAMPLES_PER_TOKEN = RATE // cases.TOKENS_PER_SECOND
 PRESETS = {name: MelConfig(preset=name, mean=0.0, std=1.0) for name in ("kaldi", "torchaudio")}
+IMPLS = {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")}
 TOLERANCE = 0.05
 """Of ln(mel), the largest difference between two fp32 pipelines on noise."""
 
@@ -154,7 +155,6 @@ def ours(inputs: list[Tensor], bounds: Tensor, config: MelConfig, impl: str) -> 
 def variants_of(case: cases.Case, rows: list[dict[str, Any]]) -> dict[str, harness.Variant]:
     """What runs the case; peers that do not load become rows that say so."""
     device = harness.device()
-    impls = ("triton", "reference") if device.type == "cuda" else ("cpp", "reference")
     bounds = torch.tensor([0, *case.lengths]).cumsum(0).to(device) * SAMPLES_PER_TOKEN
     waves = [0.1 * torch.randn(int(bounds[-1]), device=device) for _ in range(3)]
     words = [(wave * 2**15).clamp(-(2**15), 2**15 - 1).to(torch.int16) for wave in waves]
@@ -162,7 +162,7 @@ def variants_of(case: cases.Case, rows: list[dict[str, Any]]) -> dict[str, harne
     clips = [wave.split(sizes) for wave in waves]
     variants = {
         f"slap-fast {impl}, {preset}, {kind}": ours(inputs, bounds, config, impl)
-        for impl in impls
+        for impl in IMPLS[device.type]
         for preset, config in PRESETS.items()
         for kind, inputs in (("fp32", waves), ("int16", words))
     }
@@ -193,17 +193,15 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
     threads = torch.get_num_threads()
     for count in (1,) if device.type == "cuda" else (1, 2):
         torch.set_num_threads(count)
-        taken = harness.seconds(variants, device, rounds=rounds)
-        base = harness.summary(taken["torch.stft pipeline"])["ms"]
-        for name, times in taken.items():
-            figures = harness.summary(times)
+        taken = harness.measure(variants, device, rounds=rounds)
+        base = taken["torch.stft pipeline"]["ms"]
+        for name, figures in taken.items():
             row = {"case": case.name, "variant": name, "threads": count, **figures}
             row["audio_s_per_s"] = 1e3 * seconds_of_audio / figures["ms"]
             row["times_stft"] = base / figures["ms"]
             if "triton" in name:
                 moved = seconds_of_audio * (RATE * (2 if "int16" in name else 4) + 100 * 64 * 4)
-                row["GB/s"] = moved / figures["ms"] / 1e6
-                row["of_floor"] = 1e3 * moved / cases.COPY_BYTES_PER_S / figures["ms"]
+                row |= harness.bandwidth(moved, figures["ms"])
             yield row
     torch.set_num_threads(threads)
     yield from missing

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-Rows = list[dict[str, Any]]
+Record = dict[str, Any]
 
 
 class Target(NamedTuple):
@@ -19,14 +19,14 @@ class Target(NamedTuple):
     unit: str
     record: str
     """A file of benchmarks/results, without .json."""
-    value: Callable[[Rows], float | None]
-    """The figure; None where the rows do not have it."""
+    value: Callable[[Record], float | None]
+    """The figure; None where the record does not have it."""
     bound: float
     at_least: bool = True
     """Otherwise at most."""
 
 
-def value_of(column: str, **where: Any) -> Callable[[Rows], float | None]:
+def value_of(column: str, **where: Any) -> Callable[[Record], float | None]:
     """The least value of a column in the rows that have the values ``where``; a tuple of values is
     any of them."""
 
@@ -34,8 +34,10 @@ def value_of(column: str, **where: Any) -> Callable[[Rows], float | None]:
         name: value if isinstance(value, tuple) else (value,) for name, value in where.items()
     }
 
-    def find(rows: Rows) -> float | None:
-        fit = [row for row in rows if all(row.get(name) in of for name, of in wanted.items())]
+    def find(record: Record) -> float | None:
+        fit = [
+            row for row in record["rows"] if all(row.get(name) in of for name, of in wanted.items())
+        ]
         return min((row[column] for row in fit if row.get(column) is not None), default=None)
 
     return find
@@ -46,12 +48,18 @@ def attention(column: str, case: str, layer: str, direction: str, variant: Any =
     return value_of(column, case=case, layer=layer, direction=direction, variant=variant)
 
 
-def over_peers(rows: Rows) -> float | None:
+def over_peers(record: Record) -> float | None:
     """How many times the fastest other log-mel front end, on one thread."""
-    rows = [row for row in rows if row["case"] == "C1" and row.get("threads") == 1]
-    ours = value_of("audio_s_per_s", variant=MEL_CPP)(rows)
+    rows = [row for row in record["rows"] if row["case"] == "C1" and row.get("threads") == 1]
+    ours = value_of("audio_s_per_s", variant=MEL_CPP)({"rows": rows})
     peers = [row["audio_s_per_s"] for row in rows if not row["variant"].startswith("slap-fast")]
     return ours / max(peers) if ours and peers else None
+
+
+def mel_of_step(record: Record) -> float | None:
+    """The share of a step that its log-mel patches would take."""
+    step = value_of("ms", way="fused")(record)
+    return record["parts"]["mel"]["ms"] / step if step else None
 
 
 MEL_CPP, MEL_TRITON = "slap-fast cpp, kaldi, fp32", "slap-fast triton, kaldi, fp32"
@@ -93,13 +101,13 @@ TARGETS = [
     ),
     *(
         Target(
-            f"MAP pooling, {name}, C1",
+            f"MAP pooling, {direction}, C1",
             "of copy bandwidth",
             "map_pool_gpu",
             value_of("of_floor", case="C1", variant="operation alone", direction=direction),
             0.8,
         )
-        for direction, name in (("forward", "forward"), ("both", "forward and backward"))
+        for direction in ("forward", "backward")
     ),
     Target(
         "MAP pooling head, C1, beside a SigLIP-style head",
@@ -146,6 +154,23 @@ TARGETS = [
         value_of("mfu", case="C1", variant="slap-fast", direction="both"),
         0.55,
     ),
+    Target("training step", "of the peak", "step_gpu", value_of("MFU", way="fused"), 0.5),
+    Target(
+        "the paper's pretraining, projected from the step",
+        "days",
+        "step_gpu",
+        value_of("device days", way="fused"),
+        2.0,
+        at_least=False,
+    ),
+    Target(
+        "mel_patches beside a training step, GPU",
+        "of its time",
+        "step_gpu",
+        mel_of_step,
+        0.01,
+        at_least=False,
+    ),
 ]
 
 
@@ -157,7 +182,7 @@ def verdicts(records: Mapping[str, dict[str, Any]]) -> list[list[str]]:
 def _verdict(target: Target, record: dict[str, Any] | None) -> list[str]:
     sign = "at least" if target.at_least else "at most"
     told = [target.what, f"{sign} {_figure(target.bound)} {target.unit}"]
-    value = target.value(record["rows"]) if record else None
+    value = target.value(record) if record else None
     if value is None:
         return [*told, "", "not run"]
     share = value / target.bound

@@ -1,0 +1,86 @@
+"""Every target reads what the benchmark it names writes: none stays "not run" after a run.
+
+The benchmarks run tiny on the CPU. What they write on a GPU alone is made of the same figures here.
+"""
+
+from __future__ import annotations
+
+import attention
+import attention_peers
+import cases
+import encoder
+import harness
+import map_pool
+import mel
+import pytest
+import runs
+import step
+import targets
+
+from slap_fast.config import override
+
+
+def rows_of(name: str) -> list[dict[str, object]]:
+    """C1 and C2 as the benchmark runs them on a GPU, with two clips of 1 s."""
+    c1, c2 = (case._replace(lengths=[25, 25]) for case in cases.packs()[:2])
+    if name == "attention":
+        return [
+            row
+            for case in (c1, c2)
+            for window in (cases.WINDOW, (-1, -1))
+            for row in attention.rows_of(case, window, rounds=1)
+        ]
+    benchmark = {"mel": mel, "map_pool": map_pool, "encoder": encoder}[name]
+    return list(benchmark.rows_of(c1, rounds=1))
+
+
+@pytest.fixture(scope="module")
+def records():
+    """name -> record, as a GPU would leave them and a CPU leaves log-mel's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mel, "PEERS", {})  # torch.stft is one
+        patch.setattr(step, "WAYS", {name: way | {"compiled": False} for name, way in WAYS.items()})
+        found = {"mel_cpu": {"rows": rows_of("mel")}}
+        peers = dict.fromkeys(attention_peers.VARIANTS, attention_peers.ours)
+        patch.setattr(attention, "VARIANTS", peers)
+        patch.setattr(harness, "of_floor", lambda floor_ms, ms: floor_ms / ms)
+        patch.setitem(mel.IMPLS, "cpu", ("triton",))
+        ours = mel.ours
+        patch.setattr(mel, "ours", lambda *arguments: ours(*arguments[:-1], "cpp"))
+        for name in ("attention", "map_pool", "mel", "encoder"):
+            found[f"{name}_gpu"] = {"rows": rows_of(name)}
+        config = override(runs.TINY, {"model.ssl.mask_clips": 1.0})
+        found["step_gpu"] = step.bench_step(config, 300, 1, runs.CPU)
+    return found
+
+
+WAYS = dict(step.WAYS)
+
+
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.what)
+def test_a_target_reads_what_its_benchmark_writes(records, target):
+    assert target.value(records[target.record]) > 0
+
+
+def test_every_timed_row_has_its_peak_memory(records):
+    for name in ("attention_gpu", "map_pool_gpu", "mel_gpu", "encoder_gpu"):
+        rows = [row for row in records[name]["rows"] if "ms" in row]
+        assert rows and all("peak_MiB" in row for row in rows), name
+
+
+def test_a_row_is_held_against_the_copy_bandwidth_of_an_h200_on_a_gpu_alone(monkeypatch):
+    assert harness.bandwidth(4.3e9, 2.0) == {"GB/s": 2150.0, "of_floor": None}
+    monkeypatch.setattr(harness, "device", lambda: harness.torch.device("cuda"))
+    assert harness.bandwidth(4.3e9, 2.0)["of_floor"] == pytest.approx(0.5)
+
+
+def test_the_step_is_held_against_its_targets():
+    fused = {"way": "fused", "ms": 400.0, "MFU": 0.45, "device days": 1.5}
+    slow = {"way": "reference", "ms": 4000.0, "MFU": 0.05, "device days": 15.0}
+    record = {"rows": [slow, fused], "parts": {"mel": {"ms": 2.0}}}
+    told = {line[0]: line[1:] for line in targets.verdicts({"step_gpu": record})}
+    assert told["training step"] == ["at least 0.5 of the peak", "0.45", "missed by 10.0%"]
+    projected = told["the paper's pretraining, projected from the step"]
+    assert projected == ["at most 2 days", "1.5", "met"]
+    beside = told["mel_patches beside a training step, GPU"]
+    assert beside == ["at most 0.01 of its time", "0.005", "met"]
