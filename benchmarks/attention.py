@@ -117,7 +117,7 @@ def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[
         except Exception as error:  # a peer may fail in any way; ours may not
             if name == "slap-fast":
                 raise
-            yield {**shared, "variant": name, "note": f"fails: {str(error).splitlines()[0][:100]}"}
+            yield {**shared, "variant": name, "note": f"fails: {harness.first_line(error)}"}
     assert len(found["slap-fast"]) == 2, "slap-fast has no backward"
     for direction, work in work_of(problem).items():
         variants = {name: call[direction] for name, call in calls.items() if direction in call}

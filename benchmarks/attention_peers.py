@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import cudnn_varlen
 import torch
-from harness import NotInstalled
+from harness import NotInstalled, load
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,7 +82,7 @@ def varlen(flash: Callable[..., Any], problem: Problem, window: tuple[Any, Any])
 
 def fa2_torch(problem: Problem) -> Attend:
     """FlashAttention 2 in torch: ``varlen_attn``."""
-    flash = load("torch.nn.attention.varlen", problem).varlen_attn
+    flash = load("torch.nn.attention.varlen").varlen_attn
     starts, longest = problem.cu_seqlens, problem.max_seqlen
     return lambda qkv: flash(
         *rotated(problem, qkv), starts, starts, longest, longest, window_size=problem.window
@@ -90,24 +91,24 @@ def fa2_torch(problem: Problem) -> Attend:
 
 def fa2_package(problem: Problem) -> Attend:
     """The flash-attn package."""
-    return varlen(load("flash_attn", problem).flash_attn_varlen_func, problem, problem.window)
+    return varlen(load("flash_attn").flash_attn_varlen_func, problem, problem.window)
 
 
 def fa3(problem: Problem) -> Attend:
     """FlashAttention 3; some builds have no backward."""
-    module = load("flash_attn_interface", problem)
+    module = load("flash_attn_interface")
     return varlen(module.flash_attn_varlen_func, problem, problem.window)
 
 
 def fa4(problem: Problem) -> Attend:
     """FlashAttention 4 (CuTe), which writes an open side of a window as None."""
     window = tuple(None if side == -1 else side for side in problem.window)
-    return varlen(load("flash_attn.cute", problem).flash_attn_varlen_func, problem, window)
+    return varlen(load("flash_attn.cute").flash_attn_varlen_func, problem, window)
 
 
 def flex(problem: Problem) -> Attend:
     """FlexAttention, compiled for the case."""
-    module = load("torch.nn.attention.flex_attention", problem)
+    module = load("torch.nn.attention.flex_attention")
     mask = block_mask(problem)
     compiled = torch.compile(module.flex_attention, dynamic=False)
 
@@ -154,7 +155,7 @@ def block_mask(problem: Problem, size: int = 128) -> Any:
 
 def cudnn(problem: Problem) -> Attend:
     """cuDNN's dense attention: what equal lengths with no window could reach at best."""
-    attention = load("torch.nn.attention", problem)
+    attention = load("torch.nn.attention")
     if len(set(problem.lengths)) > 1:
         raise NotInstalled("takes equal lengths")
     if problem.window != (-1, -1):
@@ -167,6 +168,14 @@ def cudnn(problem: Problem) -> Attend:
         return out.transpose(1, 2).flatten(0, 1)
 
     return attend
+
+
+def cudnn_ragged(problem: Problem) -> Attend:
+    """cuDNN's attention on packs, windows too, from its own frontend."""
+    attention = cudnn_varlen.Attention(
+        load("cudnn"), problem.cu_seqlens, problem.lengths, problem.window, problem.num_heads
+    )
+    return lambda qkv: attention(*rotated(problem, qkv))
 
 
 def padded(problem: Problem) -> Attend:
@@ -198,19 +207,6 @@ VARIANTS: dict[str, Callable[[Problem], Attend]] = {
     "FA4": fa4,
     "FlexAttention": flex,
     "cuDNN dense": cudnn,
+    "cuDNN ragged": cudnn_ragged,
     "SDPA, padded": padded,
 }
-
-
-def load(name: str, problem: Problem) -> Any:
-    """A peer's module; raises NotInstalled, also where there is no GPU for it."""
-    try:
-        module = __import__(name, fromlist=["_"])
-    except Exception as error:  # a binary that does not fit this torch raises anything
-        absent = isinstance(error, ModuleNotFoundError)
-        raise NotInstalled(
-            "not installed" if absent else f"does not load: {type(error).__name__}"
-        ) from None
-    if not problem.cu_seqlens.is_cuda:
-        raise NotInstalled("needs a GPU")
-    return module

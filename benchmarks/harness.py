@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import os
 import random
 import statistics
@@ -29,6 +30,20 @@ Variant = Callable[[int], Any]
 
 class NotInstalled(Exception):
     """A peer that does not load here, or does not run on this device; its text says why."""
+
+
+def load(name: str) -> Any:
+    """A peer's module, which needs a GPU; raises NotInstalled."""
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # a binary that does not fit this torch raises anything
+        absent = isinstance(error, ModuleNotFoundError)
+        raise NotInstalled(
+            "not installed" if absent else f"does not load: {type(error).__name__}"
+        ) from None
+    if device().type != "cuda":
+        raise NotInstalled("needs a GPU")
+    return module
 
 
 def seconds(
@@ -165,6 +180,11 @@ def bandwidth(moved: float, ms: float) -> dict[str, float | None]:
         "GB/s": moved / ms / 1e6,
         "of_floor": of_floor(1e3 * moved / cases.COPY_BYTES_PER_S, ms),
     }
+
+
+def first_line(error: Exception) -> str:
+    """What a row says of an error; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:100]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

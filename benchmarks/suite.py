@@ -85,6 +85,7 @@ def steps(out: Path, wheels: Path | None, dry_run: bool) -> list[Step]:
         benchmark("map_pool", out, dry_run),
         benchmark("attention", out, dry_run),
         benchmark("encoder", out, dry_run),
+        benchmark("caption_loss", out, dry_run),
         benchmark("step", out, dry_run),
         benchmark("loading", out, dry_run),
         benchmark("loop", out, dry_run, needs="cpu"),

@@ -74,9 +74,7 @@ STAND_INS = {
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    monkeypatch.setattr(
-        peers, "load", lambda name, problem: types.SimpleNamespace(**STAND_INS[name])
-    )
+    monkeypatch.setattr(peers, "load", lambda name: types.SimpleNamespace(**STAND_INS[name]))
 
 
 @WINDOWS
@@ -170,3 +168,84 @@ def test_what_is_absent_wrong_broken_or_forward_only_is_said(monkeypatch):
     assert forward["TFLOP/s"] == pytest.approx(
         4 * 768 * 2 * (250 * 97 - 48 * 49) / forward["ms"] / 1e9
     )
+
+
+class CudnnTensor:
+    """What a graph knows of a tensor; every setter returns it."""
+
+    def __init__(self, **known):
+        self.__dict__ |= known
+
+    def __getattr__(self, name):
+        def put(value):
+            self.__dict__[name.removeprefix("set_")] = value
+            return self
+
+        if not name.startswith("set_"):
+            raise AttributeError(name)
+        return put
+
+
+class CudnnGraph:
+    """Attention on tensors that are read and written as the graph describes them."""
+
+    def __init__(self, **types):
+        pass
+
+    def tensor(self, **known):
+        return CudnnTensor(**known)
+
+    def sdpa(self, q, k, v, generate_stats, **options):
+        self.inputs, self.outputs, self.options = [q, k, v], [CudnnTensor(), CudnnTensor()], options
+        return self.outputs
+
+    def sdpa_backward(self, q, k, v, out, dout, stats, **options):
+        self.inputs, self.options = [q, k, v, dout], options
+        self.outputs = [CudnnTensor() for _ in range(3)]
+        return self.outputs
+
+    def execute(self, tensors, workspace, handle):
+        lengths = tensors[self.options["seq_len_q"]]
+
+        def sequence(tensor, number):
+            _, heads, longest, width = tensor.dim
+            assert longest == lengths.max()
+            base = tensors[tensor]
+            start = int(tensors[tensor.ragged_offset][number]) + base.storage_offset()
+            shape = (int(lengths[number]), heads, width)
+            return base.as_strided(shape, (tensor.stride[2], tensor.stride[1], 1), start)
+
+        left, right = (self.options[f"diagonal_band_{side}_bound"] for side in ("left", "right"))
+        window = -1 if left is None else left - 1, -1 if right is None else right
+        for number, length in enumerate(lengths.tolist()):
+            q, k, v, *dout = (sequence(tensor, number) for tensor in self.inputs)
+            starts = torch.tensor([0, length], dtype=torch.int32)
+            with torch.enable_grad():
+                leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+                found = [attention(*leaves, starts, length, window)]
+            if dout:
+                found = torch.autograd.grad(found[0], leaves, dout[0])
+            for tensor, value in zip(self.outputs, found, strict=False):
+                sequence(tensor, number).copy_(value.detach())
+
+    def get_workspace_size(self):
+        return 0
+
+    def __getattr__(self, name):  # validate, build_plans, ...
+        return lambda *_: None
+
+
+@WINDOWS
+def test_cudnns_graphs_describe_the_pack(monkeypatch, window):
+    names = types.SimpleNamespace
+    cudnn = names(
+        pygraph=CudnnGraph,
+        data_type=names(BFLOAT16=0, FLOAT=1, INT32=2, INT64=3),
+        heur_mode=names(A=0, FALLBACK=1),
+        create_handle=lambda: 0,
+        set_stream=lambda handle, stream: None,
+    )
+    monkeypatch.setattr(peers, "load", lambda name: cudnn)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: names(cuda_stream=0))
+    given = problem(window=window)
+    assert max(errors(peers.VARIANTS["cuDNN ragged"](given), given)) < 1e-5
