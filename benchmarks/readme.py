@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import plots
+import tables
 import targets
+from tables import MS, Record, columns
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = (
     "<!-- figures: made by `make figures` from benchmarks/results -->",
     "<!-- end of figures -->",
 )
-Record = dict[str, Any]
 
 
 class Figure(NamedTuple):
@@ -37,127 +38,14 @@ class Figure(NamedTuple):
     """Its name in ``plots.PLOTS``."""
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table; the first column is words, the others are figures."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def card(record: Record) -> str:
-    """An evaluation card, chance levels beside the figures."""
-    card = record["card"]
-    retrieval, chance = card["retrieval"], card["retrieval"]["chance"]
-    rows = [
-        [f"{name}, {key}", f"{retrieval[side][key]:.1%}", f"{chance[side][key]:.1%}"]
-        for side, name in (("t2a", "text to audio"), ("a2t", "audio to text"))
-        for key in ("R@1", "R@10")
-    ]
-    zero_shot, caption = card["zero_shot"], card["caption"]
-    labels = f"zero-shot, {len(zero_shot['labels'])} labels"
-    majority = f"{zero_shot['majority']:.1%} (majority)"
-    rows.append([f"{labels}, accuracy", f"{zero_shot['accuracy']:.1%}", majority])
-    balanced = f"{zero_shot['balanced_accuracy']:.1%}"
-    rows.append([f"{labels}, balanced accuracy", balanced, f"{zero_shot['chance']:.1%}"])
-    shuffled = f"{caption['CIDEr-D_shuffled']:.2f} (shuffled captions)"
-    rows.append(["captions, CIDEr-D", f"{caption['CIDEr-D']:.2f}", shuffled])
-    took = ", ".join(
-        f"{name.removesuffix('_seconds')} {seconds:.0f} s"
-        for name, seconds in record["took"].items()
-    )
-    table = markdown(["", "figure", "chance"], rows)
-    return f"{table}\n\n{card['n']} of {card['n_expected']} clips evaluated; {took}."
-
-
-def columns(names: dict[str, str], **where: Any) -> Callable[[Record], str]:
-    """The rows of a benchmark that have the values ``where``: its columns under their headings.
-
-    A row with a note instead of figures shows the note.
-    """
-
-    def render(record: Record) -> str:
-        rows = [row for row in record["rows"] if all(row.get(k, v) == v for k, v in where.items())]
-        cells = [[cell(row.get(name)) for name in names] for row in rows]
-        noted = [
-            [*shown[:-1], row.get("note", shown[-1]).partition(":")[0]]
-            for shown, row in zip(cells, rows, strict=True)
-        ]
-        return markdown(list(names.values()), noted)
-
-    return render
-
-
-PROMISES = {
-    "K1": "packed attention, forward and backward, against fp64",
-    "K2": "within the tolerance rule of the tests",
-    "K3": "a clip's bits do not depend on its neighbours",
-    "K4": "nothing is read or written out of bounds",
-    "K5": "addresses past 2^31 and 2^32",
-    "K6": "opcheck and gradcheck of every operation",
-    "K7": "every launch setting against the reference",
-    "K8": "repeats give the same bits",
-    "K9": "compute-sanitizer",
-    "K10": "torch.compile: no graph break, few recompilations",
-    "K11": "planted bugs are caught",
-    "K12": "C++ under sanitizers, fuzzed calls",
-    "D1": "gradients on many ranks equal those on one",
-    "D2": "DDP and FSDP2 after 20 steps equal one rank",
-    "D3": "a step that is not finite: one decision, state unchanged",
-    "D4": "a dead or stuck rank ends the others",
-    "D5": "uneven data: no hang",
-    "D6": "losses of kernels equal those of the reference",
-    "D7": "golden losses, to the bit",
-    "D8": "collapse is noticed",
-    "C1": "kill -9: resumed to the bit",
-    "C2": "damaged checkpoints are noticed, an older one is taken",
-    "C3": "disk full, read-only, two writers, clock jumps",
-    "C4": "resumed at any step: the same samples",
-    "C5": "another number of ranks: the same order",
-    "C6": "SIGTERM in any phase saves",
-    "C7": "no reader sees half a checkpoint",
-    "A1": "damaged audio: no crash, hang or 512 MB",
-    "A2": "labelled files have their code",
-    "A3": "damaged shards: each lost clip is noticed, and no other",
-    "A4": "seen = trained + skipped by code, after kill -9 too",
-    "A5": "text of any kind: an answer or a typed error",
-    "A6": "malicious files run nothing, write nothing outside",
-    "A7": "no unsafe call in the source",
-    "A8": "a 109 M-row index: open and seek in 2 s and 1 GB",
-    "A9": "memory, files and threads over a long run",
-}
-"""What each reliability figure of ``tests/figures.py`` counts the failures of."""
-
-
-def reliability(record: Record) -> str:
-    """A row per figure and kind of device; a figure that nobody tried says so."""
-    rows = []
-    for name, promise in PROMISES.items():
-        tests = [test for test in record["figures"] if test["figure"] == name]
-        if not tests:
-            rows.append([f"{name}: {promise}", "not run", "", ""])
-        for place in sorted({test["runs_on"] for test in tests}):
-            here = [test for test in tests if test["runs_on"] == place]
-            tried, wanted, failures = (
-                sum(test[key] for test in here) for key in ("n", "wanted", "failures")
-            )
-            trials = f"{tried:,}" if tried == wanted else f"{tried:,} of {wanted:,}"
-            rows.append([f"{name}: {promise}", trials, f"{failures:,}", place])
-    return markdown(["", "trials", "failures", "ran on"], rows)
-
-
-def cell(value: Any) -> str:
-    """A figure to three digits, never in powers of ten."""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return "" if value is None else str(value)
-
-
 LONG = 12
 """Lines of a table that is folded away; one beside a picture always is."""
-MS = {"ms": "ms", "ms_p10": "10 %", "ms_p90": "90 %"}
 WORK = {"GB/s": "GB/s", "of_floor": "of the floor", "peak_MiB": "peak, MiB"}
 FIGURES = [
-    Figure("demo_cpu", "Unseen built-in sounds, `make demo`", card, "demo"),
-    Figure("animals_cpu", "Real recordings (animals, instruments), `train --config tiny`", card),
+    Figure("demo_cpu", "Unseen built-in sounds, `make demo`", tables.card, "demo"),
+    Figure(
+        "animals_cpu", "Real recordings (animals, instruments), `train --config tiny`", tables.card
+    ),
     Figure(
         "mel_cpu",
         "Log-mel front ends on one CPU thread, clips of 10 s",
@@ -214,6 +102,16 @@ FIGURES = [
         ),
     ),
     Figure(
+        "encoder_cpu",
+        "The tiny encoder packed and padded to the longest, CPU, forward and backward",
+        tables.encoder,
+    ),
+    Figure(
+        "caption_loss_cpu",
+        "The caption loss with its gradients, CPU",
+        columns({"variant": "", **MS, "times_ours": "x ours", "peak_MiB": "peak, MiB"}),
+    ),
+    Figure(
         "step_cpu",
         "A training step of the tiny model, CPU, forward to EMA",
         columns(
@@ -254,7 +152,25 @@ FIGURES = [
         ),
     ),
     Figure(
-        "reliability", "Reliability: how often each promise was tried, `make soak`", reliability
+        "caption_loss_gpu",
+        "The caption loss with its gradients, GPU",
+        columns(
+            {"variant": "", **MS, "TFLOP/s": "TFLOP/s", "times_ours": "x ours"}
+            | {"peak_MiB": "peak, MiB"}
+        ),
+    ),
+    Figure(
+        "step_gpu",
+        "A training step of the base model, GPU, forward to EMA",
+        columns(
+            {"way": "", "ms": "ms", "times_fused": "x fused", "peak MB": "peak, MB"}
+            | {"audio s/s": "s of audio per s", "MFU": "MFU", "device days": "days of pretraining"}
+        ),
+    ),
+    Figure(
+        "reliability",
+        "Reliability: how often each promise was tried, `make soak`",
+        tables.reliability,
     ),
 ]
 
@@ -283,7 +199,7 @@ def section(records: dict[str, Record]) -> str:
             parts.append(plots.markdown(figure.picture, figure.title.replace("`", "")))
         long = table.count("\n") > LONG
         parts.append(folded("table", table) if figure.picture or long else table)
-    table = markdown(["target", "wanted", "reached", ""], targets.verdicts(records))
+    table = tables.markdown(["target", "wanted", "reached", ""], targets.verdicts(records))
     parts += ["\n".join(absent), "**Targets** (times: one H200)", folded("table", table)]
     machines: dict[str, list[str]] = {}
     for name, record in records.items():

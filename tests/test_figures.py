@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import readme
+import tables
 from figures import IDS
 
 ROOT = Path(__file__).parents[1]
@@ -59,10 +59,10 @@ def test_a_soak_runs_the_figures_and_records_each(tmp_path):
 
 
 def test_the_readme_shows_every_figure():
-    assert tuple(readme.PROMISES) == IDS
+    assert tuple(tables.PROMISES) == IDS
     record = {"figure": "A1", "test": "t", "n": 5, "wanted": 9, "failures": 0, "runs_on": "a CPU"}
     other = record | {"test": "u", "n": 1_000, "wanted": 1_000, "failures": 2}
-    table = readme.reliability({"figures": [record, other]}).splitlines()
+    table = tables.reliability({"figures": [record, other]}).splitlines()
     assert len(table) == 2 + len(IDS)
     assert any(line.endswith("| 1,005 of 1,009 | 2 | a CPU |") for line in table)
     assert sum("| not run |" in line for line in table) == len(IDS) - 1
