@@ -54,7 +54,7 @@ def encoder(record: Record) -> str:
         for name, row in cases.items()
         if row["variant"] == "PyTorch, padded" and row["times_ours"] < 1
     ]
-    note = "\n\nClips of one length need no packing: padded is faster on "
+    note = "\n\nPadded is faster on "
     return table + (f"{note}{' and '.join(slower)}." if slower else "")
 
 

@@ -6,8 +6,14 @@ import types
 
 import caption_loss as benchmark
 import harness
+import pytest
 import torch
 from torch.nn import functional as F
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    monkeypatch.setattr(harness, "device", lambda: torch.device("cpu"))
 
 
 def rows(rounds=1):
@@ -45,7 +51,6 @@ def test_what_is_absent_or_wrong_is_said(monkeypatch):
 
     variants = {"slap-fast": benchmark.ours, "double": doubled, "Liger": benchmark.liger}
     monkeypatch.setattr(benchmark, "VARIANTS", variants)
-    monkeypatch.setattr(harness, "device", lambda: torch.device("cpu"))
     notes = {row["variant"]: row["note"] for row in rows() if "note" in row}
     assert notes["double"] == "fails: wrong, error 1"
     assert notes["Liger"] in ("not installed", "needs a GPU")

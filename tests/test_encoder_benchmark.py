@@ -14,6 +14,11 @@ from torch.nn import functional as F
 CASE = cases.packs()[0]._replace(lengths=[25, 7])
 
 
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    monkeypatch.setattr(harness, "device", lambda: torch.device("cpu"))
+
+
 def notes(rows):
     return {row["variant"]: row["note"] for row in rows if "note" in row}
 
@@ -56,7 +61,6 @@ def test_what_fails_or_needs_a_gpu_is_said(monkeypatch, error):
         "slap-fast, compiled": benchmark.compiled,
     }
     monkeypatch.setattr(benchmark, "VARIANTS", variants)
-    monkeypatch.setattr(harness, "device", lambda: torch.device("cpu"))
     assert notes(benchmark.rows_of(CASE, rounds=1)) == {
         "broken": "fails: " + (str(error).split("\n")[0] or "KeyError"),
         "other": "fails: differs from slap-fast by 0.01",

@@ -111,6 +111,6 @@ def test_a_target_is_met_or_missed_by_so_much_or_not_run():
 def test_where_padding_is_faster_it_is_said():
     row = {"case": "C4", "variant": "PyTorch, padded", "direction": "both", "ms": 2.0}
     record = {"cases": {"C4": {"what": "1 s clips"}}, "rows": [row | {"times_ours": 0.664}]}
-    assert tables.encoder(record).endswith("padded is faster on C4 (1 s clips, 0.66 x).")
+    assert tables.encoder(record).endswith("Padded is faster on C4 (1 s clips, 0.66 x).")
     record["rows"][0]["times_ours"] = 1.5
     assert "faster" not in tables.encoder(record)

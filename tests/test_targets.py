@@ -38,6 +38,7 @@ def rows_of(name: str) -> list[dict[str, object]]:
 def records():
     """name -> record, as a GPU would leave them and a CPU leaves log-mel's."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "device", lambda: runs.CPU)
         patch.setattr(mel, "PEERS", {})  # torch.stft is one
         patch.setattr(step, "WAYS", {name: way | {"compiled": False} for name, way in WAYS.items()})
         found = {"mel_cpu": {"rows": rows_of("mel")}}
@@ -69,6 +70,7 @@ def test_every_timed_row_has_its_peak_memory(records):
 
 
 def test_a_row_is_held_against_the_copy_bandwidth_of_an_h200_on_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr(harness, "device", lambda: runs.CPU)
     assert harness.bandwidth(4.3e9, 2.0) == {"GB/s": 2150.0, "of_floor": None}
     monkeypatch.setattr(harness, "device", lambda: harness.torch.device("cuda"))
     assert harness.bandwidth(4.3e9, 2.0)["of_floor"] == pytest.approx(0.5)
