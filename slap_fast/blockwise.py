@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LossAndSlope = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(logits [n, V] fp32 or fp64, targets [n, ...]) -> (loss 0-d, its gradient [n, V])."""
+"""(logits [n, V] fp32 or fp64, targets [n, ...]) -> (loss 0-d, its gradient [n, V]).
+
+The logits are its own to write over: a block is large, and its memory is most of what a loss needs.
+"""
 
 
 def linear_loss(
@@ -56,11 +59,18 @@ class _LinearLoss(torch.autograd.Function):
         drows = []
         dmatrix = torch.zeros_like(matrix, dtype=wide) if learns else None
         for x, y in zip(rows.split(block_size), targets.split(block_size), strict=True):
-            block_loss, slope = loss_and_slope(F.linear(x, matrix).to(wide), y)
+            logits = F.linear(x, matrix)
+            low = logits.dtype
+            block_loss, slope = loss_and_slope(logits.to(wide), y)
             loss = loss + block_loss
             if learns:
-                drows.append((slope.to(x.dtype) @ matrix.to(x.dtype)).to(x.dtype))
-                dmatrix += slope.T.to(x.dtype) @ x
+                slope = slope.to(low)
+                drows.append((slope @ matrix).to(x.dtype))
+                if low == wide:
+                    dmatrix.addmm_(slope.T, x)  # without a product of its size beside it
+                else:
+                    dmatrix += slope.T @ x
+            del logits, slope  # or the next block's would exist beside this one's
         if learns:
             ctx.save_for_backward(torch.cat(drows), dmatrix.to(matrix.dtype))
         return loss
@@ -78,11 +88,12 @@ def cross_entropy(ignore_index: int) -> LossAndSlope:
     def loss_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         counts = (labels != ignore_index)[:, None]
         labels = labels[:, None].where(counts, 0)
-        log_probs = logits.log_softmax(1)
-        loss = -log_probs.gather(1, labels).where(counts, 0.0).sum()
-        slope = log_probs.exp_()  # in place: blocks are large
-        slope.scatter_add_(1, labels, -torch.ones_like(slope[:, :1]))
-        return loss, slope.masked_fill_(~counts, 0.0)
+        logits -= logits.amax(1, keepdim=True)
+        wanted = logits.gather(1, labels)
+        total = logits.exp_().sum(1, keepdim=True)
+        loss = (total.log() - wanted).where(counts, 0.0).sum()
+        slope = logits.mul_(counts / total)
+        return loss, slope.scatter_add_(1, labels, -counts.to(slope.dtype))
 
     return loss_and_slope
 
@@ -93,9 +104,9 @@ def soft_cross_entropy(
     """Of probabilities over the columns, which ``targets`` makes of the block's: [n, V]."""
 
     def loss_and_slope(logits: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = (logits / temperature).log_softmax(1)
+        log_probs = logits.div_(temperature).log_softmax(1)
         wanted = targets(block).to(logits.dtype)
-        loss = -(wanted * log_probs).sum()
+        loss = -torch.linalg.vecdot(wanted, log_probs).sum()
         slope = log_probs.exp_().mul_(wanted.sum(1, keepdim=True)).sub_(wanted).div_(temperature)
         return loss, slope
 
