@@ -277,6 +277,8 @@ class LossConfig:
     """L_CAP."""
     contrastive_kind: Literal["softmax", "sigmoid"] = "softmax"
     """``softmax``: symmetric InfoNCE (CLIP). ``sigmoid``: pairwise (SigLIP arXiv 2303.15343)."""
+    caption_impl: Literal["blockwise", "liger"] = "blockwise"
+    """Of L_CAP's product and softmax. ``liger``: the package liger-kernel's, on a GPU."""
 
     def __post_init__(self) -> None:
         for name in ("contrastive", "ssl", "caption"):
@@ -294,6 +296,10 @@ class LossConfig:
             "loss.contrastive_kind",
             self.contrastive_kind,
             f"one of {kinds}",
+        )
+        impls = ("blockwise", "liger")
+        _check(
+            self.caption_impl in impls, "loss.caption_impl", self.caption_impl, f"one of {impls}"
         )
 
 

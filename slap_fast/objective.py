@@ -76,7 +76,7 @@ def batch_losses(
         health = losses.prototype_health(targets, out.student_features)
     if weights.caption:
         values["caption"] = losses.caption_loss(
-            out.caption_hidden, out.caption_weight, batch.labels
+            out.caption_hidden, out.caption_weight, batch.labels, impl=weights.caption_impl
         )
     return values, health
 

@@ -171,7 +171,7 @@ def spoil(state, batches, phase, value):
     owner, name = {"teacher": (state, "teacher"), "loss": (losses, "caption_loss")}[phase]
     real = getattr(owner, name)
     if phase == "loss":
-        losses.caption_loss = lambda *args: real(*args) + value
+        losses.caption_loss = lambda *args, **options: real(*args, **options) + value
         return lambda: setattr(losses, name, real)
     return real.register_forward_hook(lambda module, args, scores: scores * value).remove
 

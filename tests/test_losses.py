@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -354,6 +355,35 @@ class TestCaption:
         assert whole[0].item() == pytest.approx(exact.item(), rel=2**-8)
         for ours, theirs in zip(pieces[1:], whole[1:], strict=True):
             assert (ours - theirs).norm() < 2**-8 * theirs.norm()
+
+    @pytest.mark.parametrize("rows", [0, 3, 11], ids=lambda n: f"{n}_rows")
+    def test_liger_equals_whole_logits(self, rows, monkeypatch):
+        pytest.importorskip("liger_kernel")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        hidden, weight, labels = self.inputs(torch.float32)
+        wanted = F.cross_entropy(hidden[:rows] @ weight.T, labels[:rows], reduction="sum")
+        wanted = wanted / (labels[:rows] != -100).sum().clamp(min=1)
+        found = losses.caption_loss(hidden[:rows], weight, labels[:rows], impl="liger")
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+        for ours, theirs in zip(
+            torch.autograd.grad(found, (hidden, weight)),
+            torch.autograd.grad(wanted, (hidden, weight)),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("there", [False, True], ids=["not_installed", "no_gpu"])
+    def test_liger_is_refused_where_it_does_not_fit(self, there, monkeypatch):
+        if there:
+            pytest.importorskip("liger_kernel")
+        else:
+            monkeypatch.setitem(sys.modules, "liger_kernel.transformers.functional", None)
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        found = "liger on cpu, expected .* a GPU" if there else "liger, expected .* installed"
+        with pytest.raises(ValueError, match=f"impl: found {found}"):
+            losses.caption_loss(*self.inputs(torch.float32), impl="liger")
+        with pytest.raises(ValueError, match="impl: found 'cut', expected blockwise or liger"):
+            losses.caption_loss(*self.inputs(), impl="cut")
 
     def test_rejects_shapes(self):
         hidden, weight, labels = self.inputs()
