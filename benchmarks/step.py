@@ -31,6 +31,7 @@ from slap_fast import flops, losses, objective, ops, runstate
 from slap_fast.batch import IGNORE_INDEX, PackedBatch
 from slap_fast.config import TrainConfig, override, slap_base, slap_tiny
 from slap_fast.data.augment import mask_indices
+from slap_fast.models.layers import Segments
 from slap_fast.models.slap import SlapModel, SlapOutput
 from slap_fast.train import autocast
 
@@ -306,23 +307,38 @@ def _parts(
     peak: float,
     rounds: int,
 ) -> dict[str, dict[str, float]]:
-    """Parts of the model alone, forward and backward, uncompiled on the best operations."""
+    """Parts of the model alone, forward and backward (the teacher forward), uncompiled on the best
+    operations; the decoder is with its loss."""
     model, counts = state.model, flops.forward(config.model, config.loss, work)
+    with torch.no_grad(), autocast(config, state.device):
+        heard = model.audio_encoder(batch.audio)
+    heard.requires_grad_()
+    context = Segments.scheduled(batch.audio.cu_seqlens, batch.audio.max_seqlen, len(heard))
+
+    def decoder() -> Tensor:
+        hidden = model.caption_decoder(batch.text, heard, context)
+        words = model.caption_decoder.token_embedding.weight
+        return losses.caption_loss(hidden, words, batch.labels)
+
+    audio = batch.audio, batch.mask_indices
     parts = {
-        "encoder": (lambda: model.audio_encoder(batch.audio, batch.mask_indices), "student"),
-        "text": (lambda: model.embed_text(batch.text), "text"),
+        "encoder": (lambda: model.audio_encoder(*audio), 3 * counts["student"]),
+        "text": (lambda: model.embed_text(batch.text), 3 * counts["text"]),
+        "decoder": (decoder, 3 * (counts["decoder"] + counts["logits"])),
+        "teacher": (lambda: state.teacher(batch), counts["teacher"]),
     }
     found = {}
-    for name, (forward, stage) in parts.items():
+    for name, (forward, wanted) in parts.items():
         taken = []
         for _ in range(rounds + 1):
             started = _now(state.device)
             with autocast(config, state.device):
                 out = forward()
-            out.float().square().mean().backward()
+            if out.requires_grad:
+                out.float().square().mean().backward()
             taken.append(_now(state.device) - started)
         seconds = statistics.median(taken[1:])
-        found[name] = {"ms": 1e3 * seconds, "MFU": 3 * counts[stage] / seconds / peak}
+        found[name] = {"ms": 1e3 * seconds, "MFU": wanted / seconds / peak}
     state.optimizer.zero_grad(set_to_none=True)
     return found
 

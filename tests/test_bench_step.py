@@ -24,7 +24,10 @@ def test_the_ways_agree_and_are_accounted_for(uncompiled):
         assert stages == pytest.approx(row["ms"], rel=0.5)
         assert row["tokens/s"] == pytest.approx(1e3 * found["tokens"] / row["ms"])
         assert row["MFU"] == pytest.approx(found["flops"] / row["ms"] * 1e3 / found["peak_flops"])
-    assert set(found["parts"]) == {"encoder", "text", "mel"}
+    parts = found["parts"]
+    assert set(parts) == {"encoder", "text", "decoder", "teacher", "mel"}
+    assert all(part["ms"] > 0 for part in parts.values())
+    assert all(parts[name]["MFU"] > 0 for name in parts if name != "mel")
 
 
 def test_ways_that_differ_are_not_timed(uncompiled, monkeypatch):
