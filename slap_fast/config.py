@@ -372,7 +372,8 @@ class TrainConfig:
     """``auto``: bf16 autocast on a GPU that has it, else fp32."""
     compile: bool = False
     """torch.compile of the student and the teacher, for packs of any size: minutes at the start,
-    less time and memory in every step. On a CPU it needs a C++ compiler."""
+    less time and memory in every step. On a CPU it needs a C++ compiler. With ``fsdp`` the blocks
+    of the towers are compiled, each for itself."""
     seed: int = 0
     """Of the weights, the order, the crops and the masks."""
     log_every: int = 10
@@ -399,7 +400,6 @@ class TrainConfig:
         savings, kinds = ("blocking", "background"), ("ddp", "fsdp")
         _check(self.saving in savings, "saving", self.saving, f"one of {savings}")
         _check(self.ranks in kinds, "ranks", self.ranks, f"one of {kinds}")
-        _check(not (self.compile and self.ranks == "fsdp"), "compile", True, "false for fsdp")
         precisions = ("auto", "fp32", "bf16")
         _check(self.precision in precisions, "precision", self.precision, f"one of {precisions}")
 

@@ -51,15 +51,18 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
     model.to(device)
     model.freeze_unused(config.loss)
     teacher = Teacher(model).to(device) if config.loss.ssl else None
+    sharded = config.ranks == "fsdp" and distributed.world_size() > 1
+    towers = [*model.audio_encoder.layers, *model.text_encoder.model.layers]
+    heard = [] if teacher is None else [*teacher.audio_encoder.layers]
     if config.compile:
-        _compile([model] if teacher is None else [model, teacher], device)
+        # FSDP's gathers would break a graph: there each block is one of its own.
+        whole = [model] if teacher is None else [model, teacher]
+        _compile([*towers, *heard] if sharded else whole, device)
     replica = model
-    if config.ranks == "fsdp" and distributed.world_size() > 1:
-        towers = [*model.audio_encoder.layers, *model.text_encoder.model.layers]
+    if sharded:
         distributed.shard(model, towers, device, trains=True)
         if teacher is not None:
-            blocks = teacher.audio_encoder.layers
-            distributed.shard(teacher, blocks, device, trains=False)
+            distributed.shard(teacher, heard, device, trains=False)
     else:
         replica = distributed.replicate(model)
     return TrainState(config, model, replica, teacher, make_optimizer(model, config), device)

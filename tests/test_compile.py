@@ -6,7 +6,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from slap_fast import ops, runstate
+from slap_fast import distributed, ops, runstate
 from slap_fast import train as training
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
@@ -70,9 +70,29 @@ def test_no_compiler_is_said_at_once(monkeypatch):
         start(COMPILED)
 
 
-def test_shards_are_not_compiled():
-    with pytest.raises(ValueError, match="compile: found True, expected false for fsdp"):
-        override(COMPILED, {"ranks": "fsdp"})
+def losses_of_shards(compile):
+    config = override(COMPILED, {"ranks": "fsdp", "compile": compile})
+    state, words = runstate.begin(config, None, None, runs.CPU)
+    ranks = distributed.rank(), distributed.world_size()
+    data = TrainSteps(runs.clips(), words, config, None, *ranks)
+    graphs = counters["stats"]
+    graphs.clear()
+    found = []
+    for state.step in range(5):
+        metrics = training.train_step(state, data[state.step].batches)
+        found.append([float(metrics[name]) for name in training.LOSSES])
+    return found, graphs["unique_graphs"], sum(counters["graph_break"].values())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_of_shards_have_the_losses_of_shards_as_they_are():
+    plain, compiled = (
+        runs.ranks(2, losses_of_shards, compile, patience=600.0) for compile in (False, True)
+    )
+    for (want, none, _), (found, graphs, breaks) in zip(plain, compiled, strict=True):
+        assert none == 0 < graphs and not breaks
+        a, b = (torch.tensor(x, dtype=torch.float64) for x in (found, want))
+        assert ((a - b).abs() / b.abs()).max() < 1e-5
 
 
 @pytest.mark.slow
