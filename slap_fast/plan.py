@@ -31,10 +31,11 @@ def saved_for_backward(config: ModelConfig, compiled: bool) -> Saved:
     """Of a student's forward, in the dtype of its products; scores and targets are not in it.
 
     Of a block: its input, its norm's output (uncompiled on a CPU its norm's quotient too), q, k and
-    v, the attention's output; the same of the MLP, whose gate, up and product are wide.
+    v, the attention's output; the same of the MLP, whose gate, up and product are wide; uncompiled,
+    ModernBERT's own keeps silu(gate) too.
     """
     audio, text, caption, ssl = config.audio, config.text, config.caption, config.ssl
-    norm, wide = (2, 3) if compiled else (3, 4)
+    norm, wide, wide_text = (2, 3, 3) if compiled else (3, 3, 4)
 
     def block(size: int, intermediate: int) -> int:
         return (2 * norm + 4) * size + wide * intermediate
@@ -44,7 +45,7 @@ def saved_for_backward(config: ModelConfig, compiled: bool) -> Saved:
     heard += (norm + 1) * c + caption.num_layers * 2 * d
     decoded = caption.num_layers * (block(d, caption.intermediate_size) + (norm + 2) * d) + norm * d
     # A LayerNorm keeps its input alone; ModernBERT keeps q and k rotated too.
-    read = text.num_layers * (10 * text.hidden_size + wide * text.intermediate_size)
+    read = text.num_layers * (10 * text.hidden_size + wide_text * text.intermediate_size)
     read += 3 * text.hidden_size
     head = c + 4 * ssl.head_hidden_size + 2 * ssl.bottleneck_size
     return Saved(heard, head, read + decoded)

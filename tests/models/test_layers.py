@@ -46,3 +46,4 @@ def test_swiglu_by_hand():
     gate, up = layer.gate_up_proj.weight[:10], layer.gate_up_proj.weight[10:]
     expected = (F.silu(x @ gate.T) * (x @ up.T)) @ layer.down_proj.weight.T
     torch.testing.assert_close(layer(x), expected)
+    assert torch.autograd.gradcheck(layer, x.requires_grad_())
