@@ -130,8 +130,9 @@ def sinkhorn(
         raise ValueError(f"iterations: found {iterations}, expected at least 1")
     log_targets = _full(scores) / temperature
     for _ in range(iterations):
-        log_targets = (log_targets - over_rows(log_targets)).log_softmax(1)
-    return log_targets.exp()
+        # In place: of many rows this is the largest tensor of a step.
+        log_targets = log_targets.sub_(over_rows(log_targets)).log_softmax(1)
+    return log_targets.exp_()
 
 
 @torch.no_grad()

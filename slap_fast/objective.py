@@ -109,8 +109,9 @@ def first_pass(
         loss, gradients = _contrastive_gradients(state, outs, batches, rows)
     targets = [None] * len(batches)
     if weights.ssl:
-        whole = teacher_targets(state, torch.cat(scores), rows, temperature)
-        targets = whole.split([len(x) for x in scores])
+        sizes = [len(x) for x in scores]
+        scores = torch.cat(scores)  # by its name, so that the parts are free
+        targets = teacher_targets(state, scores, rows, temperature).split(sizes)
     here = [loss if i == 0 or loss is None else torch.zeros_like(loss) for i in range(len(batches))]
     return [Cached(*each) for each in zip(rng_states, here, gradients, targets, strict=True)]
 

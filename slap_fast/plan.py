@@ -15,8 +15,10 @@ TOKENS_PER_CAPTION = 40
 SECONDS_PER_CLIP = 10.0
 RESERVED = 0.1
 """Share of a device that the driver, its libraries and fragments of memory take."""
-LOSS_BLOCKS = 4
-"""Blocks of fp32 logits that exist beside each other in a loss: theirs, probabilities, slopes."""
+LOSS_BLOCKS = 3
+"""Blocks of fp32 logits that exist beside each other in a loss: theirs, probabilities, copies."""
+SCORES = 3
+"""[M, K] in fp32 beside each other while targets are made: scores, targets, and one between."""
 
 
 class Saved(NamedTuple):
@@ -87,14 +89,19 @@ def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
     saved = saved_for_backward(model, config.compile)
     masked = ssl.mask_ratio * ssl.mask_clips if config.loss.ssl else 0.0
     clip = model.mel.num_patches(round(SECONDS_PER_CLIP * model.mel.sample_rate))
+    whole = 4 * masked * config.batch_size * clip * ssl.prototypes * config.grad_cache
+    if whole:
+        fixed["targets of the whole batch"] = whole
     per_token = {
         "activations, audio": low * saved.audio_token + 4 * model.mel.patch_dim,
         "activations, masked patches": masked * low * saved.masked_patch,
-        "scores and targets": masked * 4 * 4 * ssl.prototypes,
+        "scores and targets": 4 * SCORES * masked * ssl.prototypes,
         "activations, text": low * saved.text_token * TOKENS_PER_CAPTION / clip,
     }
     left = memory - sum(fixed.values())
-    tokens = max(0, int(left / sum(per_token.values())))
+    # Scores of the whole batch are there before any pack's activations.
+    fits = left >= (SCORES - 1) * whole
+    tokens = max(0, int(left / sum(per_token.values()))) if fits else 0
     return {
         "memory": memory,
         "trained_parameters": trained,
@@ -146,7 +153,10 @@ def render(found: dict[str, Any], console: Any) -> None:
             "--set grad_cache=true its losses are those of the whole batch"
         )
     else:
-        console.print("does not fit: not one clip is left room for; fsdp spreads the parameters")
+        console.print(
+            "does not fit: not one clip is left room for; fsdp spreads the "
+            "parameters, and grad_cache holds less of a smaller batch_size"
+        )
     for assumption in found["assumptions"]:
         console.print(f"assumed: {assumption}")
 

@@ -5,10 +5,11 @@ import json
 import pytest
 import runs
 import torch
+from test_losses import Peak
 
-from slap_fast import cli, ops, plan, runstate
+from slap_fast import cli, losses, ops, plan, runstate
 from slap_fast import train as training
-from slap_fast.config import override
+from slap_fast.config import override, slap_base
 from slap_fast.data.loader import TrainSteps
 
 TOLERANCE = 0.1
@@ -99,6 +100,23 @@ def test_more_memory_fits_more_and_too_little_nothing(capsys):
     assert tokens[0] == 0 < tokens[1] < tokens[2]
     assert cli.main(["plan", "--gpu", "1GB"]) == 0
     assert "does not fit" in capsys.readouterr().out
+
+
+def test_targets_of_a_cached_batch_are_counted():
+    """2,048 clips of 252 patches, half of them masked, 8,192 prototypes, fp32."""
+    cached = override(slap_base(), {"grad_cache": True})
+    found = plan.plan(cached, 80e9)
+    assert found["fixed_bytes"]["targets of the whole batch"] == 2048 * 126 * 8192 * 4
+    assert found["max_tokens"] < plan.plan(slap_base(), 80e9)["max_tokens"]
+    assert plan.plan(cached, 24e9)["max_tokens"] == 0
+    assert plan.plan(override(cached, {"batch_size": 512}), 24e9)["max_tokens"] > 0
+
+
+def test_making_targets_holds_as_many_scores_as_are_counted():
+    scores = torch.randn(200, 50)
+    with Peak() as seen:
+        losses.sinkhorn(scores, 0.1, 3)
+    assert scores.numel() + seen.most == pytest.approx(plan.SCORES * scores.numel(), rel=0.05)
 
 
 @pytest.mark.parametrize("text", ["24", "GB", "-1GB", "nanGB", "24TB"])
