@@ -67,7 +67,7 @@ class _LinearLoss(torch.autograd.Function):
                 slope = slope.to(low)
                 drows.append((slope @ matrix).to(x.dtype))
                 if low == wide:
-                    dmatrix.addmm_(slope.T, x)  # without a product of its size beside it
+                    torch.addmm(dmatrix, slope.T, x, out=dmatrix)  # no second one of its size
                 else:
                     dmatrix += slope.T @ x
             del logits, slope  # or the next block's would exist beside this one's
