@@ -148,8 +148,8 @@ MUTANTS = [
     ),
     Mutant(
         "slap_fast/blockwise.py",
-        "slope.masked_fill_(~counts, 0.0)",
-        "slope",
+        "logits.mul_(counts / total)",
+        "logits.div_(total)",
         f"{LOSSES}::TestCaption",
     ),
     Mutant(
