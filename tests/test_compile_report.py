@@ -80,6 +80,13 @@ def test_good_and_bad_kernels(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_the_tables_select_compiles_for_hopper_and_does_not_spill():
-    done = run("benchmarks/compile_report.py", "--selected", "--targets", "sm_90")
+def test_what_the_tables_select_compiles_for_hopper_and_does_not_spill(figure, tmp_path):
+    out = tmp_path / "report.json"
+    done = run(
+        "benchmarks/compile_report.py", "--selected", "--targets", "sm_90", "--out", str(out)
+    )
+    rows = json.loads(out.read_text())["rows"]
+    for number in figure("K7", ci=len(rows), soak=len(rows)):
+        row = rows[number]
+        assert row["error"] is None and not row["spilled"], row
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

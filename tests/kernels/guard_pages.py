@@ -1,21 +1,28 @@
-"""Runs attention on tensors that end, then begin, at memory that nobody may touch.
+"""Tensors that end, or begin, at memory that nobody may touch, and tensors that are hardly there.
 
-An access outside a tensor kills the process with signal 11, so this runs in one of its own:
-``python guard_pages.py``. It also holds the lazily committed tensors of the offset test.
+An access outside a guarded tensor kills the process with signal 11, so trials on them run in one of
+their own: a script of them ends with ``guard_pages.main(trial)``, and a test asks for ``outside``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
+HERE = Path(__file__).parent
 PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)
+SAID = "no access outside\n"
 
 
 def lazy(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -41,46 +48,33 @@ def guarded(x: Tensor, *, at_end: bool) -> Tensor:
     return copy.copy_(x)
 
 
-def main() -> None:
-    import packs
-    import pytest
+def guard_allocations(patch: pytest.MonkeyPatch, *, at_end: bool) -> None:
+    """What a kernel's host code allocates by ``new_empty`` is guarded, and starts as NaN."""
+    new_empty = torch.Tensor.new_empty
 
-    from slap_fast.kernels import attention
+    def empty(x, *size, **options):
+        made = new_empty(x, *size, **options)
+        # The interpreter names a device, for copies of its own.
+        return made if "device" in options else guarded(made, at_end=at_end)
 
-    allocate = attention._allocate_forward, attention._allocate_backward
-    shapes = [([1, 15], None), ([17, 0], [3, 16]), ([64, 63], None), ([65], [66]), ([129], None)]
-    for way, at_end, (lengths, lengths_k), tail in itertools.product(
-        ("whole", "tiled"), (True, False), shapes, (0, 1)
-    ):
-
-        def guard(x, at_end=at_end):
-            return guarded(x, at_end=at_end)
-
-        with pytest.MonkeyPatch.context() as patch:
-            packs.force(patch, way)
-            patch.setattr(
-                attention, "_allocate_forward", lambda *a, g=guard: tuple(map(g, allocate[0](*a)))
-            )
-            patch.setattr(
-                attention, "_allocate_backward", lambda *a, g=guard: list(map(g, allocate[1](*a)))
-            )
-            make_starts = packs.starts
-            patch.setattr(packs, "starts", lambda n, g=guard, make=make_starts: g(make(n)))
-            pack = packs.Pack(lengths, lengths_k, (2, 1), 24, tail=tail)
-            pack.options = {"window_size": (20, 40)}
-            pack.given = {name: guard(x) for name, x in pack.given.items()}
-            if pack.tables is not None:
-                pack.tables = tuple(map(guard, pack.tables))
-            inputs = [guard(x.detach()).requires_grad_() for x in pack.inputs()]
-            pack.check_tails(pack.run(attention, inputs))
-    print("no access outside")
+    patch.setattr(torch.Tensor, "new_empty", empty)
 
 
-if __name__ == "__main__":
-    import os
-    import sys
-    from pathlib import Path
+def outside(script: str, first: int, count: int) -> str:
+    """What a script's trials, from seed ``first`` on, did outside their tensors; "" for nothing."""
+    command = [sys.executable, str(HERE / script), str(first), str(count)]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    well = done.returncode == 0 and done.stdout == SAID
+    return "" if well else f"exit code {done.returncode}: {done.stderr[-2000:]}"
 
-    os.environ["TRITON_INTERPRET"] = "1"
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    main()
+
+def main(trial: Callable[[int], None]) -> None:
+    """Runs the trials that the command line names: the first seed, and how many."""
+    first, count = map(int, sys.argv[1:])
+    torch.use_deterministic_algorithms(True, warn_only=True)  # NaN in memory that nobody wrote
+    for seed in range(first, first + count):
+        torch.manual_seed(seed)
+        print(f"seed {seed}", file=sys.stderr, flush=True)
+        trial(seed)
+    print(SAID, end="")

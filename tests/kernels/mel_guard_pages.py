@@ -1,55 +1,34 @@
-"""Runs mel_patches on tensors that end, then begin, at memory that nobody may touch.
-
-What it allocates starts as NaN, or -1, so that a gap shows. ``guard_pages`` says the rest.
-"""
+"""Runs mel_patches on guarded tensors, see :mod:`guard_pages`; its results are as on any others."""
 
 from __future__ import annotations
 
-import itertools
-
+import guard_pages
+import pytest
 import torch
-from guard_pages import guarded
+from mel_signals import noise
+from test_mel_safety import LENGTHS, arguments
+
+from slap_fast.config import MelConfig
+from slap_fast.kernels import mel_patches as kernel
+
+ODD = {"win_length": 511, "hop_length": 97, "n_mels": 30, "patch_freq": 10, "patch_time": 10}
 
 
-def main() -> None:
-    import pytest
-    from mel_signals import noise
-    from test_mel_safety import LENGTHS, arguments
-
-    from slap_fast.config import MelConfig
-    from slap_fast.kernels import mel_patches as kernel
-
-    kernel.LAUNCH = {128: kernel.Launch(64, 128, 128, 4, 1)}
-    new_empty = torch.Tensor.new_empty
-    odd = {"win_length": 511, "hop_length": 97, "n_mels": 30, "patch_freq": 10, "patch_time": 10}
-    for preset, dtype, grid in itertools.product(
-        ("kaldi", "torchaudio"), (torch.float32, torch.int16), ({}, odd)
-    ):
-        config = MelConfig(preset=preset, **grid)
-        call = arguments(*noise(*LENGTHS, dtype=dtype), config)
-        want = kernel._forward(*call)
-        for at_end in (True, False):
-
-            def empty(x, *size, dtype=None, at_end=at_end, **interpreters):
-                if interpreters:
-                    return new_empty(x, *size, **interpreters)
-                dtype = dtype or x.dtype
-                fill = float("nan") if dtype.is_floating_point else -1
-                return guarded(torch.full(size, fill, dtype=dtype), at_end=at_end)
-
-            given = [guarded(x, at_end=at_end) if torch.is_tensor(x) else x for x in call]
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(torch.Tensor, "new_empty", empty)
-                found = kernel._forward(*given)
-            assert all(torch.equal(x, y) for x, y in zip(found, want, strict=True))
-    print("no access outside")
+def trial(seed: int) -> None:
+    at_end = seed % 2 == 0
+    grid = ODD if seed // 4 % 2 else {}
+    config = MelConfig(preset=["kaldi", "torchaudio"][seed // 2 % 2], **grid)
+    lengths = [LENGTHS, torch.randint(0, 6_000, (len(LENGTHS),)).tolist()][seed % 3 > 0]
+    dtype = [torch.float32, torch.int16][seed // 3 % 2]
+    call = arguments(*noise(*lengths, dtype=dtype), config)
+    want = kernel._forward(*call)
+    given = [guard_pages.guarded(x, at_end=at_end) if torch.is_tensor(x) else x for x in call]
+    with pytest.MonkeyPatch.context() as patch:
+        guard_pages.guard_allocations(patch, at_end=at_end)
+        found = kernel._forward(*given)
+    assert all(torch.equal(x, y) for x, y in zip(found, want, strict=True))
 
 
 if __name__ == "__main__":
-    import os
-    import sys
-    from pathlib import Path
-
-    os.environ["TRITON_INTERPRET"] = "1"
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    main()
+    kernel.LAUNCH = {128: kernel.Launch(64, 128, 128, 4, 1)}
+    guard_pages.main(trial)

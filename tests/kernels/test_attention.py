@@ -60,9 +60,11 @@ def test_head_dims(monkeypatch, head_dim, dtype):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["q_k_v", "qkv"])
 @pytest.mark.parametrize("window", [(-1, -1), (48, 48)], ids=["global", "local"])
-def test_half_precision(way, window, packed, dtype):
-    options = {"window_size": window, "softmax_scale": 0.3}
-    Pack(LENGTHS, head_dim=64, dtype=dtype, options=options).check(packed=packed)
+def test_half_precision(figure, way, window, packed, dtype):
+    for seed in figure("K2", ci=1, soak=100):
+        torch.manual_seed(seed)
+        options = {"window_size": window, "softmax_scale": 0.3}
+        Pack(LENGTHS, head_dim=64, dtype=dtype, options=options).check(packed=packed)
 
 
 @pytest.mark.parametrize("length", [15, 16, 17, 63, 64, 65, 127, 129])
@@ -78,21 +80,26 @@ def test_both_ways_in_one_pack(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_every_setting_of_the_table(head_dim, dtype):
-    lengths = [300, 3, 0, 256, 64, 65, 128, 129, 257]
-    for window in ((-1, -1), (48, 48)):
-        options = {"window_size": window}
-        Pack(lengths, None, (1, 1), head_dim, dtype, options=options).check()
-        Pack(lengths, lengths[::-1], (2, 1), head_dim, dtype, options=options).check()
+def test_every_setting_of_the_table(figure, head_dim, dtype):
+    for seed in figure("K7", ci=1, soak=5):
+        torch.manual_seed(seed)
+        lengths = [300, 3, 0, 256, 64, 65, 128, 129, 257]
+        for window in ((-1, -1), (48, 48)):
+            options = {"window_size": window}
+            Pack(lengths, None, (1, 1), head_dim, dtype, options=options).check()
+            Pack(lengths, lengths[::-1], (2, 1), head_dim, dtype, options=options).check()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sm_80", "sm_100", "gfx942"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_settings_of_other_architectures(monkeypatch, head_dim, name):
+def test_settings_of_other_architectures(figure, monkeypatch, head_dim, dtype, name):
     monkeypatch.setattr(triton_attention, "architecture", lambda device: name)
     options = {"window_size": (48, 48)}
-    Pack([257, 3, 0, 130, 64], None, (1, 1), head_dim, torch.float16, options=options).check()
+    for seed in figure("K7", ci=1, soak=5):
+        torch.manual_seed(seed)
+        Pack([257, 3, 0, 130, 64], None, (1, 1), head_dim, dtype, options=options).check()
 
 
 def test_architecture(monkeypatch):
@@ -379,13 +386,13 @@ def layer_pair(qkv, cu_seqlens, max_seqlen, rope):
         pytest.param("inductor", 50, marks=pytest.mark.slow),
     ],
 )
-def test_compiled_whole_and_at_most_twice_over_many_packs(chosen, backend, count):
+def test_compiled_whole_and_at_most_twice_over_many_packs(figure, chosen, backend, count):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     counter = CompileCounterWithBackend(backend)
     torch._dynamo.reset()
     compiled = torch.compile(layer_pair, fullgraph=True, backend=counter)
-    for seed in range(count):
+    for seed in figure("K10", ci=count, soak=50):
         problem = compiled_problem(seed)
         found = compiled(*problem)
         if seed % 7 == 0:
@@ -394,25 +401,29 @@ def test_compiled_whole_and_at_most_twice_over_many_packs(chosen, backend, count
             weight = torch.randn_like(found)
             grads = [torch.autograd.grad(y, problem[0], weight)[0] for y in (found, want)]
             assert (grads[0] - grads[1]).norm() <= 1e-5 * grads[1].norm()
-    assert counter.frame_count <= 2
+        assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["q_k_v", "qkv"])
-def test_opcheck(monkeypatch, packed):
-    packs.force(monkeypatch, "mixed")
-    inputs = [x.detach() for x in Pack([1, 0, 3], None, (2, 1), 16, tail=0).inputs()]
-    inputs = [torch.cat(inputs, 1)] if packed else inputs
-    dout, dlse = torch.randn(4, 2, 16, device=DEVICE), torch.randn(2, 4, device=DEVICE)
-    coords = torch.zeros(4, 1, dtype=torch.int32, device=DEVICE)
-    schedules, tables = (None, None), ops.rope_tables(coords, 16)
-    # 3 takes the whole way, 300 would be tiled.
-    for longest, dlse_here in ((3, None), (300, dlse)):
-        numbers = (longest, longest, 3, triton_attention.OPEN, 0.2)
-        call = (starts([1, 0, 3]), starts([1, 0, 3]), *schedules, *tables, *numbers)
-        torch.library.opcheck(torch.ops.slap_fast.attention_forward, (inputs, 1, *call))
-        out, lse = torch.ops.slap_fast.attention_forward(inputs, 1, *call)
-        given = (dout, dlse_here, inputs, 1, out, lse, *call)
-        torch.library.opcheck(torch.ops.slap_fast.attention_backward, given)
+def test_opcheck(figure, monkeypatch, packed):
+    for seed in figure("K6", ci=1, soak=10):
+        torch.manual_seed(seed)
+        lengths = torch.randint(0, 4, (1 + seed % 4,)).tolist()
+        total = sum(lengths)
+        packs.force(monkeypatch, "mixed")
+        inputs = [x.detach() for x in Pack(lengths, None, (2, 1), 16, tail=0).inputs()]
+        inputs = [torch.cat(inputs, 1)] if packed else inputs
+        dout, dlse = torch.randn(total, 2, 16, device=DEVICE), torch.randn(2, total, device=DEVICE)
+        coords = torch.zeros(total, 1, dtype=torch.int32, device=DEVICE)
+        schedules, tables = (None, None), ops.rope_tables(coords, 16)
+        # 3 takes the whole way, 300 would be tiled.
+        for longest, dlse_here in ((3, None), (300, dlse)):
+            numbers = (longest, longest, 3, triton_attention.OPEN, 0.2)
+            call = (starts(lengths), starts(lengths), *schedules, *tables, *numbers)
+            torch.library.opcheck(torch.ops.slap_fast.attention_forward, (inputs, 1, *call))
+            out, lse = torch.ops.slap_fast.attention_forward(inputs, 1, *call)
+            given = (dout, dlse_here, inputs, 1, out, lse, *call)
+            torch.library.opcheck(torch.ops.slap_fast.attention_backward, given)
 
 
 def test_autocast_leaves_the_operation_alone():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
-import mmap
 import random
 
+import guard_pages
 import pytest
 import torch
 from torch import Tensor
@@ -72,8 +71,20 @@ def check(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor, dout: Tensor) -> 
 
 @pytest.mark.parametrize("C, H", [(64, 2), (100, 3), (150, 1)], ids=lambda n: str(n))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_forward_and_gradients(dtype: torch.dtype, C: int, H: int) -> None:
-    check(*inputs(C, H, dtype))
+def test_forward_and_gradients(figure, dtype: torch.dtype, C: int, H: int) -> None:
+    for seed in figure("K2", ci=1, soak=100):
+        torch.manual_seed(seed)
+        check(*inputs(C, H, dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("element_size, widest", kernels.SETTINGS, ids=str)
+def test_every_setting(figure, monkeypatch, element_size: int, widest: int) -> None:
+    monkeypatch.undo()  # SPLIT is the real one, and there are sequences of several pieces
+    dtype = {2: torch.float16, 4: torch.float32}[element_size]
+    for seed in figure("K7", ci=1, soak=5):
+        torch.manual_seed(seed)
+        check(*inputs(widest, 3, dtype, lengths=[1, 0, kernels.SPLIT + 3]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -168,37 +179,15 @@ def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
         assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 
-def guarded(x: Tensor, at_end: bool) -> Tensor:
-    """A copy of x against a page that cannot be read, after its end or before its beginning."""
-    page, size = mmap.PAGESIZE, x.numel() * x.element_size()
-    inside = -(-size // page) * page
-    memory = mmap.mmap(-1, inside + 2 * page)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    no_access = 0  # PROT_NONE, which mmap has no name for
-    for edge in (base, base + page + inside):
-        assert libc.mprotect(ctypes.c_void_p(edge), ctypes.c_size_t(page), no_access) == 0
-    offset = page + (inside - size if at_end else 0)
-    copy = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=offset).view_as(x)
-    return copy.copy_(x)
-
-
 @interpreted
-@pytest.mark.parametrize("at_end", [True, False], ids=["end", "beginning"])
-def test_guard_pages(at_end: bool) -> None:
-    x, score_weight, cu_seqlens, dout = inputs(C=20, lengths=[1, 63, 0, 66])
-    x = x[:-TAIL].contiguous()
-    fenced = [guarded(t, at_end) for t in (x, score_weight, cu_seqlens, dout)]
-    found = run(*fenced, "triton")
-    want = run(x, score_weight, cu_seqlens, dout, "triton")
-    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+def test_guard_pages(figure) -> None:
+    for first in figure("K4", ci=10, soak=510, batch=10):
+        assert not guard_pages.outside("pool_guard_pages.py", first, 10)
 
 
 def lazy(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Zeros that take memory only where they are written."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    return guard_pages.lazy(shape, dtype)
 
 
 BIG = 2**31 + 64
@@ -221,88 +210,94 @@ ROW = 16 * 128
 
 
 @interpreted
-def test_offsets_of_x_past_2_31() -> None:
-    rows = lazy(3, 2**30 + 64, dtype=torch.float16)
-    x = rows[:, :16]
-    x.copy_(torch.randn(3, 16))
-    _, score_weight, _, dout = inputs(C=16, dtype=torch.float16, lengths=[3])
-    found = run(x, score_weight, starts([3]), dout, "triton")
-    want = run(x.clone(), score_weight, starts([3]), dout, "triton")
-    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+def test_offsets_of_x_past_2_31(figure) -> None:
+    for _ in figure("K5", ci=1, soak=1):
+        rows = lazy(3, 2**30 + 64, dtype=torch.float16)
+        x = rows[:, :16]
+        x.copy_(torch.randn(3, 16))
+        _, score_weight, _, dout = inputs(C=16, dtype=torch.float16, lengths=[3])
+        found = run(x, score_weight, starts([3]), dout, "triton")
+        want = run(x.clone(), score_weight, starts([3]), dout, "triton")
+        assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 
 @interpreted
-def test_offsets_of_sequences_past_2_31() -> None:
+def test_offsets_of_sequences_past_2_31(figure) -> None:
     # Only the last of many sequences has tokens.
-    sequences = BIG // ROW + 1
-    cu_seqlens = torch.zeros(sequences + 1, dtype=torch.int32)
-    cu_seqlens[-1] = 20
-    x, score_weight = torch.randn(20, 128), torch.randn(16, 128)
-    dout = lazy(sequences, 16, 128)
-    dout[-1] = torch.randn(16, 128)
-    pooled, lse, nothing = lazy(sequences, 16, 128), lazy(sequences, 16), torch.empty(0)
-    one_program(
-        kernels._forward_kernel, sequences - 1, x, score_weight, cu_seqlens, pooled, lse, nothing,
-        nothing, 128, 20, sequences, SPLIT=64, **SHAPE,
-    )  # fmt: skip
-    want = kernels._forward_op(x, score_weight, starts([20]))
-    assert torch.equal(pooled[-1:], want[0]) and torch.equal(lse[-1:], want[1])
+    for _ in figure("K5", ci=1, soak=1):
+        sequences = BIG // ROW + 1
+        cu_seqlens = torch.zeros(sequences + 1, dtype=torch.int32)
+        cu_seqlens[-1] = 20
+        x, score_weight = torch.randn(20, 128), torch.randn(16, 128)
+        dout = lazy(sequences, 16, 128)
+        dout[-1] = torch.randn(16, 128)
+        pooled, lse, nothing = lazy(sequences, 16, 128), lazy(sequences, 16), torch.empty(0)
+        one_program(
+            kernels._forward_kernel, sequences - 1, x, score_weight, cu_seqlens, pooled, lse,
+            nothing, nothing, 128, 20, sequences, SPLIT=64, **SHAPE,
+        )  # fmt: skip
+        want = kernels._forward_op(x, score_weight, starts([20]))
+        assert torch.equal(pooled[-1:], want[0]) and torch.equal(lse[-1:], want[1])
 
-    dx, parts = torch.empty(20, 128), torch.empty(1, 16, 128)
-    one_program(
-        kernels._backward_kernel, 0, x, score_weight, cu_seqlens, pooled, lse, dout, dx, parts,
-        128, 20, sequences, 32, **SHAPE,
-    )  # fmt: skip
-    want = kernels._backward_op(x, score_weight, starts([20]), *want, dout[-1:])
-    torch.testing.assert_close((dx, parts[0]), tuple(want), rtol=1e-4, atol=1e-4)
+        dx, parts = torch.empty(20, 128), torch.empty(1, 16, 128)
+        one_program(
+            kernels._backward_kernel, 0, x, score_weight, cu_seqlens, pooled, lse, dout, dx, parts,
+            128, 20, sequences, 32, **SHAPE,
+        )  # fmt: skip
+        want = kernels._backward_op(x, score_weight, starts([20]), *want, dout[-1:])
+        torch.testing.assert_close((dx, parts[0]), tuple(want), rtol=1e-4, atol=1e-4)
 
 
 @interpreted
-def test_offsets_of_rows_and_parts_past_2_31() -> None:
+def test_offsets_of_rows_and_parts_past_2_31(figure) -> None:
     # A second sequence far behind the first; x is one row, repeated.
-    split = 16
-    begin = split * (BIG // (2 * ROW) + 1)
-    cu_seqlens, total = starts([begin, 2 * split]), begin + 2 * split
-    x, score_weight = torch.randn(1, 128).expand(total, 128), torch.randn(16, 128)
-    num_parts = 2 * (total // split)
-    parts, part_lse = lazy(num_parts, 16, 128), lazy(num_parts, 16)
-    pooled, lse = torch.empty(2, 16, 128), torch.empty(2, 16)
-    shape = {"SPLIT": split, **SHAPE}
-    for piece in range(2):
+    for _ in figure("K5", ci=1, soak=1):
+        split = 16
+        begin = split * (BIG // (2 * ROW) + 1)
+        cu_seqlens, total = starts([begin, 2 * split]), begin + 2 * split
+        x, score_weight = torch.randn(1, 128).expand(total, 128), torch.randn(16, 128)
+        num_parts = 2 * (total // split)
+        parts, part_lse = lazy(num_parts, 16, 128), lazy(num_parts, 16)
+        pooled, lse = torch.empty(2, 16, 128), torch.empty(2, 16)
+        shape = {"SPLIT": split, **SHAPE}
+        for piece in range(2):
+            one_program(
+                kernels._forward_kernel, begin // split + 1 + piece, x, score_weight, cu_seqlens,
+                pooled, lse, parts, part_lse, 0, total, 2, **shape,
+            )  # fmt: skip
         one_program(
-            kernels._forward_kernel, begin // split + 1 + piece, x, score_weight, cu_seqlens,
-            pooled, lse, parts, part_lse, 0, total, 2, **shape,
+            kernels._combine_kernel, 1, cu_seqlens, pooled, lse, parts, part_lse, total, H=16,
+            C=128, SPLIT=split, BLOCK_C=128,
         )  # fmt: skip
-    one_program(
-        kernels._combine_kernel, 1, cu_seqlens, pooled, lse, parts, part_lse, total, H=16, C=128,
-        SPLIT=split, BLOCK_C=128,
-    )  # fmt: skip
-    torch.testing.assert_close(pooled[1, 0], x[0])
+        torch.testing.assert_close(pooled[1, 0], x[0])
 
-    programs = BIG // ROW + 1
-    rows = 32
-    total = programs * rows
-    dx, parts = lazy(total, 128), lazy(programs, 16, 128)
-    dout = torch.randn(1, 16, 128)
-    x, want = x[:1].expand(total, 128), x[:1].expand(rows, 128)
-    pooled, lse = kernels._forward_op(want, score_weight, starts([rows]))
-    one_program(
-        kernels._backward_kernel, programs - 1, x, score_weight, starts([total]), pooled, lse,
-        dout, dx, parts, 0, total, 1, rows, **SHAPE,
-    )  # fmt: skip
-    want = kernels._backward_op(want, score_weight, starts([rows]), pooled, lse, dout)
-    torch.testing.assert_close(dx[-rows:], want[0])
-    torch.testing.assert_close(parts[-1], want[1])
+        programs = BIG // ROW + 1
+        rows = 32
+        total = programs * rows
+        dx, parts = lazy(total, 128), lazy(programs, 16, 128)
+        dout = torch.randn(1, 16, 128)
+        x, want = x[:1].expand(total, 128), x[:1].expand(rows, 128)
+        pooled, lse = kernels._forward_op(want, score_weight, starts([rows]))
+        one_program(
+            kernels._backward_kernel, programs - 1, x, score_weight, starts([total]), pooled, lse,
+            dout, dx, parts, 0, total, 1, rows, **SHAPE,
+        )  # fmt: skip
+        want = kernels._backward_op(want, score_weight, starts([rows]), pooled, lse, dout)
+        torch.testing.assert_close(dx[-rows:], want[0])
+        torch.testing.assert_close(parts[-1], want[1])
 
 
-def test_opcheck() -> None:
-    x, score_weight, cu_seqlens, dout = inputs(C=16)
-    pooled, lse = kernels._forward_op(x, score_weight, cu_seqlens)
-    for op, arguments in (
-        (kernels._forward_op, (x[:-TAIL], score_weight, cu_seqlens)),
-        (kernels._backward_op, (x[:-TAIL], score_weight, cu_seqlens, pooled, lse, dout)),
-    ):
-        torch.library.opcheck(op, arguments)
+def test_opcheck(figure) -> None:
+    for seed in figure("K6", ci=1, soak=10):
+        torch.manual_seed(seed)
+        lengths = torch.randint(0, 100, (1 + seed % 4,)).tolist()
+        x, score_weight, cu_seqlens, dout = inputs(C=16, lengths=lengths)
+        pooled, lse = kernels._forward_op(x, score_weight, cu_seqlens)
+        for op, arguments in (
+            (kernels._forward_op, (x[:-TAIL], score_weight, cu_seqlens)),
+            (kernels._backward_op, (x[:-TAIL], score_weight, cu_seqlens, pooled, lse, dout)),
+        ):
+            torch.library.opcheck(op, arguments)
 
 
 def test_compiles_whole_and_once() -> None:

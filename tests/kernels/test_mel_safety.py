@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import guard_pages
 import pytest
@@ -53,11 +52,13 @@ def arguments(
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize("lengths", [LENGTHS, (3_000,)], ids=["clips", "one"])
 @pytest.mark.slow
-def test_opcheck(preset, dtype, masked, lengths):
+def test_opcheck(figure, preset, dtype, masked, lengths):
     if masked and len(lengths) < 4:
         pytest.skip("the masks are of four clips")
-    call = arguments(*noise(*lengths, dtype=dtype), MelConfig(preset=preset), masked)
-    torch.library.opcheck(torch.ops.slap_fast.mel_patches.default, tuple(call))
+    for seed in figure("K6", ci=1, soak=3):
+        torch.manual_seed(seed)
+        call = arguments(*noise(*lengths, dtype=dtype), MelConfig(preset=preset), masked)
+        torch.library.opcheck(torch.ops.slap_fast.mel_patches.default, tuple(call))
 
 
 @interpreted
@@ -124,14 +125,12 @@ def test_numbers_that_change_from_pack_to_pack_compile_nothing_anew():
 
 
 @interpreted
-def test_guard_pages():
-    script = Path(guard_pages.__file__).with_name("mel_guard_pages.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "no access outside\n", done.stderr[-2000:]
+def test_guard_pages(figure):
+    for first in figure("K4", ci=10, soak=510, batch=10):
+        assert not guard_pages.outside("mel_guard_pages.py", first, 10)
 
 
-@interpreted
-def test_offsets_past_2_32(monkeypatch):
+def check_offsets_past_2_32(monkeypatch):
     """The same clip, masks and patches, far into tensors that exist only where they are touched."""
     from triton.runtime import interpreter
 
@@ -177,3 +176,9 @@ def test_offsets_past_2_32(monkeypatch):
     monkeypatch.setattr(kernel, "_mel_kernel", Late())
     found = kernel._forward(*far)
     assert all(torch.equal(x[token:], y) for x, y in zip(found, want, strict=True))
+
+
+@interpreted
+def test_offsets_past_2_32(figure, monkeypatch):
+    for _ in figure("K5", ci=1, soak=1):
+        check_offsets_past_2_32(monkeypatch)

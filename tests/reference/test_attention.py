@@ -130,14 +130,16 @@ def test_sequences_longer_than_a_chunk(window, return_lse):
 
 @pytest.mark.parametrize("return_lse", [False, True], ids=["fused", "lse"])
 @pytest.mark.parametrize("window", [(-1, -1), (1, 2)], ids=["global", "local"])
-def test_gradcheck(window, return_lse):
+def test_gradcheck(figure, window, return_lse):
     lengths = [3, 0, 5]
     rope = rope_tables(torch.arange(8, dtype=torch.int32)[:, None], 4)
 
     def run(q, k, v):
         return call(q, k, v, lengths, rope=rope, window_size=window, return_lse=return_lse)
 
-    assert torch.autograd.gradcheck(run, make(lengths, lengths, 2, 1, 4))
+    for seed in figure("K6", ci=1, soak=10):
+        torch.manual_seed(seed)
+        assert torch.autograd.gradcheck(run, make(lengths, lengths, 2, 1, 4))
 
 
 @pytest.mark.parametrize("return_lse", [False, True], ids=["fused", "lse"])
