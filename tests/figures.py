@@ -10,7 +10,7 @@ Every run of the tests makes ``ci`` trials. ``make soak`` runs the tests that ha
 others; each makes ``soak`` trials, or as many as fit in ``--soak-minutes`` but no fewer than
 ``ci``, and what came of it is written to ``benchmarks/results/reliability.json`` at once, beside
 what earlier soaks tried elsewhere. A figure that was never tried is listed there as not run; a
-trial that raises is a failure, and ends its test.
+trial that raises, or ends the process, is a failure, and ends its test.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Figure:
         self.records.append(record)
         for seed in range(0, wanted, batch):
             record |= {"failures": 1, "failed_seed": seed}  # until the trial has come to its end
+            if self.soak and seed == 0:
+                self.write()  # what a trial that ends this process leaves
             yield seed
             seconds = time.perf_counter() - started
             record |= {"n": seed + batch, "failures": 0, "seconds": round(seconds, 1)}
@@ -66,6 +68,10 @@ class Figure:
             if seconds > budget and seed + batch >= ci:
                 return
 
+    def write(self) -> None:
+        """Puts what there is so far into the report."""
+        write(self.config.getoption("--soak-to"), self.records)
+
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
@@ -73,7 +79,7 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
     counter = Figure(request)
     yield counter
     if counter.soak:
-        write(request.config.getoption("--soak-to"), counter.records)
+        counter.write()
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> None:

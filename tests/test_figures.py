@@ -58,6 +58,16 @@ def test_a_soak_runs_the_figures_and_records_each(tmp_path):
     assert records["K1"]["n"] == 7  # what was recorded elsewhere stays
 
 
+def test_a_trial_that_ends_the_process_is_a_failure(tmp_path):
+    dies = "import os\n\ndef test_dies(figure):\n    for _ in figure('A1', ci=2, soak=2):\n"
+    (tmp_path / "test_some.py").write_text(dies + "        os.abort()\n")
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT / 'tests'}\n")
+    words = [sys.executable, "-m", "pytest", "-p", "figures", "--soak", "--soak-to", "out.json"]
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True).returncode < 0
+    (record,) = json.loads((tmp_path / "out.json").read_text())["figures"]
+    assert (record["n"], record["failures"], record["failed_seed"]) == (0, 1, 0)
+
+
 def test_the_readme_shows_every_figure():
     assert tuple(tables.PROMISES) == IDS
     record = {"figure": "A1", "test": "t", "n": 5, "wanted": 9, "failures": 0, "runs_on": "a CPU"}
