@@ -8,14 +8,12 @@ slap_tiny, on a GPU slap_base; the compiler takes minutes before the first step.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -161,8 +159,8 @@ class Way:
         lap("EMA")
         return total.detach()
 
-    def timed(self, batch: PackedBatch) -> tuple[float, dict[str, float], float]:
-        """(loss, seconds of each stage, bytes at the peak beyond those before)."""
+    def timed(self, batch: PackedBatch) -> tuple[float, dict[str, float], int | None]:
+        """(loss, seconds of each stage, bytes at the peak beyond those before or None)."""
         laps: dict[str, float] = {}
         last = _now(self.state.device)
 
@@ -172,38 +170,11 @@ class Way:
             laps[name] = now - last
             last = now
 
-        with nullcontext() if self.fused else on_reference(), _Peak(self.state.device) as peak:
+        peak = harness.Peak(self.state.device)
+        with nullcontext() if self.fused else on_reference(), peak:
             last = _now(self.state.device)
             loss = self.step(batch, lap)
         return float(loss), laps, peak.bytes
-
-
-class _Peak:
-    """Memory at its peak, beyond what was there before: a GPU's own count, or resident pages."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __enter__(self) -> _Peak:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            ctypes.CDLL(None).malloc_trim(0)  # pages that are free again are no one's
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is now
-            self.before = _status("VmRSS")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        on_gpu = self.device.type == "cuda"
-        most = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
-        self.bytes = most - self.before
-
-
-def _status(name: str) -> int:
-    """Bytes of a line of Linux's /proc/self/status."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def _now(device: torch.device) -> float:
@@ -269,6 +240,7 @@ def bench_step(
     rows = []
     for name, taken in runs.items():
         seconds = statistics.median(sum(laps.values()) for _, laps, _ in taken)
+        sizes = [size for *_, size in taken]
         stages = {
             stage: statistics.median(laps[stage] for _, laps, _ in taken) for stage in taken[0][1]
         }
@@ -279,7 +251,7 @@ def bench_step(
                 "tokens/s": len(batch.audio.patches) / seconds,
                 "audio s/s": seconds_of_audio / seconds,
                 "MFU": wanted / seconds / peak,
-                "peak MB": statistics.median(size for *_, size in taken) / 1e6,
+                "peak MB": statistics.median(sizes) / 1e6 if None not in sizes else None,
                 "times_fused": 0.0,
                 "device days": PAIRS / len(work.audio) * seconds / 86_400,
                 **{f"{stage} ms": 1e3 * value for stage, value in stages.items()},
@@ -348,7 +320,7 @@ def render(found: dict[str, Any], console: Console) -> None:
     rows = found["rows"]
     table = Table("", *(row["way"] for row in rows), title="a training step")
     for key in list(rows[0])[1:]:
-        table.add_row(key, *(f"{row[key]:.4g}" for row in rows))
+        table.add_row(key, *("" if row[key] is None else f"{row[key]:.4g}" for row in rows))
     console.print(table)
     for name, part in found["parts"].items():
         figures = ", ".join(f"{key} {value:.3g}" for key, value in part.items())

@@ -1,5 +1,6 @@
 """The accounting of a step: its ways agree, and what they take adds up."""
 
+import harness
 import pytest
 import runs
 import step as bench
@@ -42,6 +43,6 @@ def test_ways_that_differ_are_not_timed(uncompiled, monkeypatch):
 
 
 def test_the_peak_sees_what_is_freed_again():
-    with bench._Peak(torch.device("cpu")) as peak:
+    with harness.Peak(torch.device("cpu")) as peak:
         torch.ones(30_000_000).sum()
     assert 100e6 < peak.bytes < 150e6
