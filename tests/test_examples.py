@@ -72,6 +72,8 @@ digest = hashlib.sha256()
 for x in model.state_dict().values():
     digest.update(x.contiguous().numpy().tobytes())
 Path(__file__).with_name(os.environ["RANK"]).write_text(json.dumps([losses, digest.hexdigest()]))
+if dist.is_initialized():
+    dist.destroy_process_group()
 """
 
 
