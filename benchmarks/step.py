@@ -101,10 +101,14 @@ def blockwise_losses(
     student = out.student_features, out.prototypes
     pair = out.audio_features, out.text_features
     words = out.caption_hidden, out.caption_weight
+    contrastive, distillation, caption = (
+        objective.as_graph(state.config, loss)
+        for loss in (losses.contrastive_loss, losses.self_distillation_loss, losses.caption_loss)
+    )
     return {
-        "contrastive": losses.contrastive_loss(*pair, out.logit_scale, groups=batch.groups),
-        "ssl": losses.self_distillation_loss(*student, targets, ssl.student_temperature),
-        "caption": losses.caption_loss(*words, batch.labels),
+        "contrastive": contrastive(*pair, out.logit_scale, groups=batch.groups),
+        "ssl": distillation(*student, targets, ssl.student_temperature),
+        "caption": caption(*words, batch.labels),
     }
 
 

@@ -2,6 +2,9 @@
 
 A block's gradient is made right beside its loss, so that no logits are kept or computed again: with
 the product itself that is three products in all, where checkpointed blocks need four.
+
+Each loss is a registered operation, one node for torch.compile: how many blocks there are changes
+from pack to pack, and a graph of them would be made anew.
 """
 
 from __future__ import annotations
@@ -13,112 +16,143 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossAndSlope = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(logits [n, V] fp32 or fp64, targets [n, ...]) -> (loss 0-d, its gradient [n, V]).
+from slap_fast.kernels._library import register
+
+LossAndSlope = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+"""(logits [n, V] fp32 or fp64, targets of its rows and of all columns, an option) -> (loss 0-d, its
+gradient [n, V]).
 
 The logits are its own to write over: a block is large, and its memory is most of what a loss needs.
 """
 
 
-def linear_loss(
-    rows: Tensor,
-    matrix: Tensor,
-    targets: Tensor,
-    loss_and_slope: LossAndSlope,
-    block_size: int,
-) -> Tensor:
-    """loss_and_slope(rows @ matrix.T, targets), a sum over rows, with few logits at a time.
+def _linear_loss(name: str, loss_and_slope: LossAndSlope) -> Callable[..., Tensor]:
+    """The loss of ``rows @ matrix.T``, summed over rows, as a function of what a block needs."""
 
-    Args:
-        rows: [N, D]; N may be 0.
-        matrix: [V, D].
-        targets: [N, ...], without gradient.
-        loss_and_slope: of one block; autograd does not look inside.
-        block_size: rows whose logits exist at a time.
-
-    Returns:
-        0-d fp32 (fp64 for fp64), differentiable once. The products follow autocast.
-    """
-    learns = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
-    return _LinearLoss.apply(rows, matrix, targets, loss_and_slope, block_size, learns)
-
-
-class _LinearLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
+    def run(
         rows: Tensor,
         matrix: Tensor,
         targets: Tensor,
-        loss_and_slope: LossAndSlope,
+        columns: Tensor | None,
+        option: float,
         block_size: int,
+        dtype: torch.dtype,
         learns: bool,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         wide = torch.promote_types(rows.dtype, torch.float32)
         loss = rows.new_zeros((), dtype=wide)
-        drows = []
-        dmatrix = torch.zeros_like(matrix, dtype=wide) if learns else None
-        for x, y in zip(rows.split(block_size), targets.split(block_size), strict=True):
-            logits = F.linear(x, matrix)
-            low = logits.dtype
-            block_loss, slope = loss_and_slope(logits.to(wide), y)
-            loss = loss + block_loss
+        low = matrix.to(dtype)
+        drows = torch.empty_like(rows) if learns else rows.new_empty(0)
+        dmatrix = matrix.new_zeros(matrix.shape if learns else 0, dtype=wide)
+        for start in range(0, len(rows), block_size):
+            block = slice(start, start + block_size)
+            x = rows[block].to(dtype)
+            logits = F.linear(x, low)
+            block_loss, slope = loss_and_slope(logits.to(wide), targets[block], columns, option)
+            loss += block_loss
             if learns:
-                slope = slope.to(low)
-                drows.append((slope @ matrix).to(x.dtype))
-                if low == wide:
+                slope = slope.to(dtype)
+                drows[block] = slope @ low
+                if dtype == wide:
                     torch.addmm(dmatrix, slope.T, x, out=dmatrix)  # no second one of its size
                 else:
                     dmatrix += slope.T @ x
             del logits, slope  # or the next block's would exist beside this one's
-        if learns:
-            ctx.save_for_backward(torch.cat(drows), dmatrix.to(matrix.dtype))
-        return loss
+        return [loss, drows, dmatrix.to(matrix.dtype)]
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        drows, dmatrix = ctx.saved_tensors
-        return dloss.to(drows.dtype) * drows, dloss.to(dmatrix.dtype) * dmatrix, *(None,) * 4
+    def fake(rows: Tensor, matrix: Tensor, *rest: Any) -> list[Tensor]:
+        loss = rows.new_empty((), dtype=torch.promote_types(rows.dtype, torch.float32))
+        learns = rest[-1]
+        return [loss, *(x.new_empty(x.shape if learns else 0) for x in (rows, matrix))]
+
+    op = register(
+        f"{name}(Tensor rows, Tensor matrix, Tensor targets, Tensor? columns, float option, "
+        "SymInt block_size, ScalarType dtype, bool learns) -> Tensor[]",
+        run,
+        fake,
+    )
+
+    class LinearLoss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *given: Any) -> Tensor:
+            loss, drows, dmatrix = op(*given)
+            ctx.save_for_backward(drows, dmatrix)
+            return loss
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+            drows, dmatrix = ctx.saved_tensors
+            return dloss.to(drows.dtype) * drows, dloss.to(dmatrix.dtype) * dmatrix, *(None,) * 6
+
+    def loss(
+        rows: Tensor,
+        matrix: Tensor,
+        targets: Tensor,
+        columns: Tensor | None,
+        option: float,
+        block_size: int,
+    ) -> Tensor:
+        device, low = rows.device.type, rows.dtype
+        if torch.is_autocast_enabled(device) and low != torch.float64:
+            low = torch.get_autocast_dtype(device)
+        learns = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
+        return LinearLoss.apply(rows, matrix, targets, columns, option, block_size, low, learns)
+
+    return loss
 
 
-def cross_entropy(ignore_index: int) -> LossAndSlope:
-    """Of class numbers, int64 [n]; a row labelled ``ignore_index`` has neither loss nor slope."""
-
-    def loss_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        counts = (labels != ignore_index)[:, None]
-        labels = labels[:, None].where(counts, 0)
-        logits -= logits.amax(1, keepdim=True)
-        wanted = logits.gather(1, labels)
-        total = logits.exp_().sum(1, keepdim=True)
-        loss = (total.log() - wanted).where(counts, 0.0).sum()
-        slope = logits.mul_(counts / total)
-        return loss, slope.scatter_add_(1, labels, -counts.to(slope.dtype))
-
-    return loss_and_slope
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, columns: None, ignore_index: float
+) -> tuple[Tensor, Tensor]:
+    counts = (labels != ignore_index)[:, None]
+    labels = labels[:, None].where(counts, 0)
+    logits -= logits.amax(1, keepdim=True)
+    wanted = logits.gather(1, labels)
+    total = logits.exp_().sum(1, keepdim=True)
+    loss = (total.log() - wanted).where(counts, 0.0).sum()
+    slope = logits.mul_(counts / total)
+    return loss, slope.scatter_add_(1, labels, -counts.to(slope.dtype))
 
 
-def soft_cross_entropy(
-    targets: Callable[[Tensor], Tensor], temperature: float = 1.0
-) -> LossAndSlope:
-    """Of probabilities over the columns, which ``targets`` makes of the block's: [n, V]."""
-
-    def loss_and_slope(logits: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = logits.div_(temperature).log_softmax(1)
-        wanted = targets(block).to(logits.dtype)
-        loss = -torch.linalg.vecdot(wanted, log_probs).sum()
-        slope = log_probs.exp_().mul_(wanted.sum(1, keepdim=True)).sub_(wanted).div_(temperature)
-        return loss, slope
-
-    return loss_and_slope
+def _soft_cross_entropy(
+    logits: Tensor, wanted: Tensor, columns: None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    log_probs = logits.div_(temperature).log_softmax(1)
+    wanted = wanted.to(logits.dtype)
+    loss = -torch.linalg.vecdot(wanted, log_probs).sum()
+    slope = log_probs.exp_().mul_(wanted.sum(1, keepdim=True)).sub_(wanted).div_(temperature)
+    return loss, slope
 
 
-def pairwise_sigmoid(positives: Callable[[Tensor], Tensor]) -> LossAndSlope:
-    """Of independent yes or no, bool [n, V], which ``positives`` makes of the block's."""
+def _group_cross_entropy(
+    logits: Tensor, groups: Tensor, columns: Tensor, _: float
+) -> tuple[Tensor, Tensor]:
+    positives = _positives(groups, columns).to(logits.dtype)
+    return _soft_cross_entropy(logits, positives / positives.sum(1, keepdim=True), None, 1.0)
 
-    def loss_and_slope(logits: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        signs = torch.where(positives(block), 1.0, -1.0).to(logits.dtype)
-        loss = -F.logsigmoid(signs * logits).sum()
-        return loss, -signs * torch.sigmoid(-signs * logits)
 
-    return loss_and_slope
+def _group_sigmoid(
+    logits: Tensor, groups: Tensor, columns: Tensor, _: float
+) -> tuple[Tensor, Tensor]:
+    signs = torch.where(_positives(groups, columns), 1.0, -1.0).to(logits.dtype)
+    loss = -F.logsigmoid(signs * logits).sum()
+    return loss, -signs * torch.sigmoid(-signs * logits)
+
+
+def _positives(row_groups: Tensor, column_groups: Tensor) -> Tensor:
+    """bool [n, B]: whether a row [n, M] and a column [B, L] have a number in common."""
+    return (row_groups[:, :, None, None] == column_groups).any(3).any(1)
+
+
+cross_entropy = _linear_loss("linear_cross_entropy", _cross_entropy)
+"""Of class numbers, int64 [N]; a row labelled with the option has neither loss nor slope."""
+
+soft_cross_entropy = _linear_loss("linear_soft_cross_entropy", _soft_cross_entropy)
+"""Of probabilities [N, V]; the option is the temperature."""
+
+group_cross_entropy = _linear_loss("linear_group_cross_entropy", _group_cross_entropy)
+"""Uniform over the columns [V, L] whose groups have a number in common with the row's [N, M]."""
+
+group_sigmoid = _linear_loss("linear_group_sigmoid", _group_sigmoid)
+"""Of independent yes or no: whether the groups of row and column have a number in common."""

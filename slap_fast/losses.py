@@ -59,12 +59,8 @@ def contrastive_loss(
     audio, text, groups = _pairs(audio_features, text_features, groups)
     with torch.autocast(audio.device.type, enabled=False):
         total = sum(
-            blockwise.linear_loss(
-                logit_scale * rows,
-                columns,
-                row_groups,
-                blockwise.soft_cross_entropy(_uniform(column_groups, audio.dtype)),
-                block_size,
+            blockwise.group_cross_entropy(
+                logit_scale * rows, columns, row_groups, column_groups, 0.0, block_size
             )
             for rows, columns, row_groups, column_groups in (
                 (audio, text, groups, groups[:, :1]),
@@ -91,11 +87,12 @@ def sigmoid_contrastive_loss(
     audio, text, groups = _pairs(audio_features, text_features, groups)
     ones = torch.ones_like(audio[:, :1])
     with torch.autocast(audio.device.type, enabled=False):
-        total = blockwise.linear_loss(
+        total = blockwise.group_sigmoid(
             torch.cat((logit_scale * audio, logit_bias * ones), 1),
             torch.cat((text, ones), 1),
             groups,
-            blockwise.pairwise_sigmoid(lambda block: _positives(block, groups[:, :1])),
+            groups[:, :1],
+            0.0,
             block_size,
         )
     return total / max(1, len(audio))
@@ -180,9 +177,9 @@ def self_distillation_loss(
         ValueError: shapes that do not fit.
     """
     _check_shape("targets", targets, (len(student_features), len(prototypes)))
-
-    loss = blockwise.soft_cross_entropy(lambda targets: targets, temperature)
-    total = blockwise.linear_loss(student_features, prototypes, targets, loss, chunk_size)
+    total = blockwise.soft_cross_entropy(
+        student_features, prototypes, targets, None, temperature, chunk_size
+    )
     return total / max(1, len(student_features))
 
 
@@ -220,8 +217,7 @@ def caption_loss(
     if impl == "liger":
         total = liger.cross_entropy_sum(hidden, weight, labels, ignore_index)
     elif impl == "blockwise":
-        loss = blockwise.cross_entropy(ignore_index)
-        total = blockwise.linear_loss(hidden, weight, labels, loss, chunk_size)
+        total = blockwise.cross_entropy(hidden, weight, labels, None, ignore_index, chunk_size)
     else:
         raise ValueError(f"impl: found {impl!r}, expected blockwise or liger")
     return total / (labels != ignore_index).sum().clamp(min=1)
@@ -305,21 +301,6 @@ def _pairs(
         groups = groups[:, None]
     _check_shape("groups", groups, (len(audio_features), groups.shape[1]))
     return _full(audio_features), _full(text_features), groups
-
-
-def _positives(row_groups: Tensor, column_groups: Tensor) -> Tensor:
-    """bool [n, B]: whether a row [n, M] and a column [B, L] have a number in common."""
-    return (row_groups[:, :, None, None] == column_groups).any(3).any(1)
-
-
-def _uniform(column_groups: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Makes of a block's groups [n, M] probabilities [n, B], uniform over each row's positives."""
-
-    def targets(row_groups: Tensor) -> Tensor:
-        positives = _positives(row_groups, column_groups).to(dtype)
-        return positives / positives.sum(1, keepdim=True)
-
-    return targets
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

@@ -10,7 +10,8 @@ a single large pack, for one more forward of the towers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from slap_fast import distributed, losses
 from slap_fast.batch import PackedBatch
+from slap_fast.config import TrainConfig
 from slap_fast.runstate import TrainState
 
 Rows = Sequence[dict[str, int]]
@@ -70,14 +72,14 @@ def batch_losses(
         targets = cached and cached.targets
         if targets is None:
             targets = teacher_targets(state, state.teacher(batch), rows, temperature)
-        values["ssl"] = losses.self_distillation_loss(
-            out.student_features, out.prototypes, targets, config.model.ssl.student_temperature
-        )
-        health = losses.prototype_health(targets, out.student_features)
+        loss = as_graph(config, losses.self_distillation_loss)
+        temperature = config.model.ssl.student_temperature
+        values["ssl"] = loss(out.student_features, out.prototypes, targets, temperature)
+        health = as_graph(config, losses.prototype_health)(targets, out.student_features)
     if weights.caption:
-        values["caption"] = losses.caption_loss(
-            out.caption_hidden, out.caption_weight, batch.labels, impl=weights.caption_impl
-        )
+        loss = as_graph(config, losses.caption_loss)
+        words = out.caption_hidden, out.caption_weight, batch.labels
+        values["caption"] = loss(*words, impl=weights.caption_impl)
     return values, health
 
 
@@ -173,20 +175,35 @@ def _contrastive(
     audio, text = (distributed.gather_rows(x, clips) for x in (audio, text))
     groups = distributed.gather_groups(groups, clips)
     if state.config.loss.contrastive_kind == "sigmoid":
-        return losses.sigmoid_contrastive_loss(audio, text, logit_scale, logit_bias, groups=groups)
-    return losses.contrastive_loss(audio, text, logit_scale, groups=groups)
+        loss = as_graph(state.config, losses.sigmoid_contrastive_loss)
+        return loss(audio, text, logit_scale, logit_bias, groups=groups)
+    loss = as_graph(state.config, losses.contrastive_loss)
+    return loss(audio, text, logit_scale, groups=groups)
 
 
 def teacher_targets(state: TrainState, scores: Tensor, rows: Rows, temperature: float) -> Tensor:
     """The teacher's scores [M, K], of all ranks' rows together, as targets; moves the centre."""
     ssl = state.config.model.ssl
     if ssl.targets == "sinkhorn":
-        over_rows = distributed.logsumexp_rows
+        if distributed.world_size() == 1:
+            sinkhorn = as_graph(state.config, losses.sinkhorn)
+            return sinkhorn(scores, temperature, ssl.sinkhorn_iterations)
+        over_rows = distributed.logsumexp_rows  # waits for other ranks: no part of a graph
         return losses.sinkhorn(scores, temperature, ssl.sinkhorn_iterations, over_rows)
     targets = losses.centered_targets(scores, state.teacher.center, temperature)
     row = distributed.mean_rows(scores, [each["ssl"] for each in rows])
     losses.update_center(state.teacher.center, row, ssl.center_momentum)
     return targets
+
+
+def as_graph(config: TrainConfig, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, compiled for tensors of any size where the run is."""
+    return _compiled(function) if config.compile else function
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
 
 
 def _rng_state(device: torch.device) -> list[Tensor]:
