@@ -558,6 +558,29 @@ def test_everything_compiles_without_a_graph_break():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["cross", "soft_cross", "group_cross", "group_sigmoid"])
+def test_a_block_compiled_is_the_block_as_it_is(name, dtype):
+    """What a GPU has under torch.compile; for the products in bf16 too."""
+    name = f"linear_{name}" + ("" if name == "group_sigmoid" else "_entropy")
+    rows, matrix = unit(10, 6, seed=1).float(), unit(7, 6, seed=2).float()
+    columns = torch.tensor([[0], [1], [1], [2], [3], [4], [5]])
+    picks = torch.arange(10) % 7
+    target, option = {
+        "linear_cross_entropy": (picks.where(picks != 3, -100), -100.0),
+        "linear_soft_cross_entropy": (normal(10, 7, seed=3).softmax(1).float(), 0.1),
+    }.get(name, (columns[picks], 0.0))
+    run = getattr(torch.ops.slap_fast, name).default
+    plain, compiled = (
+        run(rows, matrix, target, columns, option, 4, dtype, True, compiled)
+        for compiled in (False, True)
+    )
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
 def test_repeats_are_bitwise_equal():
     def gradients():
         hidden, weight = normal(300, 32).requires_grad_(), normal(50, 32, seed=1).requires_grad_()

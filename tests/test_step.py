@@ -12,9 +12,9 @@ from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
 
 
-def losses_of(steps: int, seed: int) -> torch.Tensor:
+def losses_of(steps: int, seed: int, compile: bool = False) -> torch.Tensor:
     """[steps, 4]: the losses of a run's first steps."""
-    config = override(runs.TINY, {"steps": 50, "seed": seed})
+    config = override(runs.TINY, {"steps": 50, "seed": seed, "compile": compile})
     state, words = runstate.begin(config, None, None, runs.CPU)
     data = TrainSteps(runs.clips(), words, state.config)
     found = []
@@ -24,7 +24,7 @@ def losses_of(steps: int, seed: int) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-def follows(steps: int, seed: int) -> None:
+def follows(steps: int, seed: int, compile: bool = False) -> None:
     with pytest.MonkeyPatch.context() as patch:
         want = losses_of(steps, seed)
         choose, ran = ops._choose, set()
@@ -37,7 +37,7 @@ def follows(steps: int, seed: int) -> None:
             return chosen
 
         patch.setattr(ops, "_choose", fused)
-        found = losses_of(steps, seed)
+        found = losses_of(steps, seed, compile)
     assert {("map_pool", "triton"), ("attention", "triton")} <= ran
     assert ((found - want).abs() / want.abs()).max() < 1e-5
 
@@ -47,7 +47,8 @@ def test_the_fused_step_follows_the_reference() -> None:
 
 
 @pytest.mark.slow
-def test_fifty_fused_steps_follow_the_reference(figure) -> None:
+def test_fifty_fused_and_compiled_steps_follow_the_reference(figure) -> None:
     """D6."""
     for seed in figure("D6", ci=1, soak=10):
-        follows(50, seed)
+        torch._dynamo.reset()
+        follows(50, seed, compile=True)
