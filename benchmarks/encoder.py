@@ -1,4 +1,4 @@
-"""The audio encoder, forward and with backward: `python benchmarks/encoder.py [--json FILE]`.
+"""The audio encoder, forward, backward and both: `python benchmarks/encoder.py [--json FILE]`.
 
 The base model in bf16 on a GPU, the tiny one in fp32 on a CPU, on packs C1 .. C4 of random patches.
 Beside it the same network with the same weights as people write it, examples/padded.py: batches
@@ -38,6 +38,8 @@ FLOAT8_TOLERANCE = 0.2
 COMPILED_FOR = ("C1",)
 """The cases that what compiles for minutes gets; float8 needs a multiple of 16 tokens."""
 MEL = MelConfig()
+PASSES = {"forward": 1, "backward": 2, "both": 3}
+"""The work of each direction, in forwards."""
 
 Encode = Callable[[Tensor], Tensor]
 """patches [T, 256] -> features [T, C]."""
@@ -121,7 +123,10 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
     inputs = [torch.randn(sum(case.lengths), MEL.patch_dim, device=device) for _ in range(3)]
     dout = torch.randn(sum(case.lengths), config.hidden_size, device=device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=on_gpu)
-    forwards, boths, errors, want = {}, {}, {}, None
+    calls: dict[str, dict[str, harness.Variant | harness.Prepared]] = {
+        direction: {} for direction in PASSES
+    }
+    errors, want = {}, None
     for name, build in VARIANTS.items():
         try:
             encode = build(encoder, case, device)
@@ -133,10 +138,15 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
             with torch.no_grad(), amp:
                 return encode(inputs[number % 3])
 
-        def both(number: int, encode: Encode = encode) -> None:
+        def graph(number: int, encode: Encode = encode) -> Tensor:
             with amp:
-                out = encode(inputs[number % 3])
+                return encode(inputs[number % 3])
+
+        def backward(out: Tensor) -> None:
             out.backward(dout.to(out.dtype))
+
+        def both(number: int, graph: Encode = graph) -> None:
+            backward(graph(number))
 
         try:
             out = forward(0).float()
@@ -156,13 +166,16 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
                 "note": f"fails: {harness.first_line(error)}",
             }
             continue
-        forwards[name], boths[name] = forward, both
+        calls["forward"][name] = forward
+        # Not made before, as harness.directions does: each graph holds up to 94 GB.
+        calls["backward"][name] = harness.Prepared(graph, backward)
+        calls["both"][name] = both
     flop, seconds = (
         flops.audio_encoder(model, case.lengths),
         sum(case.lengths) / cases.TOKENS_PER_SECOND,
     )
-    for direction, variants, work in (("forward", forwards, flop), ("both", boths, 3 * flop)):
-        taken = harness.measure(variants, device, rounds=rounds)
+    for direction, passes in PASSES.items():
+        work, taken = passes * flop, harness.measure(calls[direction], device, rounds=rounds)
         for name, figures in taken.items():
             ms = figures["ms"]
             yield {

@@ -15,8 +15,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cases
 import machine
@@ -26,6 +27,13 @@ from rich.table import Table
 from torch import Tensor
 
 Variant = Callable[[int], Any]
+
+
+class Prepared(NamedTuple):
+    """A variant in two parts: only the second counts, and it gets what the first returns."""
+
+    first: Variant
+    then: Callable[[Any], Any]
 
 
 class NotInstalled(Exception):
@@ -47,7 +55,7 @@ def load(name: str) -> Any:
 
 
 def seconds(
-    variants: Mapping[str, Variant], device: torch.device, *, rounds: int
+    variants: Mapping[str, Variant | Prepared], device: torch.device, *, rounds: int
 ) -> dict[str, list[float]]:
     """Seconds of each of ``rounds`` calls of each variant, after three that do not count.
 
@@ -56,27 +64,34 @@ def seconds(
     clock = _cuda_seconds if device.type == "cuda" else _host_seconds
     for _ in range(3):
         for variant in variants.values():
-            variant(0)
+            _ready(variant, 0)()
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in random.Random(number).sample(list(variants), len(variants)):
-            taken[name].append(clock(variants[name], number))
+            taken[name].append(clock(_ready(variants[name], number)))
     return taken
 
 
-def _host_seconds(variant: Variant, number: int) -> float:
+def _ready(variant: Variant | Prepared, number: int) -> Callable[[], Any]:
+    """What of a call counts, the rest being done."""
+    if isinstance(variant, Prepared):
+        return partial(variant.then, variant.first(number))
+    return partial(variant, number)
+
+
+def _host_seconds(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
-    variant(number)
+    call()
     return time.perf_counter() - started
 
 
-def _cuda_seconds(variant: Variant, number: int) -> float:
+def _cuda_seconds(call: Callable[[], Any]) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     # The call's launches queue up behind this, so that no time of the host counts; and it takes
     # what is left of the last call out of the cache.
     torch.zeros(2**28, dtype=torch.int32, device="cuda")
     begin.record()
-    variant(number)
+    call()
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3
@@ -93,7 +108,7 @@ def summary(taken: list[float]) -> dict[str, float]:
 
 
 def measure(
-    variants: Mapping[str, Variant], device: torch.device, *, rounds: int
+    variants: Mapping[str, Variant | Prepared], device: torch.device, *, rounds: int
 ) -> dict[str, dict[str, float | None]]:
     """The summary of each variant's times, and the MiB that a call has allocated at its peak."""
     taken = seconds(variants, device, rounds=rounds)
@@ -103,9 +118,10 @@ def measure(
     }
 
 
-def _peak_mib(variant: Variant, device: torch.device) -> float | None:
+def _peak_mib(variant: Variant | Prepared, device: torch.device) -> float | None:
+    call = _ready(variant, 0)
     with Peak(device) as peak:
-        variant(0)
+        call()
     return None if peak.bytes is None else peak.bytes / 2**20
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import harness
 import machine
 import pytest
+import runs
 import suite
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +65,13 @@ def test_a_dry_run_records_and_goes_on(tmp_path):
     again = run(tmp_path, "map_pool")
     assert "map_pool: done before" in again.stdout and "MAP pooling" not in again.stdout
     assert outcomes(tmp_path) == steps
+
+
+def test_what_comes_before_a_call_does_not_count():
+    seen = []
+    slow = harness.Prepared(lambda number: time.sleep(0.05) or number, seen.append)
+    taken = harness.seconds({"slow": slow}, runs.CPU, rounds=2)
+    assert seen == [0, 0, 0, 0, 1] and max(taken["slow"]) < 0.05
 
 
 def step(*code: str, **environment: str) -> suite.Step:

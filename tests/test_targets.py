@@ -69,6 +69,13 @@ def test_every_timed_row_has_its_peak_memory(records):
         assert rows and all("peak_MiB" in row for row in rows), name
 
 
+def test_the_encoder_is_timed_in_every_direction(records):
+    ours = [row for row in records["encoder_gpu"]["rows"] if row["variant"] == "slap-fast"]
+    assert [row["direction"] for row in ours] == ["forward", "backward", "both"]
+    work = [row["ms"] * row["TFLOP/s"] / ours[0]["ms"] / ours[0]["TFLOP/s"] for row in ours]
+    assert work == pytest.approx([1, 2, 3])
+
+
 def test_a_row_is_held_against_the_copy_bandwidth_of_an_h200_on_a_gpu_alone(monkeypatch):
     monkeypatch.setattr(harness, "device", lambda: runs.CPU)
     assert harness.bandwidth(4.3e9, 2.0) == {"GB/s": 2150.0, "of_floor": None}
