@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import cases
@@ -142,13 +143,12 @@ def main() -> int:
     options = harness.arguments(__doc__.splitlines()[0]).parse_args()
     scale = options.scale or (1.0 if harness.device().type == "cuda" else 0.01)
     packs = cases.packs(scale)
-    rows = (
-        row
+    parts = {
+        f"{case.name} {layer}": partial(rows_of, case, window, options.rounds)
         for case in packs
-        for window in (cases.WINDOW, (-1, -1))
-        for row in rows_of(case, window, options.rounds)
-    )
-    harness.finish(rows, f"packed rotary attention, scale {scale:g}", options.json, packs)
+        for layer, window in (("local", cases.WINDOW), ("global", (-1, -1)))
+    }
+    harness.finish(parts, f"packed rotary attention, scale {scale:g}", options, packs)
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import harness
@@ -130,7 +131,7 @@ def main() -> int:
     tokens, size, words = SHAPES[harness.device().type]
     tokens = max(16, round(tokens * (options.scale or 1.0)))
     title = f"caption loss, {tokens:,} tokens of {size}, {words:,} words"
-    harness.finish(rows_of(tokens, size, words, options.rounds), title, options.json)
+    harness.finish({"all": partial(rows_of, tokens, size, words, options.rounds)}, title, options)
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib
+import json
 import os
 import random
 import statistics
@@ -27,6 +28,7 @@ from rich.table import Table
 from torch import Tensor
 
 Variant = Callable[[int], Any]
+Row = dict[str, Any]
 
 
 class Prepared(NamedTuple):
@@ -210,6 +212,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--scale", type=float, help="of the shapes; by default 1 on a GPU")
     parser.add_argument("--json", type=Path, help="also write the rows and the machine here")
+    parser.add_argument("--resume", action="store_true", help="keep what the same run left there")
     return parser
 
 
@@ -219,24 +222,50 @@ def device() -> torch.device:
 
 
 def finish(
-    rows: Iterable[dict[str, Any]],
+    parts: Mapping[str, Callable[[], Iterable[Row]]],
     title: str,
-    path: Path | None,
+    options: argparse.Namespace,
     packs: Iterable[cases.Case] = (),
-) -> None:
-    """Writes the rows as they come, so that a run that is cut off leaves what it has, then prints
-    them as a table. ``packs``: the cases, for the record."""
-    record = machine.record(title=title, rows=[])
+) -> list[Row]:
+    """Runs the parts, writes their rows as they come, prints them as a table and returns them.
+
+    A run that is cut off leaves what it has; with ``--resume`` it goes on after its last whole
+    part. ``packs``: the cases, for the record.
+    """
+    record = machine.record(title=title, rounds=options.rounds, done={}, rows=[])
     if packs:
         record["cases"] = {
             case.name: {"what": case.what, "clips": len(case.lengths), "tokens": sum(case.lengths)}
             for case in packs
         }
-    for row in rows:
-        record["rows"].append(row)
-        if path is not None:
-            machine.write(path, record)
-    _print(record["rows"], title)
+    if options.resume:
+        record = _earlier(options.json, record)
+    rows, done = record["rows"], record["done"]
+    for name, run in parts.items():
+        if name in done:
+            continue
+        for row in run():
+            rows.append(row)
+            _write(options.json, record)
+        done[name] = len(rows)
+        _write(options.json, record)
+    _print(rows, title)
+    return rows
+
+
+def _write(path: Path | None, record: dict[str, Any]) -> None:
+    if path is not None:
+        machine.write(path, record)
+
+
+def _earlier(path: Path | None, record: dict[str, Any]) -> dict[str, Any]:
+    """What the file has of the same run, without the part that was cut off; else the record."""
+    if path is None or not path.exists():
+        return record
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found["rows"] = found["rows"][: max(found.get("done", {}).values(), default=0)]
+    mine = {key: value for key, value in record.items() if key not in ("done", "rows")}
+    return found if mine.items() <= found.items() else record
 
 
 def _print(rows: list[dict[str, Any]], title: str) -> None:

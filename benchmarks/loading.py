@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,14 @@ def packing(rounds: int, batch_size: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def planning(count: int) -> dict[str, Any]:
+def planning(count: int) -> Iterator[dict[str, Any]]:
     """The planner: ``count`` lengths into packs of 262,144 tokens."""
     rng = np.random.default_rng(0)
     lengths = (25 * 30 ** rng.random(count)).astype(np.int64)
     started = time.perf_counter()
     bins = ops.pack(lengths, 262_144)
     seconds = time.perf_counter() - started
-    return {
+    yield {
         "what": "planning",
         "variant": f"{count:,} clips, first-fit decreasing",
         "useful": float(lengths.sum() / (len(bins) * 262_144)),
@@ -156,12 +157,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         files = max(2, round(FILES * scale))
         manifest = options.data or write_files(Path(folder), files)
-        rows = [
-            *loading(manifest, files),
-            *packing(min(options.rounds, 10), max(BUCKETS, round(BATCH * scale))),
-            planning(round(CLIPS * scale)),
-        ]
-    harness.finish(rows, "data loading and packing on a CPU", options.json)
+        parts = {
+            "loading": partial(loading, manifest, files),
+            "packing": partial(
+                packing, min(options.rounds, 10), max(BUCKETS, round(BATCH * scale))
+            ),
+            "planning": partial(planning, round(CLIPS * scale)),
+        }
+        harness.finish(parts, f"data loading and packing on a CPU, scale {scale:g}", options)
     return 0
 
 

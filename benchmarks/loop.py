@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,21 @@ def race(clips: list[Any], steps: int) -> dict[str, list[float]]:
     return {name: seconds[1:] for name, seconds in taken.items()}
 
 
+def rows_of(order: str, clips: list[Any], steps: int) -> Iterator[dict[str, Any]]:
+    """One row per loop."""
+    audio = sum(len(waveform) for waveform, _ in clips[BATCH:]) / 16_000
+    taken = race(clips, steps)
+    for name, seconds in taken.items():
+        yield {
+            "variant": name,
+            "clips": order,
+            "steps": steps,
+            **harness.summary(seconds),
+            "audio s/s": audio / sum(seconds),
+            "times_packed": sum(seconds) / sum(taken["packed"]),
+        }
+
+
 def main() -> int:
     """Prints the table."""
     parser = harness.arguments(__doc__.splitlines()[0])
@@ -59,22 +76,11 @@ def main() -> int:
     clips = captioned_sounds(BATCH * (options.rounds + 1), longest)
     clap_before.PaddedAudioTower = same_start
     orders = {"as they come": clips, "sorted by length": sorted(clips, key=lambda c: len(c[0]))}
-    rows = []
-    for order, ordered in orders.items():
-        audio = sum(len(waveform) for waveform, _ in ordered[BATCH:]) / 16_000
-        taken = race(ordered, options.rounds)
-        for name, seconds in taken.items():
-            rows.append(
-                {
-                    "variant": name,
-                    "clips": order,
-                    "steps": options.rounds,
-                    **harness.summary(seconds),
-                    "audio s/s": audio / sum(seconds),
-                    "times_packed": sum(seconds) / sum(taken["packed"]),
-                }
-            )
-    harness.finish(rows, "a CLAP training loop, padded and packed", options.json)
+    parts = {
+        order: partial(rows_of, order, ordered, options.rounds) for order, ordered in orders.items()
+    }
+    title = f"a CLAP training loop, padded and packed, clips up to {longest:g} s"
+    harness.finish(parts, title, options)
     return 0
 
 

@@ -59,9 +59,11 @@ def record(**content: Any) -> dict[str, Any]:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record, its folder too."""
+    """Writes a record, its folder too; one who is stopped meanwhile leaves the last."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def complaints(record: dict[str, Any]) -> Iterator[str]:

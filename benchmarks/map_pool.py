@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import cases
@@ -95,8 +96,8 @@ def main() -> int:
     options = harness.arguments(__doc__.splitlines()[0]).parse_args()
     scale = options.scale or (1.0 if harness.device().type == "cuda" else 0.02)
     packs = cases.packs(scale)[:4]
-    rows = (row for case in packs for row in rows_of(case, options.rounds))
-    harness.finish(rows, f"MAP pooling, scale {scale:g}", options.json, packs)
+    parts = {case.name: partial(rows_of, case, options.rounds) for case in packs}
+    harness.finish(parts, f"MAP pooling, scale {scale:g}", options, packs)
     return 0
 
 

@@ -8,21 +8,28 @@ The same as `slap-fast doctor --parity`, as a record. Exit code 1 when a figure 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import harness
 
 from slap_fast import parity
 
 
+def checks() -> Iterator[harness.Row]:
+    """One row per figure."""
+    for row in parity.run(harness.device()):
+        check = row.check
+        yield {"operation": row.op, "variant": row.impl, "case": row.case, "figure": check.name} | {
+            "found": check.found,
+            "allowed": check.allowed,
+            "passed": check.passed,
+        }
+
+
 def main() -> int:
     """Prints the table."""
     options = harness.arguments(__doc__.splitlines()[0]).parse_args()
-    rows = [
-        {"operation": row.op, "variant": row.impl, "case": row.case, "figure": row.check.name}
-        | {"found": row.check.found, "allowed": row.check.allowed, "passed": row.check.passed}
-        for row in parity.run(harness.device())
-    ]
-    harness.finish(rows, "against the reference", options.json)
+    rows = harness.finish({"all": checks}, "against the reference", options)
     return int(not all(row["passed"] for row in rows))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -72,6 +74,33 @@ def test_what_comes_before_a_call_does_not_count():
     slow = harness.Prepared(lambda number: time.sleep(0.05) or number, seen.append)
     taken = harness.seconds({"slow": slow}, runs.CPU, rounds=2)
     assert seen == [0, 0, 0, 0, 1] and max(taken["slow"]) < 0.05
+
+
+def test_a_run_that_is_cut_off_goes_on_after_its_last_whole_part(tmp_path):
+    ran = []
+
+    def part(name: str, cut_off: bool = False):
+        ran.append(name)
+        yield {"variant": name, "ms": 1.0}
+        if cut_off:
+            raise KeyboardInterrupt
+        yield {"variant": name, "ms": 2.0}
+
+    def finish(title: str = "t", resume: bool = True, **parts: bool) -> list[tuple[str, float]]:
+        ran.clear()
+        options = argparse.Namespace(rounds=2, json=tmp_path / "r.json", resume=resume)
+        calls = {name: functools.partial(part, name, cut_off) for name, cut_off in parts.items()}
+        return [tuple(row.values()) for row in harness.finish(calls, title, options)]
+
+    with pytest.raises(KeyboardInterrupt):
+        finish(a=False, b=True)
+    left = json.loads((tmp_path / "r.json").read_text())
+    assert not list(machine.complaints(left)) and len(left["rows"]) == 3
+    every = [("a", 1.0), ("a", 2.0), ("b", 1.0), ("b", 2.0)]
+    assert finish(a=False, b=False) == every and ran == ["b"]
+    assert finish(a=False, b=False) == every and ran == []
+    assert finish(a=False, b=False, resume=False) == every and ran == ["a", "b"]
+    assert finish("other", a=False) == every[:2] and ran == ["a"]
 
 
 def step(*code: str, **environment: str) -> suite.Step:
