@@ -1,6 +1,6 @@
 """A whole training step, three ways: `python benchmarks/step.py [--tokens N] [--json FILE]`.
 
-The same step in turns on one batch of noise: the *reference* (plain PyTorch operations, whole
+The same step in turns on three batches of noise: the *reference* (plain PyTorch operations, whole
 logits, AdamW one parameter at a time), the *compiled reference* (torch.compile around it) and the
 *fused* step, which is the trainer's with ``compile=true``. Their losses must agree. On a CPU
 slap_tiny, on a GPU slap_base; the compiler takes minutes before the first step.
@@ -38,6 +38,8 @@ DATASHEET_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 PAIRS = 2 * 109e6
 """Of the paper's pretraining: two epochs."""
 TOKENS_PER_CAPTION = 40
+BATCHES = 3
+"""That are rotated."""
 WAYS = {
     "reference": {"compiled": False, "fused": False},
     "compiled reference": {"compiled": True, "fused": False},
@@ -47,8 +49,13 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Of the losses, relative."""
 
 
-def make_batch(config: TrainConfig, tokens: int) -> tuple[Tensor, Tensor, PackedBatch]:
-    """Noise of 1 to 30 s, log-uniform, and random captions: (waveform, cu_samples, batch)."""
+def make_batch(
+    config: TrainConfig, tokens: int, number: int = 0
+) -> tuple[Tensor, Tensor, PackedBatch]:
+    """Noise of 1 to 30 s, log-uniform, and random captions: (waveform, cu_samples, batch).
+
+    ``number``: batches have clips of the same lengths, each in another order; all else differs.
+    """
     rng, mel = np.random.default_rng(0), config.model.mel
     samples, count = [], 0
     while True:
@@ -57,6 +64,8 @@ def make_batch(config: TrainConfig, tokens: int) -> tuple[Tensor, Tensor, Packed
         if count > tokens and len(samples) > 2:
             break
     samples.pop()
+    rng = np.random.default_rng(number)
+    rng.shuffle(samples)
     starts = torch.tensor([0, *samples]).cumsum(0)
     waveform = torch.from_numpy(rng.normal(0, 0.1, int(starts[-1])).astype(np.float32))
     audio = ops.mel_patches(waveform, starts, mel)
@@ -206,44 +215,68 @@ def peak_flops(device: torch.device) -> tuple[float, str]:
 
 def bench_step(
     config: TrainConfig, tokens: int, rounds: int, device: torch.device
-) -> dict[str, Any]:
-    """Rows of all ways, the parts alone, and what they stand on.
+) -> Iterator[dict[str, Any]]:
+    """Rows of all ways, the parts alone, and what they stand on; anew after each round and part,
+    with what there is so far.
 
     Args:
         config: model, losses and precision; the ways set ``compile``.
-        tokens: most audio tokens in the batch.
+        tokens: most audio tokens in a batch.
         rounds: steps of each way that count.
         device: where it runs.
 
     Raises RuntimeError where the ways' losses differ.
     """
     config = dataclasses.replace(config, warmup_steps=0)
-    waveform, starts, batch = make_batch(config, tokens)
-    waveform, starts, batch = waveform.to(device), starts.to(device), batch.to(device)
-    work = flops.Work.of(batch)
+    made = [make_batch(config, tokens, number) for number in range(BATCHES)]
+    waveforms, starts, batches = ([x.to(device) for x in each] for each in zip(*made, strict=True))
+    work = flops.Work.of(batches[0])  # the others have the same
     wanted = flops.step(config.model, config.loss, work)
     peak, peak_is = peak_flops(device)
     ways = {name: Way(config, device, **options) for name, options in WAYS.items()}
-    first = {name: way.timed(batch)[0] for name, way in ways.items()}
+    first = {name: way.timed(batches[0])[0] for name, way in ways.items()}
     low = device.type == "cuda" and config.precision != "fp32"
     bound = TOLERANCE[torch.bfloat16 if low else torch.float32]
     for name, loss in first.items():
         if not abs(loss - first["reference"]) <= bound * abs(first["reference"]):
             raise RuntimeError(f"{name}: loss {loss}, the reference has {first['reference']}")
-    for way in ways.values():
-        way.timed(batch)
+    for batch in batches[1:]:
+        for way in ways.values():
+            way.timed(batch)
     runs: dict[str, list[Any]] = {name: [] for name in ways}
-    mel = []
-    for _ in range(rounds):
+    mel, parts = [], {}
+    found = {
+        "parts": parts,
+        "clips": len(work.audio),
+        "tokens": len(batches[0].audio.patches),
+        "flops": wanted,
+        "peak_flops": peak,
+        "peak_is": peak_is,
+    }
+    audio = len(waveforms[0]) / config.model.mel.sample_rate
+    for number in range(rounds):
+        turn = number % BATCHES
         for name, way in ways.items():
-            runs[name].append(way.timed(batch))
+            runs[name].append(way.timed(batches[turn]))
         started = _now(device)
-        ops.mel_patches(waveform, starts, config.model.mel)
+        ops.mel_patches(waveforms[turn], starts[turn], config.model.mel)
         mel.append(_now(device) - started)
-    seconds_of_audio = len(waveform) / config.model.mel.sample_rate
+        parts["mel"] = {"ms": 1e3 * statistics.median(mel)}
+        yield found | {"rows": _rows(runs, found, audio), "rounds": number + 1}
+    found |= {"rows": _rows(runs, found, audio), "rounds": rounds}
+    for name, part in _parts(ways["fused"].state, batches, config, work, peak, rounds):
+        parts[name] = part
+        yield found
+
+
+def _rows(
+    runs: dict[str, list[Any]], found: dict[str, Any], seconds_of_audio: float
+) -> list[harness.Row]:
+    """One row per way of what its steps took."""
     rows = []
     for name, taken in runs.items():
-        seconds = statistics.median(sum(laps.values()) for _, laps, _ in taken)
+        spread = harness.summary([sum(laps.values()) for _, laps, _ in taken])
+        seconds = spread["ms"] / 1e3
         sizes = [size for *_, size in taken]
         stages = {
             stage: statistics.median(laps[stage] for _, laps, _ in taken) for stage in taken[0][1]
@@ -251,72 +284,65 @@ def bench_step(
         rows.append(
             {
                 "way": name,
-                "ms": 1e3 * seconds,
-                "tokens/s": len(batch.audio.patches) / seconds,
+                **spread,
+                "tokens/s": found["tokens"] / seconds,
                 "audio s/s": seconds_of_audio / seconds,
-                "MFU": wanted / seconds / peak,
+                "MFU": found["flops"] / seconds / found["peak_flops"],
                 "peak MB": statistics.median(sizes) / 1e6 if None not in sizes else None,
                 "times_fused": 0.0,
-                "device days": PAIRS / len(work.audio) * seconds / 86_400,
+                "device days": PAIRS / found["clips"] * seconds / 86_400,
                 **{f"{stage} ms": 1e3 * value for stage, value in stages.items()},
             }
         )
     for row in rows:
         row["times_fused"] = row["ms"] / rows[-1]["ms"]
-    return {
-        "rows": rows,
-        "parts": _parts(ways["fused"].state, batch, config, work, peak, rounds)
-        | {"mel": {"ms": 1e3 * statistics.median(mel)}},
-        "clips": len(work.audio),
-        "tokens": len(batch.audio.patches),
-        "flops": wanted,
-        "peak_flops": peak,
-        "peak_is": peak_is,
-    }
+    return rows
 
 
 def _parts(
     state: runstate.TrainState,
-    batch: PackedBatch,
+    batches: list[PackedBatch],
     config: TrainConfig,
     work: flops.Work,
     peak: float,
     rounds: int,
-) -> dict[str, dict[str, float]]:
+) -> Iterator[tuple[str, dict[str, float]]]:
     """Parts of the model alone, forward and backward (the teacher forward), uncompiled on the best
     operations; the decoder is with its loss."""
     model, counts = state.model, flops.forward(config.model, config.loss, work)
     with torch.no_grad(), autocast(config, state.device):
-        heard = model.audio_encoder(batch.audio)
-    heard.requires_grad_()
-    context = Segments.scheduled(batch.audio.cu_seqlens, batch.audio.max_seqlen, len(heard))
+        heard = [model.audio_encoder(batch.audio).requires_grad_() for batch in batches]
+    contexts = [
+        Segments.scheduled(audio.cu_seqlens, audio.max_seqlen, len(audio.patches))
+        for audio in (batch.audio for batch in batches)
+    ]
 
-    def decoder() -> Tensor:
-        hidden = model.caption_decoder(batch.text, heard, context)
+    def encoder(turn: int) -> Tensor:
+        return model.audio_encoder(batches[turn].audio, batches[turn].mask_indices)
+
+    def decoder(turn: int) -> Tensor:
+        hidden = model.caption_decoder(batches[turn].text, heard[turn], contexts[turn])
         words = model.caption_decoder.token_embedding.weight
-        return losses.caption_loss(hidden, words, batch.labels)
+        return losses.caption_loss(hidden, words, batches[turn].labels)
 
-    audio = batch.audio, batch.mask_indices
     parts = {
-        "encoder": (lambda: model.audio_encoder(*audio), 3 * counts["student"]),
-        "text": (lambda: model.embed_text(batch.text), 3 * counts["text"]),
+        "encoder": (encoder, 3 * counts["student"]),
+        "text": (lambda turn: model.embed_text(batches[turn].text), 3 * counts["text"]),
         "decoder": (decoder, 3 * (counts["decoder"] + counts["logits"])),
-        "teacher": (lambda: state.teacher(batch), counts["teacher"]),
+        "teacher": (lambda turn: state.teacher(batches[turn]), counts["teacher"]),
     }
-    found = {}
     for name, (forward, wanted) in parts.items():
         taken = []
-        for _ in range(rounds + 1):
+        for number in range(rounds + 1):
             started = _now(state.device)
             with autocast(config, state.device):
-                out = forward()
+                out = forward(number % BATCHES)
             if out.requires_grad:
                 out.float().square().mean().backward()
             taken.append(_now(state.device) - started)
         seconds = statistics.median(taken[1:])
-        found[name] = {"ms": 1e3 * seconds, "MFU": wanted / seconds / peak}
+        yield name, {"ms": 1e3 * seconds, "MFU": wanted / seconds / peak}
     state.optimizer.zero_grad(set_to_none=True)
-    return found
 
 
 def render(found: dict[str, Any], console: Console) -> None:
@@ -345,10 +371,11 @@ def main() -> int:
     on_gpu = device.type == "cuda"
     tokens = options.tokens or round((options.scale or 1.0) * (262_144 if on_gpu else 8192))
     config = slap_base() if on_gpu else slap_tiny()
-    found = bench_step(config, tokens, options.rounds, device)
+    about = machine.record(title="a training step")
+    for found in bench_step(config, tokens, options.rounds, device):
+        if options.json:
+            machine.write(options.json, about | found)
     render(found, Console(width=120))
-    if options.json:
-        machine.write(options.json, machine.record(title="a training step", **found))
     return 0
 
 
