@@ -24,19 +24,31 @@ def cell(value: Any) -> str:
 
 
 def columns(names: dict[str, str], **where: Any) -> Callable[[Record], str]:
-    """The rows of a benchmark that have the values ``where``: its columns under their headings.
+    """The rows of a benchmark that have the values ``where``: its columns under their headings,
+    save a column that none of them has.
 
-    A row with a note instead of figures shows the note.
+    A row with a note instead of figures shows the note; a variant that has nothing else is in a
+    line below.
     """
 
     def render(record: Record) -> str:
         rows = [row for row in record["rows"] if all(row.get(k, v) == v for k, v in where.items())]
-        cells = [[cell(row.get(name)) for name in names] for row in rows]
-        noted = [
-            [*shown[:-1], row.get("note", shown[-1]).partition(":")[0]]
-            for shown, row in zip(cells, rows, strict=True)
-        ]
-        return markdown(list(names.values()), noted)
+        ran = {row.get("variant") for row in rows if "note" not in row}
+        shown = [row for row in rows if row.get("variant") in ran]
+        kept = [name for name in names if any(row.get(name) is not None for row in shown)]
+        cells = [[cell(row.get(name)) for name in kept] for row in shown]
+        for line, row in zip(cells, shown, strict=True):
+            line[-1] = row.get("note", line[-1]).partition(":")[0]
+        table = markdown([names[name] for name in kept], cells)
+        absent: dict[str, dict[str, None]] = {}
+        for row in rows:
+            if row.get("variant") not in ran:
+                absent.setdefault(row["note"].partition(":")[0], {})[row["variant"]] = None
+        told = "; ".join(
+            f"{', '.join(f'`{name}`' for name in variants)}: {why}"
+            for why, variants in absent.items()
+        )
+        return f"{table}\n\nNot run: {told}." if told else table
 
     return render
 

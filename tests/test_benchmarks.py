@@ -15,6 +15,7 @@ import machine
 import pytest
 import runs
 import suite
+import tables
 
 ROOT = Path(__file__).parents[1]
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -101,6 +102,25 @@ def test_a_run_that_is_cut_off_goes_on_after_its_last_whole_part(tmp_path):
     assert finish(a=False, b=False) == every and ran == []
     assert finish(a=False, b=False, resume=False) == every and ran == ["a", "b"]
     assert finish("other", a=False) == every[:2] and ran == ["a"]
+
+
+def test_a_variant_that_ran_nowhere_is_told_once_below_the_table():
+    def row(case: str, variant: str, **figures: object) -> dict[str, object]:
+        return {"case": case, "variant": variant, **figures}
+
+    rows = [row(case, "Liger", note="not installed: no module") for case in ("C1", "C2")]
+    rows += [row("C1", "ours", ms=1.5), row("C2", "ours", ms=2.5)]
+    rows += [row("C1", "compiled", ms=1.0), row("C2", "compiled", note="not compiled")]
+    render = tables.columns({"case": "", "variant": "", "MFU": "MFU", "ms": "ms"})
+    assert render({"rows": rows}).splitlines()[2:] == [
+        "| C1 | ours | 1.5 |",
+        "| C2 | ours | 2.5 |",
+        "| C1 | compiled | 1 |",
+        "| C2 | compiled | not compiled |",
+        "",
+        "Not run: `Liger`: not installed.",
+    ]
+    assert "Not run" not in render({"rows": rows[2:]})
 
 
 def step(*code: str, **environment: str) -> suite.Step:
