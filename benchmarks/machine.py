@@ -23,6 +23,18 @@ import torch
 
 SCHEMA = 1
 PACKAGES = ("torch", "triton", "transformers", "numpy", "slap-fast")
+PEERS = (
+    "flash-attn",
+    "flash-attn-4",
+    "nvidia-cudnn-frontend",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "torchao",
+    "torchaudio",
+    "librosa",
+    "kaldi-native-fbank",
+)
+"""Their versions are in a record where they are installed."""
 BODIES = ("rows", "card", "figures", "steps")
 FACTS = {
     "device": (str,),
@@ -45,7 +57,11 @@ def facts() -> dict[str, Any]:
         "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {
+            name: found
+            for name in PACKAGES + PEERS
+            if (found := _version(name)) != "not installed" or name in PACKAGES
+        },
         "commit": os.environ.get("SLAP_FAST_COMMIT")
         or _said("git", "describe", "--always", "--dirty")
         or "unknown",

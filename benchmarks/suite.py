@@ -8,7 +8,8 @@ needed; --wheels adds a step that installs peers, and whatever else is missing, 
 
 DIR gets a JSON record for each benchmark, suite_gpu.json (or suite_cpu.json) with what became of
 each step, and suite.log with all that was printed. A step that is done at this commit is not run
-again, so a run that was cut off goes on where it stopped.
+again, and a benchmark goes on after its last whole part: a run that was cut off goes on where it
+stopped. Once peers were installed, everything is run again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -33,7 +35,9 @@ PYTHON = sys.executable
 KIND = "gpu" if torch.cuda.is_available() else "cpu"
 PIP = [PYTHON, "-m", "pip", "install", "--no-index", "--no-deps"]
 SANITIZER = "compute-sanitizer"
-KERNEL_TESTS = sorted(path.stem for path in (ROOT / "tests" / "kernels").glob("test_*.py"))
+KERNEL_TESTS = sorted(
+    path.relative_to(ROOT) for path in (ROOT / "tests").glob("kernels/test_*.py")
+) + [Path("tests/models/test_slap_triton.py")]
 
 
 class Step(NamedTuple):
@@ -46,13 +50,21 @@ class Step(NamedTuple):
     environment: dict[str, str] = {}
 
 
-def benchmark(name: str, out: Path, dry_run: bool, needs: str | None = None) -> Step:
+def benchmark(
+    name: str, out: Path, dry_run: bool, options: Sequence[str] = (), needs: str | None = None
+) -> Step:
     """A file of benchmarks/, which writes its record."""
-    command = [PYTHON, f"benchmarks/{name}.py", "--json", str(out / f"{name}_{KIND}.json")]
+    command = [
+        PYTHON,
+        f"benchmarks/{name}.py",
+        "--json",
+        str(out / f"{name}_{KIND}.json"),
+        *options,
+    ]
     return Step(name, command + ["--rounds", "2", "--scale", "0.002"] * dry_run, needs)
 
 
-def steps(out: Path, wheels: Path | None, dry_run: bool) -> list[Step]:
+def steps(out: Path, wheels: Path | None, dry_run: bool, again: bool = False) -> list[Step]:
     """All there is, in order: what is wrong shows before anything is timed.
 
     A dry run takes tiny shapes, collects tests, lets pip pretend, and interprets the kernels where
@@ -63,14 +75,15 @@ def steps(out: Path, wheels: Path | None, dry_run: bool) -> list[Step]:
     tests = [PYTHON, "-m", "pytest", "-q", *["--collect-only"] * dry_run]
     interpret = {"TRITON_INTERPRET": "1"} if dry_run and KIND == "cpu" else {}
     numerics = benchmark("numerics", out, dry_run=False)
+    resume = [] if again else ["--resume"]
     peers = [] if wheels is None else [Step("peers", [*PIP, *pretend, *_files(wheels)])]
     return [
         *peers,
         Step("build", [*PIP, *pretend, "--no-build-isolation", "-e", "."], gpu),
         numerics._replace(environment=interpret),
         *(
-            Step(name, [*tests, "-m", "not slow", f"tests/kernels/{name}.py"], gpu)
-            for name in KERNEL_TESTS
+            Step(path.stem, [*tests, "-m", "not slow", path.as_posix()], gpu)
+            for path in KERNEL_TESTS
         ),
         *(
             Step(
@@ -81,14 +94,14 @@ def steps(out: Path, wheels: Path | None, dry_run: bool) -> list[Step]:
             )
             for tool in ("memcheck", "racecheck")
         ),
-        benchmark("mel", out, dry_run),
-        benchmark("map_pool", out, dry_run),
-        benchmark("attention", out, dry_run),
-        benchmark("encoder", out, dry_run),
-        benchmark("caption_loss", out, dry_run),
+        benchmark("mel", out, dry_run, resume),
+        benchmark("map_pool", out, dry_run, resume),
+        benchmark("attention", out, dry_run, resume),
+        benchmark("encoder", out, dry_run, resume),
+        benchmark("caption_loss", out, dry_run, resume),
         benchmark("step", out, dry_run),
-        benchmark("loading", out, dry_run),
-        benchmark("loop", out, dry_run, needs="cpu"),
+        benchmark("loading", out, dry_run, resume),
+        benchmark("loop", out, dry_run, resume, needs="cpu"),
         Step("slow_kernel_tests", [*tests, "-m", "slow", "tests/kernels"], gpu),
     ]
 
@@ -123,7 +136,7 @@ def run(step: Step, log: IO[str], seconds: float) -> dict[str, Any]:
             print(line, end="", flush=True)
             log.write(line)
         code = process.wait()
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or whoever ends this one
         _kill(process)
         raise
     finally:
@@ -145,7 +158,7 @@ def chosen_steps(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     """The steps that were asked for; an unknown one, or a folder with no wheels, is refused."""
     if options.wheels is not None and not _files(options.wheels):
         parser.error(f"--wheels: found no .whl in {options.wheels}")
-    every = steps(options.out.resolve(), options.wheels, options.dry_run)
+    every = steps(options.out.resolve(), options.wheels, options.dry_run, options.again)
     names = [step.name for step in every]
     if unknown := [name for name in options.steps if name not in names]:
         parser.error(f"found step {', '.join(unknown)}, expected some of {', '.join(names)}")
@@ -157,25 +170,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("steps", nargs="*", help="by default all of them")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
-    parser.add_argument("--minutes", type=float, default=10.0, help="a step past it is stopped")
+    parser.add_argument("--minutes", type=float, default=9.5, help="a step past it is stopped")
     parser.add_argument("--wheels", type=Path, help="install the wheels of this folder first")
     parser.add_argument("--again", action="store_true", help="also run what is done")
     parser.add_argument("--dry-run", action="store_true", help="every step, tiny, on any machine")
     options = parser.parse_args()
+    deadline = time.perf_counter() + 60 * options.minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = chosen_steps(options, parser)
     path = options.out / f"suite_{KIND}.json"
     record = machine.record(steps={})
-    if path.exists() and not options.again:
+    if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         if earlier["machine"]["commit"] == record["machine"]["commit"]:
             record["steps"] = earlier["steps"]
     known = record["steps"]
-    deadline = time.perf_counter() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "suite.log").open("a", encoding="utf-8") as log:
         for step in chosen:
             left = deadline - time.perf_counter()
-            if known.get(step.name, {}).get("status") == "done":
+            if not options.again and known.get(step.name, {}).get("status") == "done":
                 print(f"{step.name}: done before; --again runs it again", flush=True)
                 continue
             if step.needs not in (None, KIND):
@@ -185,6 +199,8 @@ def main() -> int:
             else:
                 for target in (sys.stdout, log):
                     print(f"== {step.name}: {' '.join(step.command)}", file=target, flush=True)
+                if step.name == "peers":
+                    known.clear()  # what was timed without them is timed again
                 known[step.name] = run(step, log, left)
             machine.write(path, record)
     return summarise({step.name: known[step.name] for step in chosen}, options.out)

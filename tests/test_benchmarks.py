@@ -159,7 +159,12 @@ def test_what_is_done_at_another_commit_is_run_again(tmp_path, monkeypatch, caps
     assert "== mel" in main("mel", commit="b")
     assert "no time was left" in main("loading", "--minutes", "0", commit="b")
     assert "not finished" in main("loading", "--minutes", "0", commit="b")
+    main("map_pool", "--again", commit="b")
     assert outcomes(tmp_path)["mel"] == ran  # what an earlier call did stays on record
+
+    (tmp_path / "a.whl").touch()
+    main("peers", "--again", "--wheels", str(tmp_path), commit="b")
+    assert outcomes(tmp_path) == {"peers": ran}  # what was timed without them is timed again
 
 
 def test_a_mistake_is_said(tmp_path):
@@ -167,6 +172,14 @@ def test_a_mistake_is_said(tmp_path):
     assert unknown.returncode == 2 and "found step speed, expected some of" in unknown.stderr
     empty = run(tmp_path, "--wheels", str(tmp_path))
     assert empty.returncode == 2 and "--wheels: found no .whl in" in empty.stderr
+
+
+def test_a_benchmark_goes_on_unless_it_is_run_again(tmp_path):
+    for again in (False, True):
+        planned = suite.steps(tmp_path, None, dry_run=False, again=again)
+        told = {step.name: "--resume" in step.command for step in planned}
+        assert told["mel"] is told["encoder"] is told["loading"] is not again
+        assert not told["numerics"]  # a figure over its bound is looked at anew
 
 
 def test_every_step_has_a_file(tmp_path):
