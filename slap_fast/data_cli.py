@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -55,7 +56,7 @@ def check(
 
 @app.command
 def pack(
-    data: str,
+    data: tuple[str, ...],
     out: Path,
     split: str | None = None,
     shard_mb: int = 256,
@@ -63,27 +64,43 @@ def pack(
 ) -> int:
     """Write tar shards that train, eval and WebDataset read, with an index beside them.
 
-    Files that cannot be opened are left out and listed in skipped.jsonl.
+    Clips that cannot be used are left out and listed in skipped.jsonl. WebDataset tars of other
+    tools are read in one pass: KEY.flac (or wav, mp3, ...) with KEY.txt or KEY.json; a tar that
+    breaks off is listed once, for all that would have followed.
 
     Example: slap-fast data pack --data sounds/manifest.csv --out shards
 
     Args:
-        data: A manifest or a folder of files.
+        data: A manifest, a folder of files, or WebDataset tars and folders of them.
         out: Folder for the shards.
-        split: Only this split.
+        split: Only this split; tars are packed whole, by the split that KEY.json names.
         shard_mb: Size of a shard, MB.
         json: Print the counts as JSON on stdout.
     """
+    from slap_fast.data.foreign import find_tars, read_tars
     from slap_fast.data.manifest import read_manifest
-    from slap_fast.data.shard_writer import write_shards
+    from slap_fast.data.shard_writer import write_clips, write_shards
     from slap_fast.data.shards import read_index
 
-    rows = read_manifest(data, split)
-    skipped = write_shards(rows, out, shard_mb=shard_mb, progress=progress(json))
+    tars, ignored = find_tars(data), Counter[str]()
+    options = {"shard_mb": shard_mb, "progress": progress(json)}
+    if tars:
+        if split is not None:
+            raise ValueError(f"--split: found {split!r}, expected none: tars are packed whole")
+        skipped = write_clips(read_tars(tars, ignored), out, **options)
+    elif len(data) == 1:
+        skipped = write_shards(read_manifest(data[0], split), out, **options)
+    else:
+        raise ValueError(f"--data: found {len(data)} paths, expected one, or tars")
     index = read_index(out)
+    clips = index.rows + skipped.total()
     shown = console(json)
-    shown.print(f"{index.rows} of {len(rows)} clips in {len(index.shards)} shards: {out}")
+    shown.print(f"{index.rows} of {clips} clips in {len(index.shards)} shards: {out}")
     for code, count in skipped.items():
         shown.print(f"{count} left out: {code}; see {out / 'skipped.jsonl'}")
-    emit({"clips": len(rows), "packed": index.rows, "skipped": dict(skipped)}, json)
+    if ignored:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(SHOWN))
+        shown.print(f"{ignored.total()} other members in the tars: {kinds}", highlight=False)
+    result = {"clips": clips, "packed": index.rows, "skipped": dict(skipped)}
+    emit(result | ({"ignored": dict(ignored)} if tars else {}), json)
     return 0

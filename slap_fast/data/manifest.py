@@ -164,17 +164,26 @@ def _folder_fields(folder: Path) -> Found:
     for audio in audio_files(folder):
         notes, text = audio.with_suffix(".json"), audio.with_suffix(".txt")
         name = str(audio.relative_to(folder))
-        if notes.exists():
-            fields = _object(notes, 1, "".join(_lines(notes)))
-            if isinstance(fields, dict):
-                fields = {**fields, "path": name}
-            yield notes, 1, fields
-        elif text.exists():
-            captions = [line.strip() for line in _lines(text) if not line.isspace()]
-            yield text, 1, {"path": name, "caption": captions}
+        if notes.exists() or text.exists():
+            beside = notes if notes.exists() else text
+            fields = fields_of(beside, "".join(_lines(beside)))
+            if not isinstance(fields, ManifestError):
+                fields["path"] = name
+            yield beside, 1, fields
         else:
             expected = f"expected {text.name} or {notes.name}"
             yield audio, 0, ManifestError(f"{audio}: found no captions, {expected}", "E_PAIR")
+
+
+def fields_of(path: Path, text: str) -> dict[str, Any] | ManifestError:
+    """What a .json, or a .txt with a caption per line, says of the audio of the same name.
+
+    Bytes that are not UTF-8 come as lone surrogates.
+    """
+    if path.suffix.lower() == ".json":
+        return _object(path, 1, text)
+    captions = [line.strip() for line in text.split("\n")]
+    return {"caption": [caption for caption in captions if caption]}
 
 
 def row_of(manifest: Path, line: int, folder: str, fields: dict[str, Any]) -> Row:

@@ -1,4 +1,4 @@
-"""Packs the clips of a manifest into tar shards with an index, see :mod:`slap_fast.data.shards`."""
+"""Packs clips into tar shards with an index, see :mod:`slap_fast.data.shards`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -33,25 +33,47 @@ from slap_fast.data.shards import (
 
 MAX_BYTES = 1 << 30
 """Largest audio file that is packed."""
+MAX_OPEN = 16
+"""Shards that are written at once; where splits alternate, each has one."""
 SUFFIXES = {"MP4": "m4a"}
 """Of formats whose suffix is not their name in lower case."""
+
+
+Clip = tuple[Row, bytes]
+"""A row and the bytes of its audio file."""
 
 
 def write_shards(
     rows: Sequence[Row], out: Path, *, shard_mb: int = 256, progress: bool = False
 ) -> Counter[str]:
+    """Writes the files of a manifest as :func:`write_clips` does, split by split.
+
+    Within one, clips are shuffled for those who read shards from end to end. A file that cannot be
+    opened is left out.
+    """
+    return write_clips(_files(rows), out, shard_mb=shard_mb, progress=progress, total=len(rows))
+
+
+def write_clips(
+    clips: Iterable[Clip | AudioError],
+    out: Path,
+    *,
+    shard_mb: int = 256,
+    progress: bool = False,
+    total: int | None = None,
+) -> Counter[str]:
     """Writes a folder of shards and returns how many clips were left out, by code.
 
-    Splits follow one another; within one, clips are shuffled for those who read shards from end to
-    end. The bytes of a file are stored as they are, once per clip. A file that cannot be opened, or
-    whose header is bad, is left out and listed in ``skipped.jsonl``. The index comes last: until it
-    is there, the folder is none of shards.
+    The bytes of a file are stored as they are, once per clip. An error in place of a clip, and a
+    clip whose header is bad, is left out and listed in ``skipped.jsonl``. The index comes last:
+    until it is there, the folder is none of shards.
 
     Args:
-        rows: of a manifest.
+        clips: taken one at a time; their splits may come in any order.
         out: the folder; made where it is not there.
         shard_mb: a shard is closed once it holds this many MB (10^6 bytes).
         progress: show a bar.
+        total: how many clips will come, for the bar.
 
     Raises:
         ShardError: ``out`` holds shards already, or no clip could be packed.
@@ -61,27 +83,29 @@ def write_shards(
     out.mkdir(parents=True, exist_ok=True)
     writer = _Writer(out, shard_mb * 1_000_000)
     skipped: Counter[str] = Counter()
-    splits: dict[str, Split] = {}
-    bar = tqdm(total=len(rows), desc="packing", unit="clip", disable=not progress)
+    bar = tqdm(total=total, desc="packing", unit="clip", disable=not progress)
     with (out / "skipped.jsonl").open("w", encoding="utf-8") as log, bar, writer:
-        for name, members in _splits(rows):
-            first = writer.count
-            for row in members:
-                bar.update()
-                try:
-                    writer.add(row, *_audio(row))
-                except AudioError as error:
-                    skipped[error.code] += 1
-                    line = {"path": str(row.path), "code": error.code, "message": str(error)}
-                    log.write(json.dumps(line) + "\n")
-            writer.close()
-            seconds = writer.rows()["seconds"][first:]
-            if len(seconds):
-                totals = float(seconds.sum()), float(seconds.max())
-                splits[name] = Split(first, writer.count, *totals)
+        for clip in clips:
+            bar.update()
+            try:
+                if isinstance(clip, AudioError):
+                    raise clip
+                writer.add(*clip, *_header(*clip))
+            except AudioError as error:
+                skipped[error.code] += 1
+                line = {"path": error.path, "code": error.code, "message": str(error)}
+                log.write(json.dumps(line) + "\n")
     if not writer.count:
         raise ShardError(f"{out}: no clip could be packed: {dict(skipped)}")
-    np.save(out / ROWS, writer.rows(), allow_pickle=False)
+    splits: dict[str, Split] = {}
+    first = 0
+    for name, packed in writer.rows.items():
+        seconds = np.frombuffer(packed, ROW)["seconds"]
+        last = first + len(seconds)
+        splits[name] = Split(first, last, float(seconds.sum()), float(seconds.max()))
+        first = last
+    rows = np.frombuffer(b"".join(writer.rows.values()), ROW)
+    np.save(out / ROWS, rows, allow_pickle=False)
     write_index_json(out, writer.count, splits, writer.shards)
     return skipped
 
@@ -111,26 +135,33 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _splits(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    by_name: dict[str, list[Row]] = {}
+def _files(rows: Sequence[Row]) -> Iterator[Clip | AudioError]:
+    by_split: dict[str | None, list[Row]] = {}
     for row in rows:
-        by_name.setdefault(row.split or "", []).append(row)
-    for name, members in by_name.items():
+        by_split.setdefault(row.split, []).append(row)
+    for members in by_split.values():
         order = permute(np.arange(len(members)), len(members), (0,))
-        yield name, [members[i] for i in order.tolist()]
+        yield from (_file(members[i]) for i in order.tolist())
 
 
-def _audio(row: Row) -> tuple[bytes, str, float]:
-    """(the file's bytes, its suffix by content, seconds of the clip)."""
+def _file(row: Row) -> Clip | AudioError:
     if not row.path.is_file():
-        raise AudioError("E_MISSING", row.path, "no such file", "a readable file")
+        return AudioError("E_MISSING", row.path, "no such file", "a readable file")
     try:
         with row.path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise AudioError("E_MISSING", row.path, str(error.strerror), "a readable file") from None
-    if len(data) > MAX_BYTES:
-        raise AudioError("E_TOO_LONG", row.path, "more", f"at most {MAX_BYTES:,} bytes")
+        return AudioError("E_MISSING", row.path, str(error.strerror), "a readable file")
+    return (row, data) if len(data) <= MAX_BYTES else too_large(str(row.path))
+
+
+def too_large(name: str) -> AudioError:
+    """The error of an audio file that is not packed for its size."""
+    return AudioError("E_TOO_LONG", name, "more", f"at most {MAX_BYTES:,} bytes")
+
+
+def _header(row: Row, data: bytes) -> tuple[str, float]:
+    """(suffix by content, seconds of the clip)."""
     try:
         with open_track(data) as track:
             info = track.info
@@ -140,67 +171,76 @@ def _audio(row: Row) -> tuple[bytes, str, float]:
     if seconds <= 0:
         found = f"{info.seconds:g} s of audio"
         raise AudioError("E_TOO_SHORT", row.path, found, f"more than start, {row.start:g} s")
-    return data, SUFFIXES.get(info.format, info.format.lower()), seconds
+    return SUFFIXES.get(info.format, info.format.lower()), seconds
 
 
 class _Writer:
-    """Clips into shards; on exit the open one is closed."""
+    """Clips into shards, each of one split; on exit those that are open are closed."""
 
     def __init__(self, out: Path, shard_bytes: int) -> None:
         self.out, self.shard_bytes = out, shard_bytes
         self.count = 0
-        self._rows = bytearray()
+        self.rows: dict[str, bytearray] = {}
+        """ROWs of each split, "" for clips without one."""
         self.shards: list[Shard] = []
-        self._file: BinaryIO | None = None
+        self._open: dict[str, _Tar] = {}
 
     def __enter__(self) -> _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def rows(self) -> np.ndarray:
-        """ROW [count]."""
-        return np.frombuffer(bytes(self._rows), ROW)
+        for split in list(self._open):
+            self._close(split)
 
     def add(self, row: Row, audio: bytes, suffix: str, seconds: float) -> None:
-        key = f"{self.count:09d}"
+        split, key = row.split or "", f"{self.count:09d}"
         notes = json.dumps(_notes(row), ensure_ascii=False).encode()
-        if self._file is None:
-            self._open(row.split or "all")
+        tar = self._open.get(split) or self._start(split)
         clip = _member(f"{key}.{suffix}", audio) + _member(f"{key}.json", notes)
-        place = (len(self.shards), self._bytes, len(audio), len(notes), seconds, 0)
+        place = (tar.number, tar.bytes, len(audio), len(notes), seconds, 0)
         packed = np.array([place], dtype=ROW)
         packed["checksum"] = checksum(packed[0], clip)
-        self._write(clip)
-        self._rows += packed.tobytes()
+        tar.write(clip)
+        tar.clips += 1
+        self.rows.setdefault(split, bytearray()).extend(packed.tobytes())
         self.count += 1
-        if self._bytes >= self.shard_bytes:
-            self.close()
+        if tar.bytes >= self.shard_bytes:
+            self._close(split)
 
-    def _open(self, split: str) -> None:
+    def _start(self, split: str) -> _Tar:
+        if len(self._open) == MAX_OPEN:
+            self._close(next(iter(self._open)))
+        tar = self._open[split] = _Tar(self.out, split or "all", len(self.shards))
+        self.shards.append(Shard(tar.path.name, 0, 0, ""))  # its place until it is closed
+        return tar
+
+    def _close(self, split: str) -> None:
+        tar = self._open.pop(split)
+        self.shards[tar.number] = tar.close()
+
+
+class _Tar:
+    """A shard that is being written."""
+
+    def __init__(self, out: Path, split: str, number: int) -> None:
         # The split's name comes from a manifest: no way out of the folder.
-        name = f"{re.sub('[^A-Za-z0-9_-]', '_', split)[:64]}-{len(self.shards):06d}.tar"
-        self._file = (self.out / name).open("wb")
-        self._name, self._bytes, self._first = name, 0, self.count
+        self.path = out / f"{re.sub('[^A-Za-z0-9_-]', '_', split)[:64]}-{number:06d}.tar"
+        self.number, self.bytes, self.clips = number, 0, 0
+        self._file = self.path.open("wb")
         self._digest = hashlib.sha256()
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         self._file.write(data)
         self._digest.update(data)
-        self._bytes += len(data)
+        self.bytes += len(data)
 
-    def close(self) -> None:
-        """Ends the open shard, if there is one, and puts it on disk."""
-        if self._file is None:
-            return
-        self._write(bytes(2 * BLOCK))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        clips = self.count - self._first
-        self.shards.append(Shard(self._name, self._bytes, clips, self._digest.hexdigest()))
+    def close(self) -> Shard:
+        """Ends it and puts it on disk."""
+        self.write(bytes(2 * BLOCK))
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return Shard(self.path.name, self.bytes, self.clips, self._digest.hexdigest())
 
 
 def _member(name: str, data: bytes) -> bytes:
