@@ -137,9 +137,8 @@ def _refusal(info: tarfile.TarInfo, path: str, records: dict[str, str]) -> str:
 
 
 def _read(file: BinaryIO, size: int) -> bytes:
-    data = file.read(size)
+    end = os.fstat(file.fileno()).st_size
+    data = file.read(min(size, max(0, end - file.tell())))  # no memory for what is not there
     if len(data) < size:
-        raise AudioError(
-            "E_SHARD_TRUNCATED", file, f"its end at byte {file.tell()}", "a whole archive"
-        )
+        raise AudioError("E_SHARD_TRUNCATED", file, f"its end at byte {end}", "a whole archive")
     return data
