@@ -164,6 +164,19 @@ MUTANTS = [
         "dist.all_reduce(grad)\n        grad /= world_size()\n",
         "test_distributed.py::test_losses_and_gradients_equal_those_of_one_rank[2]",
     ),
+    # Tars of other tools.
+    Mutant(
+        "slap_fast/data/archive.py",
+        "if any(rest):",
+        "if not rest:",
+        "data/test_foreign.py::test_a_broken_tar_is_told_once[a_header_of_zeros]",
+    ),
+    Mutant(
+        "slap_fast/data/foreign.py",
+        "if digest in first:",
+        "if not first:",
+        "data/test_foreign.py::test_of_two_tars_with_a_key_the_first_has_it",
+    ),
 ]
 
 

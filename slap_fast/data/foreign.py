@@ -62,7 +62,7 @@ def find_tars(data: Sequence[str | Path]) -> list[Path]:
 def read_tars(tars: Sequence[Path], ignored: Counter[str]) -> Iterator[Clip | AudioError]:
     """The pairs in the tars, in order, and an error for each thing that is left out.
 
-    Memory holds one pair, its audio at most MAX_BYTES, and about 120 bytes per key so far.
+    Memory holds one pair, its audio at most MAX_BYTES, and about 100 bytes per key so far.
 
     Args:
         tars: read one after the other.

@@ -113,11 +113,12 @@ def test_what_tarfile_writes_is_read_back(kind, tmp_path):
 
 
 def test_pairs_are_grouped_as_webdataset_does(tmp_path):
-    wds = pytest.importorskip("webdataset")
     members = [*pair("a.b/c"), *pair("./d e"), *pair("f"), ("f.seg.txt", b"x"), ("README", b"x")]
-    tar = written(tmp_path, archive(members))
+    tar = written(tmp_path, archive([*members, ("._f.flac", b"x")]))
     clips, errors, ignored = read(tar)
-    assert not errors and ignored == {".seg.txt": 1, "without suffix": 1}
+    assert [name for name, *_ in clips] == ["a.b/c.flac", "d e.flac", "f.flac"]
+    assert not errors and ignored == {".seg.txt": 1, "without suffix": 2}
+    wds = pytest.importorskip("webdataset")
     theirs = [s["__key__"] for s in wds.WebDataset(str(tar), shardshuffle=False, empty_check=False)]
     assert [name for name, *_ in clips] == [f"{key.removeprefix('./')}.flac" for key in theirs]
 
@@ -202,6 +203,12 @@ FAULTS = {
     ),
     "again": ([*pair("k", 1), *pair("l"), *pair("k", 2)], {"E_DUP_KEY": 1}, 2),
     "again_as_other_audio": ([*pair("k"), *pair("l"), ("k.wav", b"x")], {"E_DUP_KEY": 1}, 2),
+    "again_from_here": ([*pair("k"), *pair("l"), *pair("./k")], {"E_DUP_KEY": 1}, 2),
+    "again_behind_a_bad_one": (
+        [("k.flac", b"x"), *pair("l"), *pair("k")],
+        {"E_PAIR": 1, "E_DUP_KEY": 1},
+        1,
+    ),
     "empty": ([("k.flac", audio(0)), ("k.txt", b" \n")], {"E_CAPTION_EMPTY": 1}),
     "not_text": ([("k.flac", audio(0)), ("k.txt", b"caf\xe9")], {"E_CAPTION_TEXT": 1}),
     "long": ([("k.flac", audio(0)), ("k.txt", b"a" * 10_001)], {"E_CAPTION_LONG": 1}),
@@ -267,6 +274,14 @@ def test_a_cut_costs_what_is_behind_it(twelve, tmp_path):
         assert [(name, data) for name, _, data in clips] == sounds[:kept], cut
         assert codes(errors) == ({} if cut >= last + BLOCK else {"E_SHARD_TRUNCATED": 1}), cut
         assert all(f"behind {kept} pairs" in str(error) for error in errors)
+
+
+def test_a_pair_is_lost_with_a_member_that_breaks_off(tmp_path):
+    """What the JSON would have said is not guessed."""
+    whole = archive([*pair("a"), *pair("k"), ("k.json", b'{"split": "test"}')])
+    clips, errors, _ = read(written(tmp_path, whole[: whole.index(b"test")]))
+    assert [name for name, *_ in clips] == ["a.flac"]
+    assert codes(errors) == {"E_SHARD_TRUNCATED": 1} and "behind 1 pairs" in str(errors[0])
 
 
 def test_a_bit_of_a_header_costs_what_is_behind_it(twelve, tmp_path):
@@ -379,6 +394,7 @@ EVIL = {
     "symlink_up": member("k.flac", tarfile.SYMTYPE, "../secret.flac"),
     "hard_link": member("k.flac", tarfile.LNKTYPE, "OUTSIDE/secret.flac"),
     "link_to_a_member": member("k.flac", tarfile.LNKTYPE, "a.flac"),
+    "link_with_a_size": member("k.flac", tarfile.LNKTYPE, "a.flac", 9_999),
     "caption_link": member("k.txt", tarfile.SYMTYPE, "OUTSIDE/secret.txt"),
     "device": member("k.flac", tarfile.CHRTYPE),
     "block_device": member("k.flac", tarfile.BLKTYPE),
@@ -462,6 +478,10 @@ BOMBS = {
     "a_record_of_no_length": (
         header("x", tarfile.XHDTYPE, 6) + padding(b"0 a=b\n"), 0, {"E_SHARD_CORRUPT": 1}, 0,
     ),
+    "a_record_without_value": (
+        header("x", tarfile.XHDTYPE, 12) + padding(b"6 abc\n6 d=e\n"), 0,
+        {"E_SHARD_CORRUPT": 1}, 0,
+    ),
     "a_record_without_end": (
         header("x", tarfile.XHDTYPE, 6) + padding(b"9 a=bc"), 0, {"E_SHARD_CORRUPT": 1}, 0,
     ),
@@ -538,6 +558,7 @@ def test_more_splits_than_open_files(tmp_path):
     members = [m for i in range(120) for m in ((f"{i}.flac", audio(0)), (f"{i}.json", said[i]))]
     tar = written(tmp_path, archive(members))
     assert not write_clips(read_tars([tar], Counter()), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 120  # closed before their split is back
     for number in range(40):
         source = open_source(tmp_path / "out", f"s{number}", fallback="train")
         found = [source.captions(i)[0] for i in range(len(source))]
