@@ -205,7 +205,7 @@ FAULTS = {
     "again_as_other_audio": ([*pair("k"), *pair("l"), ("k.wav", b"x")], {"E_DUP_KEY": 1}, 2),
     "again_from_here": ([*pair("k"), *pair("l"), *pair("./k")], {"E_DUP_KEY": 1}, 2),
     "again_behind_a_bad_one": (
-        [("k.flac", b"x"), *pair("l"), *pair("k")],
+        [("k.flac", b"x"), ("k.wav", b"x"), *pair("l"), *pair("k")],
         {"E_PAIR": 1, "E_DUP_KEY": 1},
         1,
     ),
