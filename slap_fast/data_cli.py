@@ -65,8 +65,8 @@ def pack(
     """Write tar shards that train, eval and WebDataset read, with an index beside them.
 
     Clips that cannot be used are left out and listed in skipped.jsonl. WebDataset tars of other
-    tools are read in one pass: KEY.flac (or wav, mp3, ...) with KEY.txt or KEY.json; a tar that
-    breaks off is listed once, for all that would have followed.
+    tools are read in one pass: KEY.flac (or wav, mp3, ...) and KEY.txt or KEY.json, one behind the
+    other, as tar --sort=name puts them. A tar that breaks off is listed once, for all behind it.
 
     Example: slap-fast data pack --data sounds/manifest.csv --out shards
 

@@ -33,6 +33,7 @@ from slap_fast.data.shards import INDEX, ShardError
 
 AUDIO = {suffix[1:] for suffix in AUDIO_SUFFIXES}
 TEXTS = ("txt", "json")
+PAIR = "one audio file and its captions, one behind the other"
 MAX_TEXT = 1 << 20
 """Bytes of a caption member."""
 
@@ -125,7 +126,7 @@ class _Sample:
         if member.refused:
             self.error = self._error("E_SHARD_MEMBER", member.refused, "files in the folder")
         elif kind in self.texts or (kind in AUDIO and self.audio is not None):
-            self.error = self._error("E_PAIR", f"another .{kind}", "one audio file and captions")
+            self.error = self._error("E_PAIR", f"another .{kind}", PAIR)
         elif kind in AUDIO and member.size > MAX_BYTES:
             self.error = too_large(self.name)
         elif kind in AUDIO:
@@ -146,7 +147,7 @@ class _Sample:
             return self.error
         if self.audio is None or not self.texts:
             found = "no captions" if self.audio else "no audio file"
-            return self._error("E_PAIR", found, "one audio file and captions")
+            return self._error("E_PAIR", found, PAIR)
         name, data = self.audio
         try:
             return row_of(Path(self.name), 1, str(self.tar), {**self._fields(), "path": name}), data
