@@ -200,7 +200,7 @@ def section(records: dict[str, Record]) -> str:
         long = table.count("\n") > LONG
         parts.append(folded("table", table) if figure.picture or long else table)
     table = tables.markdown(["target", "wanted", "reached", ""], targets.verdicts(records))
-    parts += ["\n".join(absent), "**Targets** (times: one H200)", folded("table", table)]
+    parts += ["\n".join(absent), "**Targets** (GPU times: one H200)", folded("table", table)]
     machines: dict[str, list[str]] = {}
     for name, record in records.items():
         machines.setdefault(ran_on(record["machine"]), []).append(name)

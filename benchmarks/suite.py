@@ -1,6 +1,6 @@
 """Everything that is measured of a machine, in one command: `make bench`, `slap-fast bench`.
 
-    python benchmarks/suite.py [STEP ...] [--out DIR] [--minutes 10] [--again] [--wheels DIR]
+    python benchmarks/suite.py [STEP ...] [--out DIR] [--minutes 9.5] [--again] [--wheels DIR]
 
 With a GPU: builds the extension, compares every kernel with the reference in each dtype, runs the
 kernels' tests, the sanitizer, and the benchmarks. Without one: what a CPU can say. No network is

@@ -440,7 +440,7 @@ def doctor(parity: bool = False, json: bool = False) -> int:
 def bench(
     steps: Positional[tuple[str, ...]] = (),
     out: Path = Path("runs/bench"),
-    minutes: float = 10.0,
+    minutes: float = 9.5,
     wheels: Path | None = None,
     again: bool = False,
     dry_run: bool = False,
