@@ -468,7 +468,7 @@ def from_dict(kind: type, values: dict[str, Any], path: str = "") -> Any:
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in hints:
-            raise ValueError(_unknown(f"{path}{key}", key, hints))
+            raise ValueError(_unknown(f"{path}{key}", str(key), hints))
     return kind(**{k: _typed(hints[k], v, f"{path}{k}") for k, v in values.items()})
 
 

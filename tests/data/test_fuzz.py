@@ -209,6 +209,12 @@ def fuzz_text(folder: Path, seed: int, count: int) -> None:
     run()
 
 
+@pytest.mark.parametrize("content", [b"?", b"1: 2", b"null: 1", b"model: {true: 1}"])
+def test_settings_that_have_no_name(content, tmp_path):
+    """A soak of A5 found the first."""
+    config_case(tmp_path, content)
+
+
 def test_text_of_every_kind_gives_an_answer_or_a_typed_error(tmp_path):
     fuzz_text(tmp_path, 1, 300)
 
