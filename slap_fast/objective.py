@@ -77,7 +77,8 @@ def batch_losses(
         values["ssl"] = loss(out.student_features, out.prototypes, targets, temperature)
         health = as_graph(config, losses.prototype_health)(targets, out.student_features)
     if weights.caption:
-        loss = as_graph(config, losses.caption_loss)
+        in_graph = weights.caption_impl != "liger"  # which reads back to the host
+        loss = as_graph(config, losses.caption_loss) if in_graph else losses.caption_loss
         words = out.caption_hidden, out.caption_weight, batch.labels
         values["caption"] = loss(*words, impl=weights.caption_impl)
     return values, health
