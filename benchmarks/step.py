@@ -141,7 +141,8 @@ class Way:
         config = override(config, {"compile": compiled})
         torch.manual_seed(0)
         self.state = runstate.new_state(config, SlapModel(config.model), device)
-        self.losses_of = blockwise_losses if fused else textbook_losses
+        textbook = objective.as_graph(config, textbook_losses)
+        self.losses_of = blockwise_losses if fused else textbook
         self.fused = fused
         if not fused:
             groups = self.state.optimizer.param_groups

@@ -21,6 +21,13 @@ from torch import Tensor
 
 from slap_fast.kernels._library import register
 
+
+@functools.cache
+def as_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, compiled for tensors of any size; not before it is needed, as that is slow."""
+    return torch.compile(function, dynamic=True)
+
+
 LossAndSlope = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
 """(logits [n, V] fp32 or fp64, targets of its rows and of all columns, an option) -> (loss 0-d, its
 gradient [n, V]).
@@ -38,10 +45,6 @@ def _linear_loss(name: str, loss_and_slope: LossAndSlope) -> Callable[..., Tenso
         loss, slope = loss_and_slope(logits.to(wide), targets, columns, option)
         return loss, slope.to(logits.dtype)
 
-    @functools.cache
-    def as_graph() -> Callable[..., tuple[Tensor, Tensor]]:
-        return torch.compile(of_block, dynamic=True)
-
     def run(
         rows: Tensor,
         matrix: Tensor,
@@ -52,8 +55,8 @@ def _linear_loss(name: str, loss_and_slope: LossAndSlope) -> Callable[..., Tenso
         dtype: torch.dtype,
         learns: bool,
         compiled: bool,
-    ) -> list[Tensor]:
-        loss_of = as_graph() if compiled else of_block
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss_of = as_graph(of_block) if compiled else of_block
         wide = torch.promote_types(rows.dtype, torch.float32)
         loss = rows.new_zeros((), dtype=wide)
         low = matrix.to(dtype)
@@ -72,47 +75,46 @@ def _linear_loss(name: str, loss_and_slope: LossAndSlope) -> Callable[..., Tenso
                 else:
                     dmatrix += slope.T @ x
             del logits, slope  # or the next block's would exist beside this one's
-        return [loss, drows, dmatrix.to(matrix.dtype)]
+        return loss, drows, dmatrix.to(matrix.dtype)
 
-    def fake(rows: Tensor, matrix: Tensor, *rest: Any) -> list[Tensor]:
+    def fake(rows: Tensor, matrix: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         loss = rows.new_empty((), dtype=torch.promote_types(rows.dtype, torch.float32))
         *_, learns, _ = rest
-        return [loss, *(x.new_empty(x.shape if learns else 0) for x in (rows, matrix))]
+        return loss, *(x.new_empty(x.shape if learns else 0) for x in (rows, matrix))
 
     op = register(
         f"{name}(Tensor rows, Tensor matrix, Tensor targets, Tensor? columns, float option, "
-        "SymInt block_size, ScalarType dtype, bool learns, bool compiled) -> Tensor[]",
+        "SymInt block_size, ScalarType dtype, bool learns, bool compiled) "
+        "-> (Tensor, Tensor, Tensor)",
         run,
         fake,
     )
 
-    class LinearLoss(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *given: Any) -> Tensor:
-            loss, drows, dmatrix = op(*given)
-            ctx.save_for_backward(drows, dmatrix)
-            return loss
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*output[1:])
 
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-            drows, dmatrix = ctx.saved_tensors
-            return dloss.to(drows.dtype) * drows, dloss.to(dmatrix.dtype) * dmatrix, *(None,) * 7
+    @torch.autograd.function.once_differentiable
+    def gradient(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        drows, dmatrix = ctx.saved_tensors
+        return dloss.to(drows.dtype) * drows, dloss.to(dmatrix.dtype) * dmatrix, *(None,) * 7
+
+    torch.library.register_autograd(f"slap_fast::{name}", gradient, setup_context=keep)
 
     def loss(
         rows: Tensor,
         matrix: Tensor,
         targets: Tensor,
-        columns: Tensor | None,
-        option: float,
         block_size: int,
+        *,
+        columns: Tensor | None = None,
+        option: float = 0.0,
     ) -> Tensor:
         device, low = rows.device.type, rows.dtype
         if torch.is_autocast_enabled(device) and low != torch.float64:
             low = torch.get_autocast_dtype(device)
         learns = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
         options = option, block_size, low, learns, rows.is_cuda and torch.compiler.is_compiling()
-        return LinearLoss.apply(rows, matrix, targets, columns, *options)
+        return op(rows, matrix, targets, columns, *options)[0]
 
     return loss
 

@@ -60,7 +60,7 @@ def contrastive_loss(
     with torch.autocast(audio.device.type, enabled=False):
         total = sum(
             blockwise.group_cross_entropy(
-                logit_scale * rows, columns, row_groups, column_groups, 0.0, block_size
+                logit_scale * rows, columns, row_groups, block_size, columns=column_groups
             )
             for rows, columns, row_groups, column_groups in (
                 (audio, text, groups, groups[:, :1]),
@@ -91,9 +91,8 @@ def sigmoid_contrastive_loss(
             torch.cat((logit_scale * audio, logit_bias * ones), 1),
             torch.cat((text, ones), 1),
             groups,
-            groups[:, :1],
-            0.0,
             block_size,
+            columns=groups[:, :1],
         )
     return total / max(1, len(audio))
 
@@ -178,7 +177,7 @@ def self_distillation_loss(
     """
     _check_shape("targets", targets, (len(student_features), len(prototypes)))
     total = blockwise.soft_cross_entropy(
-        student_features, prototypes, targets, None, temperature, chunk_size
+        student_features, prototypes, targets, chunk_size, option=temperature
     )
     return total / max(1, len(student_features))
 
@@ -217,7 +216,7 @@ def caption_loss(
     if impl == "liger":
         total = liger.cross_entropy_sum(hidden, weight, labels, ignore_index)
     elif impl == "blockwise":
-        total = blockwise.cross_entropy(hidden, weight, labels, None, ignore_index, chunk_size)
+        total = blockwise.cross_entropy(hidden, weight, labels, chunk_size, option=ignore_index)
     else:
         raise ValueError(f"impl: found {impl!r}, expected blockwise or liger")
     return total / (labels != ignore_index).sum().clamp(min=1)

@@ -10,7 +10,6 @@ a single large pack, for one more forward of the towers.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from slap_fast import distributed, losses
+from slap_fast import blockwise, distributed, losses
 from slap_fast.batch import PackedBatch
 from slap_fast.config import TrainConfig
 from slap_fast.runstate import TrainState
@@ -199,12 +198,7 @@ def teacher_targets(state: TrainState, scores: Tensor, rows: Rows, temperature: 
 
 def as_graph(config: TrainConfig, function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, compiled for tensors of any size where the run is."""
-    return _compiled(function) if config.compile else function
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
+    return blockwise.as_graph(function) if config.compile else function
 
 
 def _rng_state(device: torch.device) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from slap_fast import distributed, objective, ops, runstate
+from slap_fast import blockwise, distributed, ops, runstate
 from slap_fast import train as training
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
@@ -112,7 +112,7 @@ def test_fifty_packs_make_no_graph_break_and_two_recompiles_at_most(dynamo, figu
             module.compile(backend=made[-1], dynamic=True)
 
     monkeypatch.setattr(runstate, "_compile", count)
-    monkeypatch.setattr(objective, "_compiled", counted)
+    monkeypatch.setattr(blockwise, "as_graph", counted)
     for seed in figure("K10", ci=1, soak=3):
         made = []
         counted.cache_clear()
