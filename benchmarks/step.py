@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from slap_fast import flops, losses, objective, ops, runstate
+from slap_fast import distillation, flops, losses, objective, ops, runstate
 from slap_fast.batch import IGNORE_INDEX, PackedBatch
 from slap_fast.config import TrainConfig, override, slap_base, slap_tiny
 from slap_fast.data.augment import mask_indices
@@ -84,11 +84,18 @@ def make_batch(
 
 
 def textbook_losses(
-    state: runstate.TrainState, out: SlapOutput, scores: Tensor, batch: PackedBatch
+    state: runstate.TrainState,
+    out: SlapOutput,
+    features: Tensor,
+    prototypes: Tensor,
+    batch: PackedBatch,
 ) -> dict[str, Tensor]:
     """The three losses as a paper writes them: all logits exist at once."""
     ssl = state.config.model.ssl
-    targets = losses.sinkhorn(scores, ssl.teacher_temperature, ssl.sinkhorn_iterations)
+    targets = (features @ prototypes.T).float() / ssl.teacher_temperature
+    for _ in range(ssl.sinkhorn_iterations):
+        targets = (targets - targets.logsumexp(0)).log_softmax(1)
+    targets = targets.exp()
     logits = (out.logit_scale * out.audio_features @ out.text_features.T).float()
     own = torch.arange(len(logits), device=logits.device)
     student = (out.student_features @ out.prototypes.T).float() / ssl.student_temperature
@@ -101,22 +108,31 @@ def textbook_losses(
 
 
 def blockwise_losses(
-    state: runstate.TrainState, out: SlapOutput, scores: Tensor, batch: PackedBatch
+    state: runstate.TrainState,
+    out: SlapOutput,
+    features: Tensor,
+    prototypes: Tensor,
+    batch: PackedBatch,
 ) -> dict[str, Tensor]:
     """The trainer's."""
     ssl = state.config.model.ssl
-    rows = [{"contrastive": len(batch.groups), "ssl": len(scores)}]
-    targets = objective.teacher_targets(state, scores, rows, ssl.teacher_temperature)
+    rows = [{"contrastive": len(batch.groups), "ssl": len(features)}]
+    teacher = features, prototypes
+    targets = objective.teacher_targets(state, *teacher, rows, ssl.teacher_temperature)
     student = out.student_features, out.prototypes
     pair = out.audio_features, out.text_features
     words = out.caption_hidden, out.caption_weight
-    contrastive, distillation, caption = (
+    contrastive, self_distillation, caption = (
         objective.as_graph(state.config, loss)
-        for loss in (losses.contrastive_loss, losses.self_distillation_loss, losses.caption_loss)
+        for loss in (
+            losses.contrastive_loss,
+            distillation.self_distillation_loss,
+            losses.caption_loss,
+        )
     )
     return {
         "contrastive": contrastive(*pair, out.logit_scale, groups=batch.groups),
-        "ssl": distillation(*student, targets, ssl.student_temperature),
+        "ssl": self_distillation(*student, targets, ssl.student_temperature)[0],
         "caption": caption(*words, batch.labels),
     }
 
@@ -156,11 +172,11 @@ class Way:
         with autocast(state.config, state.device):
             out = state.model(batch, state.config.loss)
             lap("student, text, decoder")
-            scores = state.teacher(batch)
+            taught = state.teacher(batch)
             lap("teacher")
-            values = self.losses_of(state, out, scores, batch)
+            values = self.losses_of(state, out, *taught, batch)
             total = losses.total_loss(values, state.config.loss)
-        del out, scores, values
+        del out, taught, values
         lap("losses")
         total.backward()
         lap("backward")

@@ -6,7 +6,7 @@ The model, the batches, the losses and the teacher are slap-fast's; the loop is 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from slap_fast import losses
+from slap_fast import distillation, losses
 from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.data.clips import BuiltinClips
 from slap_fast.data.loader import TrainSteps
@@ -42,16 +42,16 @@ def make_optimization(model: SlapModel, config: TrainConfig):
 def slap_loss(out, teacher, batch, config: TrainConfig, step: int) -> torch.Tensor:
     """The weighted sum of the three losses; ``out`` is the student's output for the batch."""
     ssl = config.model.ssl
-    targets = losses.sinkhorn(
-        teacher(batch), teacher_temperature(config, step), ssl.sinkhorn_iterations
+    targets = distillation.sinkhorn(
+        *teacher(batch), teacher_temperature(config, step), ssl.sinkhorn_iterations
     )
     values = {
         "contrastive": losses.contrastive_loss(
             out.audio_features, out.text_features, out.logit_scale, groups=batch.groups
         ),
-        "ssl": losses.self_distillation_loss(
+        "ssl": distillation.self_distillation_loss(
             out.student_features, out.prototypes, targets, ssl.student_temperature
-        ),
+        )[0],
         "caption": losses.caption_loss(out.caption_hidden, out.caption_weight, batch.labels),
     }
     return losses.total_loss(values, config.loss)

@@ -12,7 +12,7 @@ about 50 (counted, not measured yet). On a CPU it would take twice the time.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,29 +28,53 @@ def as_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-LossAndSlope = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
-"""(logits [n, V] fp32 or fp64, targets of its rows and of all columns, an option) -> (loss 0-d, its
-gradient [n, V]).
+def in_graph(x: Tensor) -> bool:
+    """Whether what happens to a block of ``x`` is to be a graph."""
+    return x.is_cuda and torch.compiler.is_compiling()
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a product of ``x`` is computed in: under autocast, its dtype; fp64 stays."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+LossAndSlope = Callable[
+    [Tensor, Tensor, Tensor | None, Tensor | None, list[float]], tuple[Tensor, Tensor]
+]
+"""(logits [n, V] fp32 or fp64, targets of its rows and of all columns, the columns' biases,
+options) -> (sums over the rows [S], the loss first; the gradient of the loss [n, V]).
 
 The logits are its own to write over: a block is large, and its memory is most of what a loss needs.
 """
 
 
-def _linear_loss(name: str, loss_and_slope: LossAndSlope) -> Callable[..., Tensor]:
-    """The loss of ``rows @ matrix.T``, summed over rows, as a function of what a block needs."""
+def _linear_loss(
+    name: str, loss_and_slope: LossAndSlope, num_sums: Callable[[int], int] = lambda v: 1
+) -> Callable[..., Tensor]:
+    """The loss of ``rows @ matrix.T``, summed over rows, as a function of what a block needs; S is
+    ``num_sums(V)``."""
 
     def of_block(
-        logits: Tensor, targets: Tensor, columns: Tensor | None, option: float, wide: torch.dtype
+        logits: Tensor,
+        targets: Tensor,
+        columns: Tensor | None,
+        bias: Tensor | None,
+        options: list[float],
+        wide: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        loss, slope = loss_and_slope(logits.to(wide), targets, columns, option)
-        return loss, slope.to(logits.dtype)
+        sums, slope = loss_and_slope(logits.to(wide), targets, columns, bias, options)
+        return sums, slope.to(logits.dtype)
 
     def run(
         rows: Tensor,
         matrix: Tensor,
         targets: Tensor,
         columns: Tensor | None,
-        option: float,
+        bias: Tensor | None,
+        options: list[float],
         block_size: int,
         dtype: torch.dtype,
         learns: bool,
@@ -58,33 +82,36 @@ def _linear_loss(name: str, loss_and_slope: LossAndSlope) -> Callable[..., Tenso
     ) -> tuple[Tensor, Tensor, Tensor]:
         loss_of = as_graph(of_block) if compiled else of_block
         wide = torch.promote_types(rows.dtype, torch.float32)
-        loss = rows.new_zeros((), dtype=wide)
+        sums = rows.new_zeros(num_sums(len(matrix)), dtype=wide)
         low = matrix.to(dtype)
         drows = torch.empty_like(rows) if learns else rows.new_empty(0)
         dmatrix = matrix.new_zeros(matrix.shape if learns else 0, dtype=wide)
-        for start in range(0, len(rows), block_size):
-            block = slice(start, start + block_size)
-            x = rows[block].to(dtype)
-            logits = F.linear(x, low)
-            block_loss, slope = loss_of(logits, targets[block], columns, option, wide)
-            loss += block_loss
-            if learns:
-                drows[block] = slope @ low
-                if dtype == wide:
-                    torch.addmm(dmatrix, slope.T, x, out=dmatrix)  # no second one of its size
-                else:
-                    dmatrix += slope.T @ x
-            del logits, slope  # or the next block's would exist beside this one's
-        return loss, drows, dmatrix.to(matrix.dtype)
+        # Or autocast would round a sum of products, too.
+        with torch.autocast(rows.device.type, enabled=False):
+            for start in range(0, len(rows), block_size):
+                block = slice(start, start + block_size)
+                x = rows[block].to(dtype)
+                logits = F.linear(x, low)
+                block_sums, slope = loss_of(logits, targets[block], columns, bias, options, wide)
+                sums += block_sums
+                if learns:
+                    drows[block] = slope @ low
+                    if dtype == wide:
+                        torch.addmm(dmatrix, slope.T, x, out=dmatrix)  # no second one of its size
+                    else:
+                        dmatrix += slope.T @ x
+                del logits, slope  # or the next block's would exist beside this one's
+        return sums, drows, dmatrix.to(matrix.dtype)
 
     def fake(rows: Tensor, matrix: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        loss = rows.new_empty((), dtype=torch.promote_types(rows.dtype, torch.float32))
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        sums = rows.new_empty(num_sums(matrix.shape[0]), dtype=wide)
         *_, learns, _ = rest
-        return loss, *(x.new_empty(x.shape if learns else 0) for x in (rows, matrix))
+        return sums, *(x.new_empty(x.shape if learns else 0) for x in (rows, matrix))
 
     op = register(
-        f"{name}(Tensor rows, Tensor matrix, Tensor targets, Tensor? columns, float option, "
-        "SymInt block_size, ScalarType dtype, bool learns, bool compiled) "
+        f"{name}(Tensor rows, Tensor matrix, Tensor targets, Tensor? columns, Tensor? bias, "
+        "float[] options, SymInt block_size, ScalarType dtype, bool learns, bool compiled) "
         "-> (Tensor, Tensor, Tensor)",
         run,
         fake,
@@ -94,9 +121,10 @@ def _linear_loss(name: str, loss_and_slope: LossAndSlope) -> Callable[..., Tenso
         ctx.save_for_backward(*output[1:])
 
     @torch.autograd.function.once_differentiable
-    def gradient(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def gradient(ctx: Any, dsums: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         drows, dmatrix = ctx.saved_tensors
-        return dloss.to(drows.dtype) * drows, dloss.to(dmatrix.dtype) * dmatrix, *(None,) * 7
+        dloss = dsums[0]
+        return dloss.to(drows.dtype) * drows, dloss.to(dmatrix.dtype) * dmatrix, *(None,) * 8
 
     torch.library.register_autograd(f"slap_fast::{name}", gradient, setup_context=keep)
 
@@ -107,21 +135,20 @@ def _linear_loss(name: str, loss_and_slope: LossAndSlope) -> Callable[..., Tenso
         block_size: int,
         *,
         columns: Tensor | None = None,
-        option: float = 0.0,
+        bias: Tensor | None = None,
+        options: Sequence[float] = (),
     ) -> Tensor:
-        device, low = rows.device.type, rows.dtype
-        if torch.is_autocast_enabled(device) and low != torch.float64:
-            low = torch.get_autocast_dtype(device)
         learns = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
-        options = option, block_size, low, learns, rows.is_cuda and torch.compiler.is_compiling()
-        return op(rows, matrix, targets, columns, *options)[0]
+        how = block_size, product_dtype(rows), learns, in_graph(rows)
+        return op(rows, matrix, targets, columns, bias, [*options], *how)[0]
 
     return loss
 
 
 def _cross_entropy(
-    logits: Tensor, labels: Tensor, columns: None, ignore_index: float
+    logits: Tensor, labels: Tensor, columns: None, bias: None, options: list[float]
 ) -> tuple[Tensor, Tensor]:
+    (ignore_index,) = options
     counts = (labels != ignore_index)[:, None]
     labels = labels[:, None].where(counts, 0)
     logits -= logits.amax(1, keepdim=True)
@@ -129,32 +156,40 @@ def _cross_entropy(
     total = logits.exp_().sum(1, keepdim=True)
     loss = (total.log() - wanted).where(counts, 0.0).sum()
     slope = logits.mul_(counts / total)
-    return loss, slope.scatter_add_(1, labels, -counts.to(slope.dtype))
+    return loss[None], slope.scatter_add_(1, labels, -counts.to(slope.dtype))
 
 
-def _soft_cross_entropy(
-    logits: Tensor, wanted: Tensor, columns: None, temperature: float
+def _distillation(
+    logits: Tensor, features: Tensor, prototypes: Tensor, bias: Tensor, options: list[float]
 ) -> tuple[Tensor, Tensor]:
+    temperature, teacher_temperature = options
+    scores = F.linear(features, prototypes).to(logits.dtype)
+    wanted = scores.div_(teacher_temperature).sub_(bias).log_softmax(1)
+    used = wanted.new_zeros(wanted.shape[1]).scatter_(0, wanted.argmax(1), 1.0)
+    entropy = torch.special.entr(wanted.exp_(), out=scores).sum()
+    del scores
     log_probs = logits.div_(temperature).log_softmax(1)
-    wanted = wanted.to(logits.dtype)
-    loss = -torch.linalg.vecdot(wanted, log_probs).sum()
-    slope = log_probs.exp_().mul_(wanted.sum(1, keepdim=True)).sub_(wanted).div_(temperature)
-    return loss, slope
+    loss = -torch.mul(wanted, log_probs, out=logits).sum()
+    slope = log_probs.exp_().sub_(wanted).div_(temperature)
+    return torch.cat([torch.stack([loss, entropy]), wanted.sum(0), used]), slope
 
 
 def _group_cross_entropy(
-    logits: Tensor, groups: Tensor, columns: Tensor, _: float
+    logits: Tensor, groups: Tensor, columns: Tensor, bias: None, _: list[float]
 ) -> tuple[Tensor, Tensor]:
-    positives = _positives(groups, columns).to(logits.dtype)
-    return _soft_cross_entropy(logits, positives / positives.sum(1, keepdim=True), None, 1.0)
+    wanted = _positives(groups, columns).to(logits.dtype)
+    wanted /= wanted.sum(1, keepdim=True)
+    log_probs = logits.log_softmax(1)
+    loss = -torch.linalg.vecdot(wanted, log_probs).sum()
+    return loss[None], log_probs.exp_().sub_(wanted)
 
 
 def _group_sigmoid(
-    logits: Tensor, groups: Tensor, columns: Tensor, _: float
+    logits: Tensor, groups: Tensor, columns: Tensor, bias: None, _: list[float]
 ) -> tuple[Tensor, Tensor]:
     signs = torch.where(_positives(groups, columns), 1.0, -1.0).to(logits.dtype)
     loss = -F.logsigmoid(signs * logits).sum()
-    return loss, -signs * torch.sigmoid(-signs * logits)
+    return loss[None], -signs * torch.sigmoid(-signs * logits)
 
 
 def _positives(row_groups: Tensor, column_groups: Tensor) -> Tensor:
@@ -165,8 +200,13 @@ def _positives(row_groups: Tensor, column_groups: Tensor) -> Tensor:
 cross_entropy = _linear_loss("linear_cross_entropy", _cross_entropy)
 """Of class numbers, int64 [N]; a row labelled with the option has neither loss nor slope."""
 
-soft_cross_entropy = _linear_loss("linear_soft_cross_entropy", _soft_cross_entropy)
-"""Of probabilities [N, V]; the option is the temperature."""
+distillation = _linear_loss("linear_distillation", _distillation, lambda v: 2 + 2 * v)
+"""Of the probabilities that a teacher's features [N, D] give: the columns' targets are its matrix
+[V, D], the bias [V] is taken off its scores; the options are both temperatures.
+
+Sums: the loss, the entropy of the targets, the targets [V], and above 0 where a column is the
+largest of a row [V].
+"""
 
 group_cross_entropy = _linear_loss("linear_group_cross_entropy", _group_cross_entropy)
 """Uniform over the columns [V, L] whose groups have a number in common with the row's [N, M]."""

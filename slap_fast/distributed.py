@@ -118,20 +118,19 @@ def _gather(x: Tensor, counts: list[int]) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
 
-def logsumexp_rows(x: Tensor) -> Tensor:
-    """``x.logsumexp(0)`` over the rows of all ranks, x [N, K] -> [K]; N may differ, and be 0."""
-    local = x.logsumexp(0)
+def logsumexp(x: Tensor) -> Tensor:
+    """The logsumexp over ranks of each element of x [K]."""
     if world_size() == 1:
-        return local
-    most = local.clone()
+        return x
+    most = x.clone()
     dist.all_reduce(most, dist.ReduceOp.MAX)
-    total = (local - most).exp()
+    total = (x - most).exp()
     dist.all_reduce(total)
     return most + total.log()
 
 
 def mean_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
-    """The mean row of all ranks as one row, x [N, K] -> [1, K]; [0, K] where no rank has a row."""
+    """The mean row of all ranks as one row, x [N, C] -> [1, C]; [0, C] where no rank has a row."""
     if world_size() == 1 or not sum(counts):
         return x
     total = x.sum(0, keepdim=True)

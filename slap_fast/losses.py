@@ -1,4 +1,5 @@
-"""The three losses of SLAP as pure functions: tensors in, scalar out (arXiv 2601.12594, section 3).
+"""The contrastive and the caption loss as pure functions: tensors in, scalar out (arXiv 2601.12594,
+section 3), and the sum of all three; self-distillation is in ``distillation.py``.
 
 Softmaxes and sums run in fp32 (fp64 when given fp64), under autocast too. Nothing here reads a
 value back to the host, so all of it compiles without a graph break. Every loss is a mean over the
@@ -7,18 +8,16 @@ rows it is given; a caller that splits a batch weights the parts by their rows.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from slap_fast import blockwise, liger
 
-PROTOTYPE_ROWS, CAPTION_ROWS = 4096, 1024
-"""Rows of scores and of logits that exist at a time."""
+CAPTION_ROWS = 1024
+"""Rows of logits that exist at a time."""
 
 
 class LossWeights(Protocol):
@@ -61,7 +60,7 @@ def contrastive_loss(
         total = sum(
             blockwise.group_cross_entropy(
                 logit_scale * rows, columns, row_groups, block_size, columns=column_groups
-            )
+            )[0]
             for rows, columns, row_groups, column_groups in (
                 (audio, text, groups, groups[:, :1]),
                 (text, audio, groups[:, :1], groups),
@@ -93,93 +92,8 @@ def sigmoid_contrastive_loss(
             groups,
             block_size,
             columns=groups[:, :1],
-        )
+        )[0]
     return total / max(1, len(audio))
-
-
-@torch.no_grad()
-def sinkhorn(
-    scores: Tensor,
-    temperature: float,
-    iterations: int,
-    over_rows: Callable[[Tensor], Tensor] = lambda x: x.logsumexp(0),
-) -> Tensor:
-    """Targets that use every prototype about equally (SwAV, arXiv 2006.09882, section 3.1).
-
-    Each iteration normalises the prototypes over the rows, then the rows over the prototypes. It
-    runs on logarithms: exp(scores / temperature) itself overflows.
-
-    Args:
-        scores: [N, K] float, before the temperature; N may be 0.
-        temperature: divides the scores.
-        iterations: at least 1.
-        over_rows: the logsumexp [N, K] -> [K]; another one makes the rows of several ranks one
-            batch (:func:`slap_fast.distributed.logsumexp_rows`).
-
-    Returns:
-        [N, K] fp32 (fp64 for fp64): rows sum to 1, columns to about N / K. Carries no gradient.
-
-    Raises:
-        ValueError: iterations below 1.
-    """
-    if iterations < 1:
-        raise ValueError(f"iterations: found {iterations}, expected at least 1")
-    log_targets = _full(scores) / temperature
-    for _ in range(iterations):
-        # In place: of many rows this is the largest tensor of a step.
-        log_targets = log_targets.sub_(over_rows(log_targets)).log_softmax(1)
-    return log_targets.exp_()
-
-
-@torch.no_grad()
-def centered_targets(scores: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """softmax((scores - center) / temperature) over the prototypes (DINO, arXiv 2104.14294).
-
-    scores [N, K] float, center [K] -> [N, K] fp32 (fp64 for fp64), without gradient.
-    """
-    return ((_full(scores) - center) / temperature).softmax(1)
-
-
-@torch.no_grad()
-def update_center(center: Tensor, scores: Tensor, momentum: float) -> None:
-    """center [K] <- momentum x center + (1 - momentum) x mean of scores [N, K], in place.
-
-    Without rows, N = 0, the center stays.
-    """
-    if len(scores):
-        center.lerp_(_full(scores).mean(0).to(center.dtype), 1.0 - momentum)
-
-
-def self_distillation_loss(
-    student_features: Tensor,
-    prototypes: Tensor,
-    targets: Tensor,
-    temperature: float,
-    chunk_size: int = PROTOTYPE_ROWS,
-) -> Tensor:
-    """Cross-entropy of the teacher's targets and the student's softmax over prototypes (iBOT).
-
-    At most ``chunk_size`` rows of scores exist at a time. The product with the prototypes follows
-    autocast; all after it is fp32.
-
-    Args:
-        student_features: [M, D], at the masked patches; for M = 0 the loss and its gradients are 0.
-        prototypes: [K, D].
-        targets: [M, K], rows sum to 1 (:func:`sinkhorn`, :func:`centered_targets`).
-        temperature: divides the student's scores.
-        chunk_size: rows.
-
-    Returns:
-        0-d fp32 (fp64 for fp64), in nats: the mean over the M rows.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    _check_shape("targets", targets, (len(student_features), len(prototypes)))
-    total = blockwise.soft_cross_entropy(
-        student_features, prototypes, targets, chunk_size, option=temperature
-    )
-    return total / max(1, len(student_features))
 
 
 def caption_loss(
@@ -216,7 +130,8 @@ def caption_loss(
     if impl == "liger":
         total = liger.cross_entropy_sum(hidden, weight, labels, ignore_index)
     elif impl == "blockwise":
-        total = blockwise.cross_entropy(hidden, weight, labels, chunk_size, option=ignore_index)
+        options = [float(ignore_index)]
+        total = blockwise.cross_entropy(hidden, weight, labels, chunk_size, options=options)[0]
     else:
         raise ValueError(f"impl: found {impl!r}, expected blockwise or liger")
     return total / (labels != ignore_index).sum().clamp(min=1)
@@ -236,52 +151,6 @@ def total_loss(losses: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
     if not parts:
         raise ValueError(f"losses: found {list(losses)}, expected one with a weight above 0")
     return torch.stack(parts).sum()
-
-
-@torch.no_grad()
-def prototype_health(targets: Tensor, student_features: Tensor) -> dict[str, Tensor]:
-    """Figures that tell whether self-distillation still learns; :func:`collapsed` reads them.
-
-    Args:
-        targets: [M, K], rows sum to 1.
-        student_features: [M, D], any norm above 0.
-
-    Returns:
-        0-d fp32 tensors (fp64 for fp64), each NaN when M < 2, as one row tells nothing:
-        ``prototype_use``: share of min(M, K) prototypes that are the largest of some row, 0 .. 1.
-        ``target_entropy``: mean entropy of the rows / ln K; 0 one-hot, 1 uniform.
-        ``marginal_entropy``: entropy of the mean row / ln K; 0 one prototype for all, 1 equal use.
-        ``feature_std``: root mean square distance of the unit-norm features from their mean; 0
-        constant, 1 spread over the sphere (SimSiam's, arXiv 2011.10566, times sqrt(D)).
-    """
-    targets = _full(targets)
-    rows, num_prototypes = targets.shape
-    features = F.normalize(_full(student_features), dim=1)
-    used = targets.new_zeros(num_prototypes).scatter_(0, targets.argmax(1), 1.0)
-    health = {
-        "prototype_use": used.sum() / max(1, min(rows, num_prototypes)),
-        "target_entropy": torch.special.entr(targets).sum(1).mean() / math.log(num_prototypes),
-        "marginal_entropy": torch.special.entr(targets.mean(0)).sum() / math.log(num_prototypes),
-        "feature_std": (features - features.mean(0)).square().sum(1).mean().sqrt(),
-    }
-    return health if rows > 1 else {k: torch.full_like(v, math.nan) for k, v in health.items()}
-
-
-def collapsed(health: Mapping[str, Tensor]) -> Tensor:
-    """Whether the figures of :func:`prototype_health`, of one batch or averaged, show a collapse.
-
-    The alarm goes off when any of these holds, and stays silent on NaN:
-    ``feature_std`` < 0.01: the student says the same of every input (mean cosine above 0.9999);
-    ``marginal_entropy`` < 0.05: one prototype takes (almost) every row;
-    ``marginal_entropy - target_entropy`` < 0.001: this is the mutual information of row and
-    prototype, in units of ln K. It is 0 exactly when all rows have one target, uniform or not.
-
-    Returns a 0-d bool tensor (a bool, when given floats).
-    """
-    information = health["marginal_entropy"] - health["target_entropy"]
-    return (
-        (health["feature_std"] < 0.01) | (health["marginal_entropy"] < 0.05) | (information < 1e-3)
-    )
 
 
 def _full(x: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from slap_fast import blockwise, distributed, losses
+from slap_fast import blockwise, distillation, distributed, losses
 from slap_fast.batch import PackedBatch
 from slap_fast.config import TrainConfig
+from slap_fast.distillation import Targets
 from slap_fast.runstate import TrainState
 
 Rows = Sequence[dict[str, int]]
@@ -35,8 +36,8 @@ class Cached(NamedTuple):
     """0-d: the step's contrastive loss at its first pack, 0 at the others."""
     gradients: list[Tensor]
     """Of that loss: at the pack's audio and text features, logit scale and logit bias."""
-    targets: Tensor | None
-    """[M, K] of the pack's masked patches."""
+    targets: Targets | None
+    """Of the pack's masked patches."""
 
 
 def batch_losses(
@@ -70,11 +71,10 @@ def batch_losses(
     if weights.ssl:
         targets = cached and cached.targets
         if targets is None:
-            targets = teacher_targets(state, state.teacher(batch), rows, temperature)
-        loss = as_graph(config, losses.self_distillation_loss)
-        temperature = config.model.ssl.student_temperature
-        values["ssl"] = loss(out.student_features, out.prototypes, targets, temperature)
-        health = as_graph(config, losses.prototype_health)(targets, out.student_features)
+            targets = teacher_targets(state, *state.teacher(batch), rows, temperature)
+        loss = as_graph(config, distillation.self_distillation_loss)
+        student = out.student_features, out.prototypes
+        values["ssl"], health = loss(*student, targets, config.model.ssl.student_temperature)
     if weights.caption:
         in_graph = weights.caption_impl != "liger"  # which reads back to the host
         loss = as_graph(config, losses.caption_loss) if in_graph else losses.caption_loss
@@ -98,22 +98,23 @@ def first_pass(
     weights, device = state.config.loss, state.device
     shared = state.config.model.ssl.student_pass == "shared"
     needed = dataclasses.replace(weights, caption=0.0, ssl=weights.ssl if shared else 0.0)
-    rng_states, outs, scores = [], [], []
+    rng_states, outs, teachers = [], [], []
     for batch in batches:
         batch = batch.to(device)
         rng_states.append(_rng_state(device))
         if weights.contrastive:
             outs.append(state.replica(batch, needed))
         if weights.ssl:
-            scores.append(state.teacher(batch))
+            teachers.append(state.teacher(batch))
     loss, gradients = None, [[] for _ in batches]
     if weights.contrastive:
         loss, gradients = _contrastive_gradients(state, outs, batches, rows)
     targets = [None] * len(batches)
     if weights.ssl:
-        sizes = [len(x) for x in scores]
-        scores = torch.cat(scores)  # by its name, so that the parts are free
-        targets = teacher_targets(state, scores, rows, temperature).split(sizes)
+        parts = [features for features, _ in teachers]
+        whole = teacher_targets(state, torch.cat(parts), teachers[0][1], rows, temperature)
+        sizes = [len(part) for part in parts]
+        targets = [whole._replace(features=part) for part in whole.features.split(sizes)]
     here = [loss if i == 0 or loss is None else torch.zeros_like(loss) for i in range(len(batches))]
     return [Cached(*each) for each in zip(rng_states, here, gradients, targets, strict=True)]
 
@@ -181,18 +182,22 @@ def _contrastive(
     return loss(audio, text, logit_scale, groups=groups)
 
 
-def teacher_targets(state: TrainState, scores: Tensor, rows: Rows, temperature: float) -> Tensor:
-    """The teacher's scores [M, K], of all ranks' rows together, as targets; moves the centre."""
+def teacher_targets(
+    state: TrainState, features: Tensor, prototypes: Tensor, rows: Rows, temperature: float
+) -> Targets:
+    """What the teacher's features [M, D] and prototypes [K, D] ask of the student, all ranks' rows
+    together; moves the centre."""
     ssl = state.config.model.ssl
+    teacher = features, prototypes
     if ssl.targets == "sinkhorn":
+        options = temperature, ssl.sinkhorn_iterations
         if distributed.world_size() == 1:
-            sinkhorn = as_graph(state.config, losses.sinkhorn)
-            return sinkhorn(scores, temperature, ssl.sinkhorn_iterations)
-        over_rows = distributed.logsumexp_rows  # waits for other ranks: no part of a graph
-        return losses.sinkhorn(scores, temperature, ssl.sinkhorn_iterations, over_rows)
-    targets = losses.centered_targets(scores, state.teacher.center, temperature)
-    row = distributed.mean_rows(scores, [each["ssl"] for each in rows])
-    losses.update_center(state.teacher.center, row, ssl.center_momentum)
+            return as_graph(state.config, distillation.sinkhorn)(*teacher, *options)
+        # Waits for other ranks: no part of a graph.
+        return distillation.sinkhorn(*teacher, *options, distributed.logsumexp)
+    targets = distillation.centered_targets(*teacher, state.teacher.center, temperature)
+    mean = distributed.mean_rows(features, [each["ssl"] for each in rows])
+    distillation.update_center(state.teacher.center, mean, prototypes, ssl.center_momentum)
     return targets
 
 

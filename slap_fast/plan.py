@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from slap_fast import losses
+from slap_fast import distillation, losses
 from slap_fast.config import ModelConfig, TrainConfig
 from slap_fast.models.slap import SlapModel
 
@@ -17,8 +17,6 @@ RESERVED = 0.1
 """Share of a device that the driver, its libraries and fragments of memory take."""
 LOSS_BLOCKS = 3
 """Blocks of fp32 logits that exist beside each other in a loss: theirs, probabilities, copies."""
-SCORES = 3
-"""[M, K] in fp32 beside each other while targets are made: scores, targets, and one between."""
 
 
 class Saved(NamedTuple):
@@ -75,7 +73,7 @@ def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
     teacher = counts.pop("teacher") * bool(config.loss.ssl)
     trained = sum(counts.values())
     largest_block = max(
-        losses.CAPTION_ROWS * model.text.vocab_size, losses.PROTOTYPE_ROWS * ssl.prototypes
+        losses.CAPTION_ROWS * model.text.vocab_size, distillation.ROWS * ssl.prototypes
     )
     fixed = {
         "parameters": 4 * trained,
@@ -89,19 +87,18 @@ def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
     saved = saved_for_backward(model, config.compile)
     masked = ssl.mask_ratio * ssl.mask_clips if config.loss.ssl else 0.0
     clip = model.mel.num_patches(round(SECONDS_PER_CLIP * model.mel.sample_rate))
-    whole = 4 * masked * config.batch_size * clip * ssl.prototypes * config.grad_cache
-    if whole:
-        fixed["targets of the whole batch"] = whole
+    # The teacher's features are in fp32; under autocast the product with the prototypes has a copy.
+    taught = masked * ssl.bottleneck_size * (4 if low == 4 else 6)
+    if config.grad_cache and masked:
+        fixed["teacher's features of the whole batch"] = taught * config.batch_size * clip
     per_token = {
         "activations, audio": low * saved.audio_token + 4 * model.mel.patch_dim,
         "activations, masked patches": masked * low * saved.masked_patch,
-        "scores and targets": 4 * SCORES * masked * ssl.prototypes,
+        "teacher's features": taught,
         "activations, text": low * saved.text_token * TOKENS_PER_CAPTION / clip,
     }
     left = memory - sum(fixed.values())
-    # Scores of the whole batch are there before any pack's activations.
-    fits = left >= (SCORES - 1) * whole
-    tokens = max(0, int(left / sum(per_token.values()))) if fits else 0
+    tokens = max(0, int(left / sum(per_token.values())))
     return {
         "memory": memory,
         "trained_parameters": trained,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from slap_fast import checkpoint, distributed, losses, objective, storage
+from slap_fast import checkpoint, distillation, distributed, losses, objective, storage
 from slap_fast.batch import PackedBatch
 from slap_fast.config import TrainConfig, to_dict
 from slap_fast.data.clips import ClipSource
@@ -302,7 +302,7 @@ def _row(state: TrainState, metrics: dict[str, Tensor]) -> dict[str, float]:
     row = {"step": state.step, "lr": learning_rate(state.config, state.step - 1)}
     row |= {name: float(value) for name, value in metrics.items()}
     if state.teacher is not None:
-        row["collapsed"] = int(losses.collapsed(row))
+        row["collapsed"] = int(distillation.collapsed(row))
     tally = state.tally
     clips = {"seen": tally.seen, "bad": tally.bad.total(), "warned": tally.warned.total()}
     return row | clips | {"skipped": state.skipped}

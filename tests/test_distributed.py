@@ -173,7 +173,7 @@ def spoil(state, batches, phase, value):
     if phase == "loss":
         losses.caption_loss = lambda *args, **options: real(*args, **options) + value
         return lambda: setattr(losses, name, real)
-    return real.register_forward_hook(lambda module, args, scores: scores * value).remove
+    return real.register_forward_hook(lambda module, args, out: (out[0] * value, out[1])).remove
 
 
 def skipped_steps(world_size):

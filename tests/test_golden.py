@@ -11,7 +11,7 @@ import pytest
 import runs
 import torch
 
-from slap_fast import losses, runstate
+from slap_fast import distillation, runstate
 from slap_fast import train as training
 from slap_fast.batch import PackedBatch, PackedText
 from slap_fast.config import override
@@ -83,7 +83,7 @@ def healthy(seed, steps):
 def alarm(state, data):
     metrics = training.train_step(state, data[state.step].batches)
     state.step += 1
-    return bool(losses.collapsed(metrics))
+    return bool(distillation.collapsed(metrics))
 
 
 @pytest.mark.slow
@@ -123,9 +123,9 @@ def test_a_collapse_raises_the_alarm(collapse, seed, figure):
 
 
 def test_the_alarm_is_written_where_a_user_looks(tmp_path, monkeypatch):
-    real = losses.prototype_health
+    real = distillation._health
     constant = {"feature_std": torch.tensor(0.0)}
-    monkeypatch.setattr(losses, "prototype_health", lambda *args: real(*args) | constant)
+    monkeypatch.setattr(distillation, "_health", lambda *args: real(*args) | constant)
     runs.go(tmp_path, override(runs.TINY, {"steps": 1}))
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert row["collapsed"] == 1 and math.isfinite(row["loss"])

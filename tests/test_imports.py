@@ -19,8 +19,8 @@ LAYERS = (
     {"train", "runstate", "objective", "evaluate", "demo", "report", "doctor", "parity", "interop"}
     | {"data_cli", "export"},
     {"inference", "flops", "plan"},
-    {"batch", "blockwise", "checkpoint", "console", "data", "distributed", "journal", "liger"}
-    | {"losses", "metrics", "models", "signals", "storage", "tally"},
+    {"batch", "blockwise", "checkpoint", "console", "data", "distillation", "distributed"}
+    | {"journal", "liger", "losses", "metrics", "models", "signals", "storage", "tally"},
     {"ops", "checks", "flash", "opaque"},
     {"reference", "kernels", "_C", "config"},
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import weakref
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from slap_fast import losses
+from slap_fast import distillation, losses
 
 F64 = torch.float64
 SCALE, BIAS = torch.tensor(7.0, dtype=F64), torch.tensor(-3.0, dtype=F64)
@@ -194,100 +193,7 @@ class TestPairs:
             losses.contrastive_loss(unit(5, 8), unit(*text_shape), SCALE, groups=groups)
 
 
-class TestTargets:
-    @pytest.mark.parametrize("iterations", [1, 3])
-    def test_sinkhorn_equals_normalising_by_turns(self, iterations):
-        scores = normal(12, 5).numpy()
-        expected = np.exp(scores / 0.3)
-        for _ in range(iterations):
-            expected /= expected.sum(0, keepdims=True)
-            expected /= expected.sum(1, keepdims=True)
-        result = losses.sinkhorn(torch.from_numpy(scores), 0.3, iterations)
-        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-12)
-
-    def test_sinkhorn_marginals(self):
-        scores = normal(96, 16) + 2 * normal(16, seed=1)  # some prototypes are everyone's favourite
-        result = losses.sinkhorn(scores, 0.5, 50)
-        np.testing.assert_allclose(result.sum(1), 1.0, rtol=1e-12)
-        np.testing.assert_allclose(result.sum(0), 96 / 16, rtol=1e-3)
-        assert (scores / 0.5).softmax(1).sum(0).max() > 3 * 96 / 16
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_sinkhorn_of_extreme_scores(self, dtype):
-        scores = (400.0 * normal(64, 16).sign()).to(dtype)  # scores / temperature = +-1e4
-        scores[0] = 400.0
-        scores[:, 0] = -400.0
-        result = losses.sinkhorn(scores, 0.04, 3)
-        assert result.dtype == torch.float32 and result.isfinite().all()
-        np.testing.assert_allclose(result.sum(1), 1.0, rtol=1e-6)
-
-    def test_sinkhorn_of_nothing_and_without_gradient(self):
-        assert losses.sinkhorn(torch.zeros(0, 5), 0.1, 3).shape == (0, 5)
-        assert not losses.sinkhorn(normal(4, 5).requires_grad_(), 0.1, 3).requires_grad
-        with pytest.raises(ValueError, match="iterations: found 0"):
-            losses.sinkhorn(torch.zeros(4, 5), 0.1, 0)
-
-    def test_centering(self):
-        scores, center = normal(6, 5), normal(5, seed=1)
-        targets = losses.centered_targets(scores.requires_grad_(), center, 0.2)
-        expected = log_softmax((scores.detach().numpy() - center.numpy()) / 0.2, 1)
-        np.testing.assert_allclose(targets, np.exp(expected), rtol=1e-12)
-        assert not targets.requires_grad
-
-    def test_center_moves_in_place(self):
-        scores, center = normal(6, 5), normal(5, seed=1)
-        expected = 0.9 * center.numpy() + 0.1 * scores.numpy().mean(0)
-        losses.update_center(center, scores, 0.9)
-        np.testing.assert_allclose(center, expected, rtol=1e-12)
-        losses.update_center(center, scores[:0], 0.9)
-        np.testing.assert_allclose(center, expected, rtol=1e-12)
-
-
 CHUNKS = pytest.mark.parametrize("chunk_size", [1, 4, 5, 100], ids=lambda n: f"chunks_of_{n}")
-
-
-class TestSelfDistillation:
-    def inputs(self, rows=10, dtype=F64):
-        targets = normal(rows, 7, seed=3).softmax(1).to(dtype)
-        features, prototypes = unit(rows, 6, seed=1, dtype=dtype), unit(7, 6, seed=2, dtype=dtype)
-        return features.requires_grad_(), prototypes.requires_grad_(), targets
-
-    @CHUNKS
-    def test_formula_and_gradients(self, chunk_size):
-        features, prototypes, targets = self.inputs()
-        scores = features.detach().numpy() @ prototypes.detach().numpy().T / 0.1
-        expected = -(targets.numpy() * log_softmax(scores, 1)).sum(1).mean()
-        loss = losses.self_distillation_loss(features, prototypes, targets, 0.1, chunk_size)
-        assert loss.item() == pytest.approx(expected, abs=1e-12)
-        assert torch.autograd.gradcheck(
-            lambda x, p: losses.self_distillation_loss(x, p, targets, 0.1, chunk_size),
-            (features, prototypes),
-        )
-
-    def test_no_rows_give_zero(self):
-        features, prototypes, targets = self.inputs(rows=0)
-        loss = losses.self_distillation_loss(features, prototypes, targets, 0.1)
-        loss.backward()
-        assert loss.item() == 0 and features.grad.shape == (0, 6) and not prototypes.grad.any()
-
-    def test_bf16_scores_meet_an_fp32_softmax(self):
-        features, prototypes, targets = self.inputs(dtype=torch.bfloat16)
-        scores = (features @ prototypes.T).to(F64) / 0.1
-        loss = losses.self_distillation_loss(features, prototypes, targets.float(), 0.1)
-        assert loss.dtype == torch.float32
-        expected = F.cross_entropy(scores, targets.to(F64))
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-
-    def test_extreme_scores_are_finite(self):
-        features, prototypes, targets = self.inputs(dtype=torch.float32)
-        loss = losses.self_distillation_loss(features, prototypes, targets, 1e-4)
-        loss.backward()
-        assert loss.isfinite() and features.grad.isfinite().all()
-
-    def test_rejects_shapes(self):
-        features, prototypes, targets = self.inputs()
-        with pytest.raises(ValueError, match=r"targets: found shape \[9, 7\], expected \[10, 7\]"):
-            losses.self_distillation_loss(features, prototypes, targets[1:], 0.1)
 
 
 class TestCaption:
@@ -415,91 +321,11 @@ class TestTotal:
             losses.total_loss({"clap": torch.tensor(1.0)}, self.weights)
 
 
-def clusters(seed, rows=128, width=32, prototypes=64, spread=0.3):
-    """Unit features around 10 centres that share a common direction, and unit prototypes."""
-    centres = unit(10, width, seed=seed) + unit(1, width, seed=seed + 1000)
-    labels = torch.arange(rows) % 10
-    noise = spread * unit(rows, width, seed=seed + 2000)
-    features = F.normalize(centres[labels] + noise, dim=1)
-    return features.float(), unit(prototypes, width, seed=seed + 3000, dtype=torch.float32)
-
-
-def health_of(features, prototypes, student=None, targets="sinkhorn", temperature=0.07):
-    scores = features @ prototypes.T
-    if targets == "sinkhorn":
-        targets = losses.sinkhorn(scores, temperature, 3)
-    else:
-        targets = losses.centered_targets(scores, torch.zeros(scores.shape[1]), temperature)
-    return losses.prototype_health(targets, features if student is None else student)
-
-
-def collapse(kind, seed):
-    features, prototypes = clusters(seed)
-    constant = features[:1] + 1e-4 * unit(*features.shape, seed=seed + 1)
-    if kind == "constant_features_sinkhorn":
-        return health_of(constant.float(), prototypes)
-    if kind == "constant_features_centering":
-        return health_of(constant.float(), prototypes, targets="centering")
-    if kind == "constant_student":
-        return health_of(features, prototypes, student=constant)
-    if kind == "one_prototype":
-        favourite = F.normalize(features.mean(0), dim=0)
-        return health_of(features, torch.cat([prototypes[1:], 20 * favourite[None]]), targets="raw")
-    if kind == "one_prototype_but_for_a_few":
-        targets = torch.eye(64)[torch.zeros(1000, dtype=torch.int64)]
-        targets[:5] = torch.eye(64)[1:6]
-        return losses.prototype_health(targets, unit(1000, 32, seed=seed))
-    return health_of(features, 1e-3 * prototypes)  # uniform targets: every score is about 0
-
-
-COLLAPSES = [
-    "constant_features_sinkhorn",
-    "constant_features_centering",
-    "constant_student",
-    "one_prototype",
-    "one_prototype_but_for_a_few",
-    "uniform_targets",
-]
-
-
-class TestHealth:
-    def test_figures_by_hand(self):
-        targets = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0.5, 0, 0]], dtype=F64)
-        features = torch.tensor([[3.0, 0], [0, 0.5], [0, -2.0]], dtype=F64)
-        health = losses.prototype_health(targets, features)
-        assert health["prototype_use"].item() == pytest.approx(2 / 3)
-        assert health["target_entropy"].item() == pytest.approx(math.log(2) / 3 / math.log(4))
-        assert health["marginal_entropy"].item() == pytest.approx(math.log(2) / math.log(4))
-        # Unit features (1, 0), (0, 1), (0, -1): mean (1/3, 0), mean square norm 1.
-        assert health["feature_std"].item() == pytest.approx(math.sqrt(1 - 1 / 9))
-
-    @pytest.mark.parametrize("kind", COLLAPSES)
-    def test_a_collapse_is_caught(self, kind):
-        assert all(losses.collapsed(collapse(kind, seed)) for seed in range(5))
-
-    @pytest.mark.parametrize("seed", range(20))
-    def test_healthy_data_raise_no_alarm(self, seed):
-        rows, spread = (2, 16, 128, 600)[seed % 4], (0.1, 1.0)[seed // 4 % 2]
-        features, prototypes = clusters(seed, rows=rows, spread=spread)
-        for kind in ("sinkhorn", "centering"):
-            for temperature in (0.04, 0.07):
-                health = health_of(features, prototypes, targets=kind, temperature=temperature)
-                assert not losses.collapsed(health), health
-
-    @pytest.mark.parametrize("rows", [0, 1])
-    def test_one_row_tells_nothing(self, rows):
-        health = losses.prototype_health(torch.eye(4)[:rows], torch.eye(3)[:rows])
-        assert all(value.isnan() for value in health.values())
-        assert not losses.collapsed(health)
-
-    def test_floats_do_as_well(self):
-        health = {name: value.item() for name, value in collapse("one_prototype", 0).items()}
-        assert losses.collapsed(health) is True
-
-
 ROWS, WIDTH, COLUMNS = 256, 8, 200
 LARGE = {
-    "ssl": lambda x, y, size: losses.self_distillation_loss(x, y, targets(), 0.1, size),
+    "ssl": lambda x, y, size: distillation.self_distillation_loss(
+        x, y, distillation.sinkhorn(x.roll(1, 0), y.flip(0), 0.1, 3, chunk_size=size), 0.1, size
+    )[0],
     "caption": lambda x, y, size: losses.caption_loss(x, y, torch.arange(ROWS) % 200, -1, size),
     "contrastive": lambda x, y, size: losses.contrastive_loss(
         x, x.flip(0), torch.tensor(9.0), block_size=size
@@ -510,17 +336,11 @@ LARGE = {
 }
 
 
-@functools.cache
-def targets():
-    return normal(ROWS, COLUMNS, seed=3).softmax(1)
-
-
 @pytest.mark.parametrize("loss", LARGE.values(), ids=LARGE)
 def test_all_logits_never_exist(loss):
     def peak(size):
         rows = unit(ROWS, WIDTH, seed=1).requires_grad_()
         columns = unit(COLUMNS, WIDTH, seed=2).requires_grad_()
-        targets()
         with Peak() as seen:
             loss(rows, columns, size).backward()
         return seen.most
@@ -530,20 +350,21 @@ def test_all_logits_never_exist(loss):
 
 
 def test_everything_compiles_without_a_graph_break():
-    def step(audio, text, groups, features, prototypes, scores, hidden, labels):
-        targets = losses.sinkhorn(scores, 0.05, 3)
-        student = losses.self_distillation_loss(features, prototypes, targets, 0.1, chunk_size=4)
+    def step(audio, text, groups, features, prototypes, teacher, hidden, labels):
+        targets = distillation.sinkhorn(teacher, prototypes.flip(0), 0.05, 3, chunk_size=4)
+        student, health = distillation.self_distillation_loss(
+            features, prototypes, targets, 0.1, chunk_size=4
+        )
         parts = {
             "contrastive": losses.contrastive_loss(audio, text, SCALE, groups=groups)
             + losses.sigmoid_contrastive_loss(audio, text, SCALE, BIAS, groups=groups),
             "ssl": student,
             "caption": losses.caption_loss(hidden, prototypes, labels, chunk_size=4),
         }
-        health = losses.prototype_health(targets, features)
-        return losses.total_loss(parts, TestTotal.weights), losses.collapsed(health)
+        return losses.total_loss(parts, TestTotal.weights), distillation.collapsed(health)
 
     arguments = [unit(5, 8, seed=1), unit(5, 8, seed=2), torch.tensor([0, 1, 1, 2, 3])]
-    arguments += [unit(10, 6, seed=3), unit(7, 6, seed=4), normal(10, 7, seed=5)]
+    arguments += [unit(10, 6, seed=3), unit(7, 6, seed=4), unit(10, 6, seed=5)]
     arguments += [normal(9, 6, seed=6), torch.arange(9) % 7]
     for index in (0, 1, 3, 4, 6):
         arguments[index].requires_grad_()
@@ -559,21 +380,22 @@ def test_everything_compiles_without_a_graph_break():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["cross", "soft_cross", "group_cross", "group_sigmoid"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "distillation", "group_cross_entropy", "group_sigmoid"]
+)
 def test_a_block_compiled_is_the_block_as_it_is(name, dtype):
     """What a GPU has under torch.compile; for the products in bf16 too."""
-    name = f"linear_{name}" + ("" if name == "group_sigmoid" else "_entropy")
     rows, matrix = unit(10, 6, seed=1).float(), unit(7, 6, seed=2).float()
     columns = torch.tensor([[0], [1], [1], [2], [3], [4], [5]])
     picks = torch.arange(10) % 7
-    target, option = {
-        "linear_cross_entropy": (picks.where(picks != 3, -100), -100.0),
-        "linear_soft_cross_entropy": (normal(10, 7, seed=3).softmax(1).float(), 0.1),
-    }.get(name, (columns[picks], 0.0))
-    run = getattr(torch.ops.slap_fast, name).default
+    teacher, bias = unit(7, 6, seed=4).to(dtype), normal(7, seed=5).float()
+    inputs = {
+        "cross_entropy": (picks.where(picks != 3, -100), None, None, [-100.0]),
+        "distillation": (unit(10, 6, seed=3).to(dtype), teacher, bias, [0.1, 0.07]),
+    }.get(name, (columns[picks], columns, None, []))
+    run = getattr(torch.ops.slap_fast, f"linear_{name}").default
     plain, compiled = (
-        run(rows, matrix, target, columns, option, 4, dtype, True, compiled)
-        for compiled in (False, True)
+        run(rows, matrix, *inputs, 4, dtype, True, compiled) for compiled in (False, True)
     )
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     for ours, theirs in zip(compiled, plain, strict=True):
@@ -584,8 +406,8 @@ def test_a_block_compiled_is_the_block_as_it_is(name, dtype):
 def test_repeats_are_bitwise_equal():
     def gradients():
         hidden, weight = normal(300, 32).requires_grad_(), normal(50, 32, seed=1).requires_grad_()
-        targets = losses.sinkhorn(normal(300, 50, seed=2), 0.1, 3)
-        loss = losses.self_distillation_loss(hidden, weight, targets, 0.1, chunk_size=64)
+        targets = distillation.sinkhorn(normal(300, 32, seed=2), normal(50, 32), 0.1, 3, None, 64)
+        loss, _ = distillation.self_distillation_loss(hidden, weight, targets, 0.1, chunk_size=64)
         loss = loss + losses.caption_loss(hidden, weight, torch.arange(300) % 50, chunk_size=64)
         return torch.cat([x.flatten() for x in torch.autograd.grad(loss, (hidden, weight))])
 

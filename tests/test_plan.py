@@ -7,7 +7,7 @@ import runs
 import torch
 from test_losses import Peak
 
-from slap_fast import cli, losses, ops, plan, runstate
+from slap_fast import cli, distillation, ops, plan, runstate
 from slap_fast import train as training
 from slap_fast.config import override, slap_base
 from slap_fast.data.loader import TrainSteps
@@ -102,21 +102,21 @@ def test_more_memory_fits_more_and_too_little_nothing(capsys):
     assert "does not fit" in capsys.readouterr().out
 
 
-def test_targets_of_a_cached_batch_are_counted():
-    """2,048 clips of 252 patches, half of them masked, 8,192 prototypes, fp32."""
+def test_what_a_cached_batch_keeps_is_counted():
+    """2,048 clips of 252 patches, half of them masked, features of 256, fp32 and bf16."""
     cached = override(slap_base(), {"grad_cache": True})
     found = plan.plan(cached, 80e9)
-    assert found["fixed_bytes"]["targets of the whole batch"] == 2048 * 126 * 8192 * 4
+    assert found["fixed_bytes"]["teacher's features of the whole batch"] == 2048 * 126 * 256 * 6
     assert found["max_tokens"] < plan.plan(slap_base(), 80e9)["max_tokens"]
-    assert plan.plan(cached, 24e9)["max_tokens"] == 0
-    assert plan.plan(override(cached, {"batch_size": 512}), 24e9)["max_tokens"] > 0
 
 
-def test_making_targets_holds_as_many_scores_as_are_counted():
-    scores = torch.randn(200, 50)
+def test_self_distillation_holds_as_many_blocks_as_are_counted():
+    features, prototypes = (torch.randn(n, 4) for n in (300, 200))
+    student = torch.randn(300, 4, requires_grad=True)
     with Peak() as seen:
-        losses.sinkhorn(scores, 0.1, 3)
-    assert scores.numel() + seen.most == pytest.approx(plan.SCORES * scores.numel(), rel=0.05)
+        targets = distillation.sinkhorn(features, prototypes, 0.1, 3, chunk_size=30)
+        distillation.self_distillation_loss(student, prototypes, targets, 0.1, 30)
+    assert seen.most / (30 * 200) == pytest.approx(plan.LOSS_BLOCKS, abs=0.8)
 
 
 @pytest.mark.parametrize("text", ["24", "GB", "-1GB", "nanGB", "24TB"])

@@ -187,7 +187,8 @@ class Teacher(nn.Module):
         torch._foreach_lerp_([*map(local, ours)], [*map(local, theirs)], 1.0 - momentum)
 
     @torch.no_grad()
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Prototype scores at the student's masked patches, [M, K], before any temperature."""
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Features [M, bottleneck] at the student's masked patches, and prototypes [K, bottleneck],
+        both unit norm; scores are features @ prototypes.T."""
         features = self.audio_encoder(batch.masked_audio)[batch.mask_indices]
-        return self.prototype_head(features) @ self.prototype_head.prototypes.T
+        return self.prototype_head(features), self.prototype_head.prototypes

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from slap_fast import losses
+from slap_fast import distillation, losses
 from slap_fast.batch import PackedBatch, PackedText
 from slap_fast.config import (
     AudioEncoderConfig,
@@ -58,14 +58,14 @@ def make_batch(dtype: torch.dtype, clips: list[int] | None = None) -> PackedBatc
     return PackedBatch(audio, text, labels, groups, masks, len(members), start)
 
 
-def three_losses(model, teacher, outputs, scores, labels):
+def three_losses(model, outputs, taught, labels):
     pair = (outputs["audio_features"], outputs["text_features"])
-    targets = losses.sinkhorn(scores, 0.05, 3)
+    targets = distillation.sinkhorn(*taught, 0.05, 3)
     return {
         "contrastive": losses.contrastive_loss(*pair, model.logit_scale),
-        "ssl": losses.self_distillation_loss(
+        "ssl": distillation.self_distillation_loss(
             outputs["student_features"], model.prototype_head.prototypes, targets, 0.1
-        ),
+        )[0],
         "caption": losses.caption_loss(
             outputs["caption_hidden"], model.caption_decoder.token_embedding.weight, labels
         ),
@@ -81,9 +81,9 @@ def run(model, teacher, batches):
     model.zero_grad()
     parts = [model(batch, ALL) for batch in batches]
     outputs = {name: torch.cat([getattr(part, name) for part in parts]) for name in PER_CLIP}
-    scores = torch.cat([teacher(batch) for batch in batches])
+    taught = torch.cat([teacher(batch)[0] for batch in batches]), teacher.prototype_head.prototypes
     labels = torch.cat([batch.labels for batch in batches])
-    values = three_losses(model, teacher, outputs, scores, labels)
+    values = three_losses(model, outputs, taught, labels)
     gradients = {}
     for name, value in values.items():
         model.zero_grad()
@@ -146,9 +146,10 @@ def test_teacher_sees_every_patch_and_carries_no_gradient():
     model, batch = small_model(), make_batch(torch.float64)
     teacher = Teacher(model)
     expected = model.prototype_head(model.audio_encoder(batch.audio)[batch.mask_indices])
-    scores = teacher(batch)
-    assert torch.allclose(scores, expected @ model.prototype_head.prototypes.T)
-    assert not scores.requires_grad and not any(p.requires_grad for p in teacher.parameters())
+    features, prototypes = teacher(batch)
+    assert torch.allclose(features, expected)
+    assert torch.allclose(prototypes, model.prototype_head.prototypes)
+    assert not any(x.requires_grad for x in (features, prototypes, *teacher.parameters()))
 
 
 def test_teacher_follows_the_student_by_its_momentum():
