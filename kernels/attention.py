@@ -368,18 +368,24 @@ def compile_cases() -> Iterator[CompileCase]:
             yield compile_case(name, kernel, dtype, constexprs, num_warps, num_stages, target)
 
 
-def schedule_tiles(cu_seqlens: Tensor, total_tokens: int) -> Tensor:
-    """(sequence, tile in it) of every tile of packed rows, int32 [total_tokens // TILE + B, 2].
+def num_tiles(cu_seqlens: Tensor, total_tokens: int) -> int:
+    """How many tiles a schedule has: an upper bound, which needs no sync."""
+    num_sequences = len(cu_seqlens) - 1
+    return total_tokens // TILE.value + num_sequences if num_sequences else 0
 
-    cu_seqlens int32 [B + 1]. On its device and without a sync, so their number is an upper bound;
-    those too many lie past the end of the last sequence.
+
+def schedule_tiles(cu_seqlens: Tensor, total_tokens: int) -> Tensor:
+    """(sequence, tile in it) of every tile of packed rows, int32 [num_tiles, 2].
+
+    cu_seqlens int32 [B + 1]. On its device and without a sync; tiles too many lie past the end of
+    the last sequence.
     """
-    if (num_sequences := len(cu_seqlens) - 1) == 0:
+    if len(cu_seqlens) == 1:
         return cu_seqlens.new_empty(0, 2)
     tiles = (cu_seqlens.diff() + (TILE.value - 1)) // TILE.value
     ends = tiles.cumsum(0)
-    tile = torch.arange(total_tokens // TILE.value + num_sequences, device=cu_seqlens.device)
-    sequence = torch.searchsorted(ends, tile, right=True).clamp(max=num_sequences - 1)
+    tile = torch.arange(num_tiles(cu_seqlens, total_tokens), device=cu_seqlens.device)
+    sequence = torch.searchsorted(ends, tile, right=True).clamp(max=len(cu_seqlens) - 2)
     return torch.stack((sequence, tile - (ends - tiles)[sequence]), dim=1).int()
 
 

@@ -5,6 +5,7 @@ found and what was expected.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,6 +97,18 @@ def check_sequences(
         raise ValueError(
             f"{max_name}: found {max_seqlen}, expected at least {int(lengths.max())}, the longest "
             f"length in {name}"
+        )
+
+
+def check_schedule(name: str, schedule: Tensor, tiles: int, make: Callable[[], Tensor]) -> None:
+    """Against the one of ``tiles`` that ``make`` makes; its values only if cheap.
+
+    That of other sequences would leave rows of the output unwritten.
+    """
+    check_tensor(name, schedule, (torch.int32,), (tiles, 2))
+    if _values_are_cheap(schedule) and not torch.equal(schedule, make()):
+        raise ValueError(
+            f"{name}: found other tiles, expected attention_schedule's of these starts"
         )
 
 

@@ -9,8 +9,9 @@ request that cannot be met raises NotImplementedError: nothing falls back in sil
 tells what runs.
 
 Arguments are checked on every call: dtype, shape, device and a dense last axis. The values of
-``cu_seqlens`` are checked on a CPU, and elsewhere with ``SLAP_FAST_DEBUG=1``, as that syncs. Every
-mistake is a ValueError that names the argument, what was found and what was expected.
+``cu_seqlens`` and of a schedule are checked on a CPU, and elsewhere with ``SLAP_FAST_DEBUG=1``, as
+that syncs. Every mistake is a ValueError that names the argument, what was found and what was
+expected.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from slap_fast import flash, opaque
 from slap_fast.checks import (
     check_masks,
     check_rope,
+    check_schedule,
     check_sequences,
     check_starts,
     check_tensor,
@@ -219,6 +221,8 @@ def attention(
             raise ValueError(
                 f"max_seqlen_k: found {max_seqlen_k}, expected None without cu_seqlens_k"
             )
+        if schedule_k is not None:
+            raise ValueError("schedule_k: found tiles, expected None without cu_seqlens_k")
     else:
         check_sequences("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k, "k")
         if len(cu_seqlens_k) != len(cu_seqlens):
@@ -239,7 +243,10 @@ def attention(
         "softmax_scale": softmax_scale,
         "return_lse": return_lse,
     }
-    schedules = {"schedule": schedule, "schedule_k": schedule_k}
+    schedules = {
+        "schedule": (schedule, cu_seqlens, len(q)),
+        "schedule_k": (schedule_k, cu_seqlens_k, len(k)),
+    }
     module, schedules = _attention_module(impl, q, schedules)
     return module.attention(q, k, v, cu_seqlens, max_seqlen, **options, **schedules)
 
@@ -285,7 +292,8 @@ def attention_qkvpacked(
         "softmax_scale": softmax_scale,
         "return_lse": return_lse,
     }
-    module, schedules = _attention_module(impl, qkv, {"schedule": schedule})
+    schedules = {"schedule": (schedule, cu_seqlens, len(qkv))}
+    module, schedules = _attention_module(impl, qkv, schedules)
     return module.attention_qkvpacked(
         qkv, num_heads_kv, cu_seqlens, max_seqlen, **options, **schedules
     )
@@ -412,10 +420,15 @@ def which(
 
 
 def _attention_module(
-    impl: str | None, q: Tensor, schedules: dict[str, Tensor | None]
+    impl: str | None,
+    q: Tensor,
+    schedules: dict[str, tuple[Tensor | None, Tensor | None, int]],
 ) -> tuple[ModuleType, dict[str, Tensor | None]]:
-    """The module that runs attention on q (or qkv), and which of the schedules it takes."""
-    for name, schedule in schedules.items():
+    """The module that runs attention on q (or qkv), and which of the schedules it takes.
+
+    Each of them comes with the starts and the number of rows that it has to be of.
+    """
+    for name, (schedule, _, _) in schedules.items():
         if schedule is not None:
             check_tensor(name, schedule, (torch.int32,), ("tiles", 2), q.device)
     impl = _choose("attention", impl, q.device, q.dtype, _head_limits(q.shape[2]))
@@ -426,7 +439,11 @@ def _attention_module(
     # Here, so that importing the package does not import triton.
     from slap_fast.kernels import attention
 
-    return attention, schedules
+    for name, (schedule, starts, num_rows) in schedules.items():
+        if schedule is not None:
+            make = functools.partial(attention.schedule_tiles, starts, num_rows)
+            check_schedule(name, schedule, attention.num_tiles(starts, num_rows), make)
+    return attention, {name: schedule for name, (schedule, _, _) in schedules.items()}
 
 
 def _mel_limits(config: MelConfig) -> dict[str, str]:

@@ -135,6 +135,7 @@ BAD_ATTENTION = {
     "max_low": ({"max_seqlen": 3}, "max_seqlen: found 3, expected at least 4"),
     "max_float": ({"max_seqlen": 4.0}, "max_seqlen: found 4.0, expected an integer"),
     "max_k": ({"max_seqlen_k": 4}, "max_seqlen_k: found 4, expected None without"),
+    "schedule_k": ({"schedule_k": starts(0, 0)[None]}, "schedule_k: found tiles, expected None"),
     "window_low": ({"window_size": (-2, 0)}, r"window_size: found \(-2, 0\), expected"),
     "window_one": ({"window_size": (5,)}, "window_size: found"),
     "window_half": ({"window_size": (0.5, 1)}, "window_size: found"),

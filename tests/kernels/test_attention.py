@@ -361,6 +361,29 @@ def test_through_the_public_operations():
         ops.attention(wide, wide, wide, starts([3]), 3, impl="triton")
 
 
+def test_a_schedule_of_other_sequences_is_refused(chosen, monkeypatch):
+    qkv, k = torch.zeros(310, 3, 16, device=DEVICE), torch.zeros(70, 1, 16, device=DEVICE)
+    mine, theirs = starts([100, 30]), starts([50, 20])
+    schedule = ops.attention_schedule(mine, 100, 310)
+    schedule_k = ops.attention_schedule(theirs, 50, 70)
+    cross = {"cu_seqlens_k": theirs, "max_seqlen_k": 50}
+    ops.attention_qkvpacked(qkv, 1, mine, 100, schedule=schedule)
+    ops.attention(qkv[:, :1], k, k, mine, 100, schedule=schedule, schedule_k=schedule_k, **cross)
+    many = starts([8, 300, 2])
+    moved = ops.attention_schedule(starts([2, 8, 300]), 300, 310)
+    monkeypatch.setenv("SLAP_FAST_DEBUG", "1")
+    with pytest.raises(ValueError, match="schedule: found other tiles, expected"):
+        ops.attention(*qkv.split(1, 1), many, 300, schedule=moved)
+    for other in (
+        ops.attention_schedule(mine, 100, 130),
+        ops.attention_schedule(mine[:2], 100, 310),
+    ):
+        with pytest.raises(ValueError, match=r"schedule: found shape \[3, 2\], expected \[4, 2\]"):
+            ops.attention_qkvpacked(qkv, 1, mine, 100, schedule=other)
+    with pytest.raises(ValueError, match=r"schedule_k: found shape \[4, 2\], expected \[2, 2\]"):
+        ops.attention(qkv[:, :1], k, k, mine, 100, schedule_k=schedule, **cross)
+
+
 def compiled_problem(seed):
     generator = torch.Generator().manual_seed(seed)
     count = 3 + seed % 4
