@@ -2,7 +2,7 @@
 
 ``python mutants.py FOLDER`` makes the copy in FOLDER and prints pytest's exit codes as JSON: first
 that of all those tests on the copy as it is, then that of each bug. Every pytest is a fork of one
-process, so that torch and Triton are loaded once.
+process, so that what takes long to load is loaded once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ POOL = "kernels/test_map_pool.py::test_forward_and_gradients[torch.float32-100-3
 MEAN = "kernels/test_map_pool.py::test_a_mean_of_x_does_not_drown_the_gradient[torch.float16]"
 LOSSES = "test_losses.py"
 DISTILLATION = "test_distillation.py"
+TRAIN = "test_train.py"
+OF_ITS_NUMBER = (
+    f"{TRAIN}::test_a_step_has_the_temperatures_and_the_teacher_of_its_number"
+    "[sinkhorn-2-0.06-0.925]"
+)
 
 
 class Mutant(NamedTuple):
@@ -111,6 +116,12 @@ MUTANTS = [
         "kernels/test_attention.py::test_schedule",
     ),
     Mutant(
+        "slap_fast/checks.py",
+        "not torch.equal(schedule, make())",
+        "False",
+        "kernels/test_attention.py::test_a_schedule_of_other_sequences_is_refused",
+    ),
+    Mutant(
         "kernels/_packed.py",
         "lower * cos + upper * sin)",
         "lower * cos - upper * sin)",
@@ -164,6 +175,62 @@ MUTANTS = [
         "dist.all_reduce(grad)\n",
         "dist.all_reduce(grad)\n        grad /= world_size()\n",
         "test_distributed.py::test_losses_and_gradients_equal_those_of_one_rank[2]",
+    ),
+    # A step, and what a checkpoint keeps of a run.
+    Mutant(
+        "slap_fast/train.py",
+        "clip_grad_norm_(trained, config.clip_grad_norm)",
+        "clip_grad_norm_(trained, math.inf)",
+        f"{TRAIN}::test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm",
+    ),
+    Mutant(
+        "slap_fast/train.py",
+        "for group in state.optimizer.param_groups:\n",
+        "for group in state.optimizer.param_groups[:1]:\n",
+        f"{TRAIN}::test_a_step_moves_by_the_rate_of_its_number[4-0.0055]",
+    ),
+    Mutant(
+        "slap_fast/train.py",
+        "len(batch.mask_indices), len(batch.labels)",
+        "batch.masked_clips, len(batch.labels)",
+        f"{TRAIN}::test_the_gradient_of_uneven_packs_is_that_of_one[ssl]",
+    ),
+    Mutant(
+        "slap_fast/train.py",
+        "teacher.update(model, ema_momentum(config, step))",
+        "teacher.update(model, config.ema_momentum)",
+        OF_ITS_NUMBER,
+    ),
+    Mutant(
+        "slap_fast/objective.py",
+        "config.model.ssl.student_temperature",
+        "temperature",
+        OF_ITS_NUMBER,
+    ),
+    Mutant(
+        "slap_fast/objective.py",
+        "dloss.to(x.dtype) * x for x",
+        "x for x",
+        f"{TRAIN}::test_the_gradient_of_uneven_packs_is_that_of_one[weights]",
+    ),
+    Mutant(
+        "slap_fast/runstate.py",
+        '"skipped", "skipped_in_a_row", "evaluated"',
+        '"skipped", "evaluated"',
+        "test_resume.py::test_a_checkpoint_keeps_every_counter_and_the_random_numbers[0.25]",
+    ),
+    # Words in and out.
+    Mutant(
+        "slap_fast/inference.py",
+        "for text in templates for label in labels]",
+        "for label in labels for text in templates]",
+        "test_inference.py::test_several_templates_are_the_mean_of_their_vectors",
+    ),
+    Mutant(
+        "slap_fast/data/tokenizer.py",
+        "*line.ids[:room]",
+        "*line.ids[-room:]",
+        "data/test_tokenizer.py::test_a_long_caption_keeps_its_first_words_and_both_ends",
     ),
     # Tars of other tools.
     Mutant(
@@ -232,5 +299,6 @@ if __name__ == "__main__":
     sys.dont_write_bytecode = True  # a bug of the same length in the same second would be missed
     import torch  # noqa: F401
     import triton  # noqa: F401
+    from transformers.models.modernbert import modeling_modernbert  # noqa: F401
 
     main(Path(sys.argv[1]))

@@ -144,6 +144,20 @@ def test_classify_gives_probabilities_best_first(slap, waves):
     assert slap.classify(waves[0], ["a dog", "a cat", "rain"]) == pytest.approx(rows[0], abs=1e-4)
 
 
+def test_several_templates_are_the_mean_of_their_vectors(slap, waves):
+    labels, templates = ["a dog", "a cat", "rain"], ["the sound of {}", "{} on a roof of tin"]
+    each = [slap.embed_text([text.replace("{}", label) for text in templates]) for label in labels]
+    mean = np.stack(each).mean(1)
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    assert length.max() < 0.999
+    found = slap.label_vectors(labels, templates)
+    np.testing.assert_allclose(found, mean / length, atol=1e-6)
+    logits = slap.model.logit_scale.item() * (found @ slap.embed_audio(waves[0])[0])
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    expected = dict(zip(labels, probabilities, strict=True))
+    assert slap.classify(waves[0], labels, templates) == pytest.approx(expected, abs=1e-5)
+
+
 def test_captions_are_one_per_item(slap, waves):
     captions = slap.caption(waves[:3], max_tokens=5)
     assert len(captions) == 3 and all(isinstance(text, str) for text in captions)

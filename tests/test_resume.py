@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 import runs
 import torch
 
-from slap_fast import checkpoint, storage
+from slap_fast import checkpoint, runstate, storage
 from slap_fast import train as training
 
 BRIEF = runs.override(runs.TINY, {"steps": 5, "batch_size": 2, "data.cache_gb": 0.0})
@@ -210,6 +211,23 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_the_metrics(whole, tmp_path):
         file.write('{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
     state = runs.go(tmp_path, evaluate=lambda _: {"score": 0.0})
     check_same(tmp_path, state, whole)
+
+
+@pytest.mark.parametrize("best", [0.25, -math.inf])
+def test_a_checkpoint_keeps_every_counter_and_the_random_numbers(tmp_path, best):
+    counters = {"step": 7, "skipped": 5, "skipped_in_a_row": 3, "evaluated": 6, "best": best}
+    state, words = runstate.begin(runs.TINY, None, None, runs.CPU)
+    for name, value in counters.items():
+        setattr(state, name, value)
+    torch.rand(3)
+    files = runstate.snapshot(state, words, {}, {})
+    drawn = torch.rand(3)
+    storage.write_folder(tmp_path / "last", lambda path: checkpoint.write_files(path, files=files))
+    again, _ = runstate.begin(runs.TINY, None, None, runs.CPU)
+    again.best = 0.5
+    runstate.restore(again, tmp_path / "last")
+    assert {name: getattr(again, name) for name in counters} == counters
+    assert torch.equal(torch.rand(3), drawn)
 
 
 CHAIN = runs.override(runs.TINY, {"steps": 40, "save_every": 1})

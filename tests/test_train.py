@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-from slap_fast import runstate
+from slap_fast import distillation, runstate
 from slap_fast import train as training
 from slap_fast.config import LossConfig, override, slap_base, slap_tiny
 from slap_fast.data.clips import BuiltinClips, ManifestClips
@@ -80,6 +80,98 @@ def test_weight_decay_is_on_matrices_only():
     assert all(p.ndim < 2 for p in free["params"]) and free["weight_decay"] == 0.0
     trained = sum(p.requires_grad for p in state.model.parameters())
     assert len(decayed["params"]) + len(free["params"]) == trained
+
+
+def first_batches(source, state, words):
+    return TrainSteps(source, words, state.config)[0].batches
+
+
+def gradients(state, batches):
+    """A step's metrics, and the gradients that its optimiser is given, in place of its step."""
+    named, kept = dict(state.model.named_parameters()), {}
+
+    def keep():
+        kept.update({name: p.grad for name, p in named.items() if p.grad is not None})
+
+    state.optimizer.step = keep
+    return training.train_step(state, batches), kept
+
+
+def test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm(source):
+    found = []
+    for largest in (1e9, 0.01):
+        state, words = start(override(SMALL, {"clip_grad_norm": largest}))
+        found.append(gradients(state, first_batches(source, state, words)))
+    (_, whole), (_, short) = found
+    norm = float(torch.stack([grad.norm() for grad in whole.values()]).norm())
+    assert norm > 1.0
+    for metrics, _ in found:
+        assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+    for name, grad in whole.items():
+        torch.testing.assert_close(short[name], grad * (0.01 / norm), rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("step, rate", [(0, 0.5e-2), (1, 1e-2), (4, 0.55e-2), (6, 1e-3)])
+def test_a_step_moves_by_the_rate_of_its_number(source, step, rate):
+    """AdamW's first step is the rate in the gradient's direction, whatever its size."""
+    config = override(SMALL, {"lr": 1e-2, "lr_final": 1e-3, "weight_decay": 0.5})
+    state, words = start(config)
+    named, grads = dict(state.model.named_parameters()), {}
+    before = {name: p.detach().clone() for name, p in named.items()}
+
+    def keep(*_):
+        grads.update({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
+
+    state.optimizer.register_step_pre_hook(keep)
+    state.step = step
+    training.train_step(state, first_batches(source, state, words))
+    for name, grad in grads.items():
+        decay = 0.5 if grad.ndim >= 2 else 0.0
+        want = before[name] * (1 - rate * decay) - rate * grad / (grad.abs() + 1e-8)
+        torch.testing.assert_close(named[name].detach(), want, rtol=0.0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "step, temperature, momentum", [(0, 0.04, 0.9), (2, 0.06, 0.925), (3, 0.07, 0.95)]
+)
+@pytest.mark.parametrize("targets", ["sinkhorn", "centering"])
+def test_a_step_has_the_temperatures_and_the_teacher_of_its_number(
+    source, targets, step, temperature, momentum
+):
+    changes = {
+        "loss.contrastive": 0.0,
+        "loss.caption": 0.0,
+        "model.ssl.targets": targets,
+        "model.ssl.student_temperature": 0.2,
+        "model.ssl.teacher_temperature_warmup": 0.5,
+        "ema_momentum": 0.9,
+        "lr": 1e-2,
+    }
+    state, words = start(override(SMALL, changes))
+    (batch,) = first_batches(source, state, words)
+    teacher, student = (
+        [*each.audio_encoder.parameters(), *each.prototype_head.parameters()]
+        for each in (state.teacher, state.model)
+    )
+    with torch.no_grad():
+        state.teacher.center.normal_()
+        for parameter in teacher:
+            parameter += 0.1 * torch.randn_like(parameter)
+        out, taught = state.model(batch, state.config.loss), state.teacher(batch)
+        scores = taught[0] @ taught[1].T
+        center, before = state.teacher.center.clone(), [p.clone() for p in teacher]
+        wanted = ((scores - center) / temperature).softmax(1)
+        if targets == "sinkhorn":
+            wanted = distillation.sinkhorn(*taught, temperature, 3).probabilities()
+        log_p = (out.student_features @ out.prototypes.T / 0.2).log_softmax(1)
+    state.step = step
+    found = training.train_step(state, [batch])["ssl"]
+    torch.testing.assert_close(found, -(wanted * log_p).sum(1).mean(), rtol=1e-5, atol=0.0)
+    for old, new, other in zip(before, teacher, student, strict=True):
+        want = momentum * old + (1 - momentum) * other.detach()
+        torch.testing.assert_close(new.detach(), want, rtol=0.0, atol=1e-6)
+    moved = 0.9 * center + 0.1 * scores.mean(0) if targets == "centering" else center
+    torch.testing.assert_close(state.teacher.center, moved)
 
 
 def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(source, tmp_path):
@@ -181,6 +273,53 @@ def test_a_batch_split_by_the_token_budget_gives_the_same_step(source):
     assert one == 1 and several > 1
     for name in ("caption", "grad_norm"):
         assert torch.allclose(whole[name], split[name], rtol=1e-5), name
+
+
+IN_PACKS = {
+    "ssl": {
+        "loss.contrastive": 0.0,
+        "loss.caption": 0.0,
+        "model.ssl.mask_clips": 0.5,
+        "model.ssl.targets": "centering",
+        "model.ssl.center_momentum": 1.0,  # else the next pack's targets are about another centre
+    },
+    "caption": {"loss.contrastive": 0.0, "loss.ssl": 0.0},
+    "weights": {
+        "loss.contrastive": 0.25,
+        "loss.ssl": 2.0,
+        "loss.caption": 3.0,
+        "grad_cache": True,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", IN_PACKS.values(), ids=IN_PACKS)
+def test_the_gradient_of_uneven_packs_is_that_of_one(source, changes):
+    """In fp64, but for what ModernBERT rounds to fp32."""
+    found = []
+    for max_tokens in (65_536, 60):
+        sizes = {"batch_size": 9, "max_tokens": max_tokens, "clip_grad_norm": 1e9}
+        state, words = start(override(SMALL, sizes | changes))
+        state.model.double()
+        if state.teacher is not None:
+            state.teacher.double()
+            torch.manual_seed(1)
+            torch.nn.init.normal_(state.teacher.center)
+        batches = [
+            batch._replace(audio=batch.audio._replace(patches=batch.audio.patches.double()))
+            for batch in first_batches(source, state, words)
+        ]
+        rows = [training.loss_rows(batch) for batch in batches]
+        found.append(gradients(state, batches))
+    assert len({tuple(each.values()) for each in rows}) == len(rows) > 2
+    (one, whole), (several, split) = found
+    for name in (*training.LOSSES, "grad_norm"):
+        assert (name in one) == (name in several)
+        if name in one:
+            torch.testing.assert_close(several[name], one[name], rtol=1e-8, atol=0.0)
+    assert whole.keys() == split.keys()
+    for name, grad in whole.items():
+        assert (split[name] - grad).norm() <= 1e-8 * one["grad_norm"], name
 
 
 @pytest.mark.parametrize(
