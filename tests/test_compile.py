@@ -72,8 +72,8 @@ def test_no_compiler_is_said_at_once(monkeypatch):
         start(COMPILED)
 
 
-def losses_of_shards(compile):
-    config = override(COMPILED, {"ranks": "fsdp", "compile": compile})
+def losses_of_ranks(kind, compile):
+    config = override(COMPILED, {"ranks": kind, "compile": compile})
     state, words = runstate.begin(config, None, None, runs.CPU)
     ranks = distributed.rank(), distributed.world_size()
     data = TrainSteps(runs.clips(), words, config, None, *ranks)
@@ -87,9 +87,10 @@ def losses_of_shards(compile):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_of_shards_have_the_losses_of_shards_as_they_are():
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_compiled_ranks_have_the_losses_of_ranks_as_they_are(kind):
     plain, compiled = (
-        runs.ranks(2, losses_of_shards, compile, patience=600.0) for compile in (False, True)
+        runs.ranks(2, losses_of_ranks, kind, compile, patience=600.0) for compile in (False, True)
     )
     for (want, none, _), (found, graphs, breaks) in zip(plain, compiled, strict=True):
         assert none == 0 < graphs and not breaks
