@@ -346,7 +346,7 @@ def _parts(
         "encoder": (encoder, 3 * counts["student"]),
         "text": (lambda turn: model.embed_text(batches[turn].text), 3 * counts["text"]),
         "decoder": (decoder, 3 * (counts["decoder"] + counts["logits"])),
-        "teacher": (lambda turn: state.teacher(batches[turn]), counts["teacher"]),
+        "teacher": (lambda turn: state.teacher(batches[turn])[0], counts["teacher"]),
     }
     for name, (forward, wanted) in parts.items():
         taken = []
