@@ -11,10 +11,12 @@ from slap_fast import train as training
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
 
-SMALLER = {f"model.{part}.num_heads": 1 for part in ("audio", "text", "caption")} | {
-    "batch_size": 3
+SMALLER = {  # half the programs, or less, to interpret; every fourth pack is of one clip
+    "model.audio.num_heads": 1,
+    "model.text.num_heads": 1,
+    "model.caption.num_heads": 1,
+    "batch_size": 3,
 }
-"""Half the programs, or less, to interpret."""
 
 
 def losses_of(steps: int, seed: int, compile: bool = False) -> torch.Tensor:
@@ -44,7 +46,7 @@ def follows(steps: int, seed: int, compile: bool = False) -> None:
         patch.setattr(ops, "_choose", fused)
         found = losses_of(steps, seed, compile)
     assert {("map_pool", "triton"), ("attention", "triton")} <= ran
-    assert ((found - want).abs() / want.abs()).max() < 1e-5
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=0.0)
 
 
 def test_the_fused_step_follows_the_reference() -> None:
