@@ -72,9 +72,10 @@ def batch_losses(
         targets = cached and cached.targets
         if targets is None:
             targets = teacher_targets(state, *state.teacher(batch), rows, temperature)
-        loss = as_graph(config, distillation.self_distillation_loss)
-        student = out.student_features, out.prototypes
-        values["ssl"], health = loss(*student, targets, config.model.ssl.student_temperature)
+        # No graph: it would be made anew for each of the teacher's temperatures.
+        values["ssl"], health = distillation.self_distillation_loss(
+            out.student_features, out.prototypes, targets, config.model.ssl.student_temperature
+        )
     if weights.caption:
         in_graph = weights.caption_impl != "liger"  # which reads back to the host
         loss = as_graph(config, losses.caption_loss) if in_graph else losses.caption_loss
@@ -191,10 +192,8 @@ def teacher_targets(
     teacher = features, prototypes
     if ssl.targets == "sinkhorn":
         options = temperature, ssl.sinkhorn_iterations
-        if distributed.world_size() == 1:
-            return as_graph(state.config, distillation.sinkhorn)(*teacher, *options)
-        # Waits for other ranks: no part of a graph.
-        return distillation.sinkhorn(*teacher, *options, distributed.logsumexp)
+        over_ranks = distributed.logsumexp if distributed.world_size() > 1 else None
+        return distillation.sinkhorn(*teacher, *options, over_ranks)
     targets = distillation.centered_targets(*teacher, state.teacher.center, temperature)
     mean = distributed.mean_rows(features, [each["ssl"] for each in rows])
     distillation.update_center(state.teacher.center, mean, prototypes, ssl.center_momentum)

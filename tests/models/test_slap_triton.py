@@ -36,6 +36,7 @@ def triton(monkeypatch):
 
     monkeypatch.setattr(ops, "_choose", chosen)
     monkeypatch.setattr(attention, "schedule_tiles", built)
+    monkeypatch.setattr(ops, "check_schedule", lambda *_: None)  # it builds one to compare with
     return count
 
 
@@ -95,7 +96,7 @@ def test_one_training_step(triton, monkeypatch):
         outputs = model(batch, test_slap.ALL)
         scores = Teacher(model)(batch)
         per_clip = {name: getattr(outputs, name) for name in test_slap.PER_CLIP}
-        total = sum(test_slap.three_losses(model, None, per_clip, scores, batch.labels).values())
+        total = sum(test_slap.three_losses(model, per_clip, scores, batch.labels).values())
         total.backward()
         optimizer.step()
         results.append((total.detach(), model.state_dict()))
