@@ -11,7 +11,7 @@ from slap_fast import train as training
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
 
-SMALLER = {  # half the programs, or less, to interpret; every fourth pack is of one clip
+SMALLER = {  # half the programs, or less, to interpret
     "model.audio.num_heads": 1,
     "model.text.num_heads": 1,
     "model.caption.num_heads": 1,
@@ -46,6 +46,7 @@ def follows(steps: int, seed: int, compile: bool = False) -> None:
         patch.setattr(ops, "_choose", fused)
         found = losses_of(steps, seed, compile)
     assert {("map_pool", "triton"), ("attention", "triton")} <= ran
+    # A pack of clips that are all each other's positives has a contrastive loss of 0.
     torch.testing.assert_close(found, want, rtol=1e-5, atol=0.0)
 
 

@@ -177,9 +177,11 @@ class Pack:
             self.given[name][: self.total_k if name in "kv" else self.total].nan_to_num(0)
             for name in ("q", "k", "v", "dout")
         )
+        # A score adds up head_dim products: where they cancel, its rounding is still of their size.
+        scale = self.options.get("softmax_scale") or self.head_dim**-0.5
         operands = {
             "out": (v,),
-            "lse": (q, k),
+            "lse": (q, k * (self.head_dim * scale)),
             "dq": (dout, v, k),
             "dk": (dout, v, q),
             "dv": (dout,),
