@@ -41,11 +41,9 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-LossAndSlope = Callable[
-    [Tensor, Tensor, Tensor | None, Tensor | None, list[float]], tuple[Tensor, Tensor]
-]
-"""(logits [n, V] fp32 or fp64, targets of its rows and of all columns, the columns' biases,
-options) -> (sums over the rows [S], the loss first; the gradient of the loss [n, V]).
+LossAndSlope = Callable[[Tensor, Tensor, list[Tensor], float], tuple[Tensor, Tensor]]
+"""(logits [n, V] fp32 or fp64, targets of its rows and of all columns, option) -> (sums over the
+rows [S], the loss first; the gradient of the loss [n, V]).
 
 The logits are its own to write over: a block is large, and its memory is most of what a loss needs.
 """
@@ -60,21 +58,19 @@ def _linear_loss(
     def of_block(
         logits: Tensor,
         targets: Tensor,
-        columns: Tensor | None,
-        bias: Tensor | None,
-        options: list[float],
+        columns: list[Tensor],
+        option: float,
         wide: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        sums, slope = loss_and_slope(logits.to(wide), targets, columns, bias, options)
+        sums, slope = loss_and_slope(logits.to(wide), targets, columns, option)
         return sums, slope.to(logits.dtype)
 
     def run(
         rows: Tensor,
         matrix: Tensor,
         targets: Tensor,
-        columns: Tensor | None,
-        bias: Tensor | None,
-        options: list[float],
+        columns: list[Tensor],
+        option: float,
         block_size: int,
         dtype: torch.dtype,
         learns: bool,
@@ -92,7 +88,7 @@ def _linear_loss(
                 block = slice(start, start + block_size)
                 x = rows[block].to(dtype)
                 logits = F.linear(x, low)
-                block_sums, slope = loss_of(logits, targets[block], columns, bias, options, wide)
+                block_sums, slope = loss_of(logits, targets[block], columns, option, wide)
                 sums += block_sums
                 if learns:
                     drows[block] = slope @ low
@@ -110,8 +106,8 @@ def _linear_loss(
         return sums, *(x.new_empty(x.shape if learns else 0) for x in (rows, matrix))
 
     op = register(
-        f"{name}(Tensor rows, Tensor matrix, Tensor targets, Tensor? columns, Tensor? bias, "
-        "float[] options, SymInt block_size, ScalarType dtype, bool learns, bool compiled) "
+        f"{name}(Tensor rows, Tensor matrix, Tensor targets, Tensor[] columns, float option, "
+        "SymInt block_size, ScalarType dtype, bool learns, bool compiled) "
         "-> (Tensor, Tensor, Tensor)",
         run,
         fake,
@@ -119,12 +115,14 @@ def _linear_loss(
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*output[1:])
+        ctx.none = [None] * len(inputs[3])
 
     @torch.autograd.function.once_differentiable
-    def gradient(ctx: Any, dsums: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def gradient(ctx: Any, dsums: Tensor, *_: Any) -> tuple[Any, ...]:
         drows, dmatrix = ctx.saved_tensors
         dloss = dsums[0]
-        return dloss.to(drows.dtype) * drows, dloss.to(dmatrix.dtype) * dmatrix, *(None,) * 8
+        found = dloss.to(drows.dtype) * drows, dloss.to(dmatrix.dtype) * dmatrix
+        return *found, None, ctx.none, *(None,) * 5
 
     torch.library.register_autograd(f"slap_fast::{name}", gradient, setup_context=keep)
 
@@ -134,21 +132,19 @@ def _linear_loss(
         targets: Tensor,
         block_size: int,
         *,
-        columns: Tensor | None = None,
-        bias: Tensor | None = None,
-        options: Sequence[float] = (),
+        columns: Sequence[Tensor] = (),
+        option: float = 0.0,
     ) -> Tensor:
         learns = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
         how = block_size, product_dtype(rows), learns, in_graph(rows)
-        return op(rows, matrix, targets, columns, bias, [*options], *how)[0]
+        return op(rows, matrix, targets, [*columns], option, *how)[0]
 
     return loss
 
 
 def _cross_entropy(
-    logits: Tensor, labels: Tensor, columns: None, bias: None, options: list[float]
+    logits: Tensor, labels: Tensor, columns: list[Tensor], ignore_index: float
 ) -> tuple[Tensor, Tensor]:
-    (ignore_index,) = options
     counts = (labels != ignore_index)[:, None]
     labels = labels[:, None].where(counts, 0)
     logits -= logits.amax(1, keepdim=True)
@@ -160,9 +156,9 @@ def _cross_entropy(
 
 
 def _distillation(
-    logits: Tensor, features: Tensor, prototypes: Tensor, bias: Tensor, options: list[float]
+    logits: Tensor, features: Tensor, columns: list[Tensor], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    temperature, teacher_temperature = options
+    prototypes, bias, teacher_temperature = columns
     scores = F.linear(features, prototypes).to(logits.dtype)
     wanted = scores.div_(teacher_temperature).sub_(bias).log_softmax(1)
     used = wanted.new_zeros(wanted.shape[1]).scatter_(0, wanted.argmax(1), 1.0)
@@ -175,9 +171,9 @@ def _distillation(
 
 
 def _group_cross_entropy(
-    logits: Tensor, groups: Tensor, columns: Tensor, bias: None, _: list[float]
+    logits: Tensor, groups: Tensor, columns: list[Tensor], _: float
 ) -> tuple[Tensor, Tensor]:
-    wanted = _positives(groups, columns).to(logits.dtype)
+    wanted = _positives(groups, *columns).to(logits.dtype)
     wanted /= wanted.sum(1, keepdim=True)
     log_probs = logits.log_softmax(1)
     loss = -torch.linalg.vecdot(wanted, log_probs).sum()
@@ -185,9 +181,9 @@ def _group_cross_entropy(
 
 
 def _group_sigmoid(
-    logits: Tensor, groups: Tensor, columns: Tensor, bias: None, _: list[float]
+    logits: Tensor, groups: Tensor, columns: list[Tensor], _: float
 ) -> tuple[Tensor, Tensor]:
-    signs = torch.where(_positives(groups, columns), 1.0, -1.0).to(logits.dtype)
+    signs = torch.where(_positives(groups, *columns), 1.0, -1.0).to(logits.dtype)
     loss = -F.logsigmoid(signs * logits).sum()
     return loss[None], -signs * torch.sigmoid(-signs * logits)
 
@@ -201,8 +197,8 @@ cross_entropy = _linear_loss("linear_cross_entropy", _cross_entropy)
 """Of class numbers, int64 [N]; a row labelled with the option has neither loss nor slope."""
 
 distillation = _linear_loss("linear_distillation", _distillation, lambda v: 2 + 2 * v)
-"""Of the probabilities that a teacher's features [N, D] give: the columns' targets are its matrix
-[V, D], the bias [V] is taken off its scores; the options are both temperatures.
+"""Of the probabilities that a teacher's features [N, D] give: the columns have its matrix [V, D],
+the bias [V] that is taken off its scores, and its temperature, 0-d; the option is the student's.
 
 Sums: the loss, the entropy of the targets, the targets [V], and above 0 where a column is the
 largest of a row [V].

@@ -36,7 +36,8 @@ class Targets(NamedTuple):
     """[K, D], likewise."""
     bias: Tensor
     """[K] fp32 or fp64."""
-    temperature: float
+    temperature: Tensor
+    """0-d, likewise: as a number, a graph would be made anew for each."""
 
     def probabilities(self) -> Tensor:
         """[M, K], all at once."""
@@ -48,10 +49,11 @@ class Targets(NamedTuple):
 def sinkhorn(
     features: Tensor,
     prototypes: Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     iterations: int,
     over_ranks: Callable[[Tensor], Tensor] | None = None,
     chunk_size: int = ROWS,
+    compiled: bool = False,
 ) -> Targets:
     """Targets that use every prototype about equally (SwAV, arXiv 2006.09882, section 3.1).
 
@@ -61,11 +63,13 @@ def sinkhorn(
     Args:
         features: [M, D], the teacher's; M may be 0.
         prototypes: [K, D], the teacher's; scores are features @ prototypes.T.
-        temperature: divides the scores.
+        temperature: divides the scores; 0-d, where it is a tensor.
         iterations: at least 1.
         over_ranks: the logsumexp [K] -> [K] over ranks, which makes their rows one batch
             (:func:`slap_fast.distributed.logsumexp`); such a call does not compile.
         chunk_size: rows of scores that exist at a time.
+        compiled: whether what happens to a block of them is a graph; on a GPU it is one whenever
+            the call is compiled.
 
     Returns:
         Targets whose rows sum to 1, and whose columns to about M / K.
@@ -77,7 +81,8 @@ def sinkhorn(
         raise ValueError(f"iterations: found {iterations}, expected at least 1")
     low = blockwise.product_dtype(features)
     features, prototypes = (x.detach().to(low) for x in (features, prototypes))
-    options = temperature, iterations, chunk_size, blockwise.in_graph(features)
+    temperature = _scalar(temperature, features)
+    options = temperature, iterations, chunk_size, compiled or blockwise.in_graph(features)
     if over_ranks is None:
         bias = _bias_op(features, prototypes, *options)
     else:
@@ -88,7 +93,7 @@ def sinkhorn(
 def _bias(
     features: Tensor,
     prototypes: Tensor,
-    temperature: float,
+    temperature: Tensor,
     iterations: int,
     chunk_size: int,
     compiled: bool,
@@ -107,7 +112,7 @@ def _bias(
 
 
 def _masses(
-    features: Tensor, prototypes: Tensor, temperature: float, bias: Tensor | None
+    features: Tensor, prototypes: Tensor, temperature: Tensor, bias: Tensor | None
 ) -> Tensor:
     """Logarithms of the columns' sums over a block's rows, [K]; rows sum to 1 after the first."""
     scores = F.linear(features, prototypes).to(_wide(features)).div_(temperature)
@@ -117,7 +122,7 @@ def _masses(
 
 
 _bias_op = register(
-    "sinkhorn(Tensor features, Tensor prototypes, float temperature, int iterations, "
+    "sinkhorn(Tensor features, Tensor prototypes, Tensor temperature, int iterations, "
     "SymInt chunk_size, bool compiled) -> Tensor",
     _bias,
     lambda features, prototypes, *_: features.new_empty(prototypes.shape[0], dtype=_wide(features)),
@@ -126,7 +131,7 @@ _bias_op = register(
 
 @torch.no_grad()
 def centered_targets(
-    features: Tensor, prototypes: Tensor, center: Tensor, temperature: float
+    features: Tensor, prototypes: Tensor, center: Tensor, temperature: float | Tensor
 ) -> Targets:
     """softmax((scores - center) / temperature) over the prototypes (DINO).
 
@@ -134,6 +139,7 @@ def centered_targets(
     """
     low = blockwise.product_dtype(features)
     features, prototypes = (x.detach().to(low) for x in (features, prototypes))
+    temperature = _scalar(temperature, features)
     return Targets(features, prototypes, center / temperature, temperature)
 
 
@@ -192,9 +198,8 @@ def self_distillation_loss(
         prototypes,
         targets.features,
         chunk_size,
-        columns=targets.prototypes,
-        bias=targets.bias,
-        options=[temperature, targets.temperature],
+        columns=[targets.prototypes, targets.bias, targets.temperature],
+        option=temperature,
     )
     return sums[0] / max(1, len(student_features)), _health(sums.detach(), student_features)
 
@@ -231,6 +236,13 @@ def collapsed(health: Mapping[str, Tensor]) -> Tensor:
     return (
         (health["feature_std"] < 0.01) | (health["marginal_entropy"] < 0.05) | (information < 1e-3)
     )
+
+
+def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """0-d, in the dtype of ``like``'s softmax."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, _wide(like))
+    return like.new_full((), value, dtype=_wide(like))  # no copy from the host
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -59,7 +59,7 @@ def contrastive_loss(
     with torch.autocast(audio.device.type, enabled=False):
         total = sum(
             blockwise.group_cross_entropy(
-                logit_scale * rows, columns, row_groups, block_size, columns=column_groups
+                logit_scale * rows, columns, row_groups, block_size, columns=[column_groups]
             )[0]
             for rows, columns, row_groups, column_groups in (
                 (audio, text, groups, groups[:, :1]),
@@ -91,7 +91,7 @@ def sigmoid_contrastive_loss(
             torch.cat((text, ones), 1),
             groups,
             block_size,
-            columns=groups[:, :1],
+            columns=[groups[:, :1]],
         )[0]
     return total / max(1, len(audio))
 
@@ -130,8 +130,7 @@ def caption_loss(
     if impl == "liger":
         total = liger.cross_entropy_sum(hidden, weight, labels, ignore_index)
     elif impl == "blockwise":
-        options = [float(ignore_index)]
-        total = blockwise.cross_entropy(hidden, weight, labels, chunk_size, options=options)[0]
+        total = blockwise.cross_entropy(hidden, weight, labels, chunk_size, option=ignore_index)[0]
     else:
         raise ValueError(f"impl: found {impl!r}, expected blockwise or liger")
     return total / (labels != ignore_index).sum().clamp(min=1)

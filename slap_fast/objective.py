@@ -72,10 +72,9 @@ def batch_losses(
         targets = cached and cached.targets
         if targets is None:
             targets = teacher_targets(state, *state.teacher(batch), rows, temperature)
-        # No graph: it would be made anew for each of the teacher's temperatures.
-        values["ssl"], health = distillation.self_distillation_loss(
-            out.student_features, out.prototypes, targets, config.model.ssl.student_temperature
-        )
+        loss = as_graph(config, distillation.self_distillation_loss)
+        student = out.student_features, out.prototypes
+        values["ssl"], health = loss(*student, targets, config.model.ssl.student_temperature)
     if weights.caption:
         in_graph = weights.caption_impl != "liger"  # which reads back to the host
         loss = as_graph(config, losses.caption_loss) if in_graph else losses.caption_loss
@@ -191,9 +190,12 @@ def teacher_targets(
     ssl = state.config.model.ssl
     teacher = features, prototypes
     if ssl.targets == "sinkhorn":
-        options = temperature, ssl.sinkhorn_iterations
-        over_ranks = distributed.logsumexp if distributed.world_size() > 1 else None
-        return distillation.sinkhorn(*teacher, *options, over_ranks)
+        # A tensor: as a number, a graph would be made anew for each of the teacher's temperatures.
+        options = features.new_full((), temperature, dtype=torch.float32), ssl.sinkhorn_iterations
+        if distributed.world_size() == 1:
+            return as_graph(state.config, distillation.sinkhorn)(*teacher, *options)
+        compiled = state.config.compile and features.is_cuda
+        return distillation.sinkhorn(*teacher, *options, distributed.logsumexp, compiled=compiled)
     targets = distillation.centered_targets(*teacher, state.teacher.center, temperature)
     mean = distributed.mean_rows(features, [each["ssl"] for each in rows])
     distillation.update_center(state.teacher.center, mean, prototypes, ssl.center_momentum)

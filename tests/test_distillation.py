@@ -17,7 +17,7 @@ def given(targets):
     """Targets [M, K] that are what they are."""
     log_targets = targets.clamp(min=1e-30).log()
     prototypes, bias = torch.eye(targets.shape[1]).to(targets), targets.new_zeros(targets.shape[1])
-    return distillation.Targets(log_targets, prototypes, bias, 1.0)
+    return distillation.Targets(log_targets, prototypes, bias, torch.ones(()).to(bias))
 
 
 class TestTargets:
@@ -33,6 +33,13 @@ class TestTargets:
             features, prototypes, 0.3, iterations, chunk_size=chunk_size
         )
         np.testing.assert_allclose(targets.probabilities().numpy(), expected, rtol=1e-11)
+
+    def test_a_block_compiled_is_the_block_as_it_is(self):
+        plain, compiled = (
+            distillation.sinkhorn(normal(12, 3), normal(5, 3, seed=1), 0.3, 3, None, 5, compiled)
+            for compiled in (False, True)
+        )
+        torch.testing.assert_close(compiled.bias, plain.bias, rtol=0, atol=1e-12)
 
     def test_sinkhorn_marginals(self):
         features, prototypes = normal(96, 8), normal(16, 8, seed=1)

@@ -390,9 +390,9 @@ def test_a_block_compiled_is_the_block_as_it_is(name, dtype):
     picks = torch.arange(10) % 7
     teacher, bias = unit(7, 6, seed=4).to(dtype), normal(7, seed=5).float()
     inputs = {
-        "cross_entropy": (picks.where(picks != 3, -100), None, None, [-100.0]),
-        "distillation": (unit(10, 6, seed=3).to(dtype), teacher, bias, [0.1, 0.07]),
-    }.get(name, (columns[picks], columns, None, []))
+        "cross_entropy": (picks.where(picks != 3, -100), [], -100.0),
+        "distillation": (unit(10, 6, seed=3).to(dtype), [teacher, bias, torch.tensor(0.07)], 0.1),
+    }.get(name, (columns[picks], [columns], 0.0))
     run = getattr(torch.ops.slap_fast, f"linear_{name}").default
     plain, compiled = (
         run(rows, matrix, *inputs, 4, dtype, True, compiled) for compiled in (False, True)
