@@ -14,6 +14,8 @@
 
 PYTHON ?= python3
 MINUTES ?= 5
+# Each process of the tests takes up to 2 GB.
+PROCESSES := -n logical --maxprocesses 4 --dist worksteal
 
 ifeq ($(origin PY),undefined)
 PY := .venv/bin/python
@@ -34,11 +36,11 @@ demo: $(ENVIRONMENT)
 	$(PY) -m slap_fast.cli demo
 
 test: $(ENVIRONMENT)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" $(PROCESSES)
 
 # pytest exits with 5 where no test is marked slow.
 test-ci: $(ENVIRONMENT)
-	$(PY) -m pytest -m slow || [ $$? -eq 5 ]
+	$(PY) -m pytest -m slow $(PROCESSES) || [ $$? -eq 5 ]
 
 soak: $(ENVIRONMENT)
 	$(PY) -m pytest --soak --soak-minutes $(MINUTES)
