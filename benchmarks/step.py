@@ -116,9 +116,7 @@ def blockwise_losses(
 ) -> dict[str, Tensor]:
     """The trainer's."""
     ssl = state.config.model.ssl
-    rows = [{"contrastive": len(batch.groups), "ssl": len(features)}]
-    teacher = features, prototypes
-    targets = objective.teacher_targets(state, *teacher, rows, ssl.teacher_temperature)
+    targets = objective.teacher_targets(state, features, prototypes, ssl.teacher_temperature)
     student = out.student_features, out.prototypes
     pair = out.audio_features, out.text_features
     words = out.caption_hidden, out.caption_weight

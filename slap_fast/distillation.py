@@ -144,16 +144,12 @@ def centered_targets(
 
 
 @torch.no_grad()
-def update_center(center: Tensor, features: Tensor, prototypes: Tensor, momentum: float) -> None:
-    """center [K] <- momentum x center + (1 - momentum) x mean of the M rows' scores, in place.
-
-    Without rows, M = 0, the center stays.
-    """
-    if len(features):
-        wide = _wide(features)
-        with torch.autocast(features.device.type, enabled=False):
-            mean = prototypes.to(wide) @ features.to(wide).mean(0)
-        center.lerp_(mean.to(center.dtype), 1.0 - momentum)
+def mean_scores(targets: Targets) -> Tensor:
+    """The mean over the M rows of the teacher's scores, towards which DINO's centre moves, [K] fp32
+    (fp64 for fp64); NaN for M = 0."""
+    features, prototypes = (x.to(targets.bias.dtype) for x in targets[:2])
+    with torch.autocast(features.device.type, enabled=False):
+        return prototypes @ features.mean(0)
 
 
 def self_distillation_loss(

@@ -129,17 +129,8 @@ def logsumexp(x: Tensor) -> Tensor:
     return most + total.log()
 
 
-def mean_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
-    """The mean row of all ranks as one row, x [N, C] -> [1, C]; [0, C] where no rank has a row."""
-    if world_size() == 1 or not sum(counts):
-        return x
-    total = x.sum(0, keepdim=True)
-    dist.all_reduce(total)
-    return total / sum(counts)
-
-
 def mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over ranks of 0-d tensors; all ranks have the same names."""
+    """The mean over ranks of tensors of one shape; all ranks have the same names."""
     if world_size() == 1:
         return values
     stacked = torch.stack([value.to(torch.float64) for value in values.values()])

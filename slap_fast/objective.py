@@ -47,7 +47,8 @@ def batch_losses(
     temperature: float,
     cached: Cached | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The losses that have a weight, each a mean over its own rows, and health figures.
+    """The losses that have a weight, each a mean over its own rows, and health figures; with
+    centering, also ``mean_scores`` [K], towards which the centre is to move.
 
     The contrastive loss is that of the clips of all ranks; the others are of this rank's rows.
 
@@ -71,10 +72,12 @@ def batch_losses(
     if weights.ssl:
         targets = cached and cached.targets
         if targets is None:
-            targets = teacher_targets(state, *state.teacher(batch), rows, temperature)
+            targets = teacher_targets(state, *state.teacher(batch), temperature)
         loss = as_graph(config, distillation.self_distillation_loss)
         student = out.student_features, out.prototypes
         values["ssl"], health = loss(*student, targets, config.model.ssl.student_temperature)
+        if config.model.ssl.targets == "centering":
+            health["mean_scores"] = distillation.mean_scores(targets)
     if weights.caption:
         in_graph = weights.caption_impl != "liger"  # which reads back to the host
         loss = as_graph(config, losses.caption_loss) if in_graph else losses.caption_loss
@@ -112,7 +115,7 @@ def first_pass(
     targets = [None] * len(batches)
     if weights.ssl:
         parts = [features for features, _ in teachers]
-        whole = teacher_targets(state, torch.cat(parts), teachers[0][1], rows, temperature)
+        whole = teacher_targets(state, torch.cat(parts), teachers[0][1], temperature)
         sizes = [len(part) for part in parts]
         targets = [whole._replace(features=part) for part in whole.features.split(sizes)]
     here = [loss if i == 0 or loss is None else torch.zeros_like(loss) for i in range(len(batches))]
@@ -183,10 +186,10 @@ def _contrastive(
 
 
 def teacher_targets(
-    state: TrainState, features: Tensor, prototypes: Tensor, rows: Rows, temperature: float
+    state: TrainState, features: Tensor, prototypes: Tensor, temperature: float
 ) -> Targets:
     """What the teacher's features [M, D] and prototypes [K, D] ask of the student, all ranks' rows
-    together; moves the centre."""
+    together."""
     ssl = state.config.model.ssl
     teacher = features, prototypes
     if ssl.targets == "sinkhorn":
@@ -196,10 +199,7 @@ def teacher_targets(
             return as_graph(state.config, distillation.sinkhorn)(*teacher, *options)
         compiled = state.config.compile and features.is_cuda
         return distillation.sinkhorn(*teacher, *options, distributed.logsumexp, compiled=compiled)
-    targets = distillation.centered_targets(*teacher, state.teacher.center, temperature)
-    mean = distributed.mean_rows(features, [each["ssl"] for each in rows])
-    distillation.update_center(state.teacher.center, mean, prototypes, ssl.center_momentum)
-    return targets
+    return distillation.centered_targets(*teacher, state.teacher.center, temperature)
 
 
 def as_graph(config: TrainConfig, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -69,7 +69,6 @@ def train_step(state: TrainState, batches: list[PackedBatch]) -> dict[str, Tenso
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     model.train()
-    center = None if teacher is None else teacher.center.clone()
     rows = distributed.exchange([loss_rows(batch) for batch in batches])
     forwards = max(map(len, rows))
     missing = forwards - len(batches)
@@ -94,6 +93,9 @@ def train_step(state: TrainState, batches: list[PackedBatch]) -> dict[str, Tenso
     norm = nn.utils.clip_grad_norm_(trained, config.clip_grad_norm)
     metrics["grad_norm"] = distributed.full(norm)
     metrics["logit_scale"] = distributed.full(model.logit_scale.detach())
+    scores = metrics.pop("mean_scores", None)
+    if scores is not None:
+        (scores,) = distributed.mean({"mean_scores": scores}).values()
     metrics = distributed.mean(metrics)
     finite = bool(torch.isfinite(metrics["loss"] + metrics["grad_norm"]))
     if finite:
@@ -101,8 +103,8 @@ def train_step(state: TrainState, batches: list[PackedBatch]) -> dict[str, Tenso
     state.optimizer.zero_grad(set_to_none=True)
     if finite and teacher is not None:
         teacher.update(model, ema_momentum(config, step))
-    elif teacher is not None:
-        teacher.center.copy_(center)
+        if scores is not None and any(pack["ssl"] for each in rows for pack in each):
+            teacher.center.lerp_(scores.to(teacher.center), 1.0 - config.model.ssl.center_momentum)
     state.skipped += not finite
     state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
     return metrics

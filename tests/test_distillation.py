@@ -77,14 +77,13 @@ class TestTargets:
         np.testing.assert_allclose(targets, np.exp(expected), rtol=1e-12)
         assert not targets.requires_grad
 
-    def test_center_moves_in_place(self):
+    def test_mean_scores(self):
         features, prototypes, center = normal(6, 3), normal(5, 3, seed=1), normal(5, seed=2)
-        scores = (features @ prototypes.T).numpy()
-        expected = 0.9 * center.numpy() + 0.1 * scores.mean(0)
-        distillation.update_center(center, features, prototypes, 0.9)
-        np.testing.assert_allclose(center, expected, rtol=1e-12)
-        distillation.update_center(center, features[:0], prototypes, 0.9)
-        np.testing.assert_allclose(center, expected, rtol=1e-12)
+        targets = distillation.centered_targets(features, prototypes, center, 0.2)
+        expected = (features @ prototypes.T).numpy().mean(0)
+        np.testing.assert_allclose(distillation.mean_scores(targets), expected, rtol=1e-12)
+        nothing = targets._replace(features=features[:0])
+        assert distillation.mean_scores(nothing).isnan().all()
 
 
 class TestSelfDistillation:
