@@ -113,6 +113,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    processes = config.getoption("numprocesses", None)  # of xdist, which may be missing
+    if config.getoption("--soak") and processes:
+        raise pytest.UsageError(f"--soak: found -n {processes}, expected none: one file is written")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--soak"):
         return

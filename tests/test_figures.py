@@ -56,6 +56,8 @@ def test_a_soak_runs_the_figures_and_records_each(tmp_path):
     assert (bad["n"], bad["failures"], bad["failed_seed"]) == (3, 1, 3)
     assert {"runs_on", "commit", "test", "seconds"} <= bad.keys()
     assert records["K1"]["n"] == 7  # what was recorded elsewhere stays
+    several = subprocess.run([*words, "-n", "2"], cwd=tmp_path, capture_output=True, text=True)
+    assert several.returncode == 4 and "--soak: found -n 2" in several.stderr
 
 
 def test_a_trial_that_ends_the_process_is_a_failure(tmp_path):
