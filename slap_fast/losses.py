@@ -115,10 +115,9 @@ def caption_loss(
         labels: int64 [N], 0 .. V - 1 or ``ignore_index``.
         ignore_index: the label of positions that do not count.
         chunk_size: rows, of ``blockwise``.
-        impl: ``liger`` is that package's, on a GPU. No GPU has measured it yet; on a CPU thread
-            ``blockwise`` takes a third of the time and a twentieth of the memory of whole logits
-            at 8,192 x 256 x 32,768, and F.linear_cross_entropy of torch 2.13 the same memory and
-            3 to 12 % less time, but it rounds a bf16 loss to bf16.
+        impl: ``liger`` is that package's, on a GPU; no GPU has measured it yet. On a CPU
+            ``blockwise`` takes less time and more memory than torch 2.13's F.linear_cross_entropy
+            (``slap-fast bench caption_loss``), which also rounds a bf16 loss to bf16.
 
     Returns:
         0-d fp32 (fp64 for fp64), in nats; without a label that counts, it and its gradients are 0.
