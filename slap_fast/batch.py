@@ -156,8 +156,3 @@ class PackedBatch(NamedTuple):
             PackedText(*map(move, self.text)),
             *map(move, self[2:]),
         )
-
-
-def _check_sum(name: str, lengths: Sequence[int], rows: Tensor) -> None:
-    if sum(lengths) != len(rows):
-        raise ValueError(f"{name}: found a sum of {sum(lengths)}, expected {len(rows)} rows")

@@ -80,7 +80,7 @@ def _linear_loss(
         wide = torch.promote_types(rows.dtype, torch.float32)
         sums = rows.new_zeros(num_sums(len(matrix)), dtype=wide)
         low = matrix.to(dtype)
-        drows = torch.empty_like(rows) if learns else rows.new_empty(0)
+        drows = rows.new_empty(rows.shape if learns else 0)  # contiguous, as the fake one
         dmatrix = matrix.new_zeros(matrix.shape if learns else 0, dtype=wide)
         # Or autocast would round a sum of products, too.
         with torch.autocast(rows.device.type, enabled=False):

@@ -61,6 +61,33 @@ def test_the_reference_is_one_node_of_a_graph(dynamo):
     assert counter.frame_count <= 2  # the first lengths have sizes in common that others have not
 
 
+@pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])
+def test_opcheck(contiguous, figure):
+    """Of the reference's operations, forward and backward."""
+    registered = torch.ops.slap_fast
+
+    def normal(*shape):
+        x = torch.randn(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
+        return (x.contiguous() if contiguous else x).requires_grad_()
+
+    for seed in figure("K6", ci=1, soak=10):
+        torch.manual_seed(seed)
+        starts, starts_k = sequences(3, 0, 5), sequences(4, 1, 2)
+        tables = [table.float() for table in torch.randn(2, 8, 2)]
+        options = 2, 1, False, None
+        cases = {
+            registered.reference_attention: (
+                *(normal(n, 2, 4) for n in (8, 7, 7)), starts, starts_k, None, None, *options
+            ),
+            registered.reference_attention_qkvpacked: (
+                normal(8, 6, 4), 2, starts, *tables, *options
+            ),
+            registered.reference_map_pool: (normal(8, 4), normal(2, 4), starts),
+        }  # fmt: skip
+        for op, arguments in cases.items():
+            torch.library.opcheck(op.default, arguments)
+
+
 def test_no_compiler_is_said_at_once(monkeypatch):
     from torch._inductor import cpp_builder, exc
 

@@ -379,6 +379,33 @@ def test_everything_compiles_without_a_graph_break():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+def transposed(x):
+    """The same values, column by column."""
+    return x.T.contiguous().T
+
+
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, transposed], ids=lambda f: f.__name__)
+def test_opcheck(layout, figure):
+    """Of each operation that this package registers for its losses."""
+    ops = torch.ops.slap_fast
+    for seed in figure("K6", ci=1, soak=10):
+        rows, taught = (layout(normal(11, 6, seed=seed + i).float()) for i in (0, 1))
+        matrix, prototypes = (layout(normal(5, 6, seed=seed + i).float()) for i in (2, 3))
+        masses, temperature = normal(5, seed=seed + 4).float(), torch.tensor(0.1)
+        groups, columns = torch.arange(11)[:, None] % 5, torch.arange(5)[:, None]
+        cases = {
+            ops.linear_cross_entropy: (groups[:, 0], [], -100.0),
+            ops.linear_distillation: (taught, [prototypes, masses, temperature], 0.2),
+            ops.linear_group_cross_entropy: (groups, [columns], 0.0),
+            ops.linear_group_sigmoid: (groups, [columns], 0.0),
+        }
+        for op, of_rows in cases.items():
+            learned = rows.requires_grad_(), matrix.requires_grad_()
+            how = 4, torch.float32, True, False
+            torch.library.opcheck(op.default, (*learned, *of_rows, *how))
+        torch.library.opcheck(ops.sinkhorn.default, (taught, prototypes, temperature, 3, 4, False))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "name", ["cross_entropy", "distillation", "group_cross_entropy", "group_sigmoid"]
