@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
+from slap_fast.blockwise import product_dtype
 
 
 class Segments(NamedTuple):
@@ -165,12 +166,17 @@ class _ProbeAttention(nn.Module):
         The probe meets every key, so its query folds into the key projection: one score vector per
         head. A key bias shifts all scores of a head alike and drops out; the value projection,
         being linear, is applied after pooling.
+
+        Under autocast the tokens are pooled in its dtype: a norm before would leave them in fp32,
+        twice the bytes. The fold stays in the weights' own.
         """
         w_q, w_k, w_v = self.in_proj_weight.chunk(3)
         b_q, _, b_v = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        q = F.linear(probe.flatten(), w_q, b_q).unflatten(0, (self.num_heads, -1))
-        scale = q.shape[-1] ** -0.5
-        score_weight = torch.einsum("hd,hdc->hc", q * scale, w_k.unflatten(0, (self.num_heads, -1)))
+        x = x.to(product_dtype(x))
+        with torch.autocast(x.device.type, enabled=False):
+            q = F.linear(probe.flatten(), w_q, b_q).unflatten(0, (self.num_heads, -1))
+            w_k = w_k.unflatten(0, q.shape)
+            score_weight = torch.einsum("hd,hdc->hc", q * q.shape[-1] ** -0.5, w_k)
         pooled = ops.map_pool(x, score_weight.to(x.dtype), cu_seqlens)
         w_v = w_v.unflatten(0, (self.num_heads, -1))
         values = torch.einsum("bhc,hdc->bhd", pooled, w_v.to(pooled.dtype)).flatten(1)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from slap_fast import ops
 from slap_fast.models.layers import MAPHead, SwiGLU
 
 LENGTHS = [1, 9, 0, 30]
@@ -32,6 +33,34 @@ def test_map_head_loads_siglip_and_equals_it(siglip_head):
             torch.testing.assert_close(
                 pooled[i], siglip_head(clip[None])[0], rtol=1e-10, atol=1e-10
             )
+
+
+def test_map_head_learns_as_siglip_does(siglip_head):
+    """Through the folded weights; a key bias drops out of the softmax, SigLIP's too."""
+    head = MAPHead(32, 4, 48, norm="layer", bias=True, eps=1e-6).double()
+    head.load_state_dict(siglip_head.state_dict())
+    lengths = [n for n in LENGTHS if n]
+    x = torch.randn(sum(lengths), 32, dtype=torch.float64)
+    dout = torch.randn(len(lengths), 32, dtype=torch.float64)
+    head(x, torch.tensor([0, *lengths]).cumsum(0).int()).backward(dout)
+    for clip, gradient in zip(x.split(lengths), dout, strict=True):
+        siglip_head(clip[None])[0].backward(gradient)
+    wanted = dict(siglip_head.named_parameters())
+    for name, parameter in head.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-9, atol=1e-9)
+
+
+def test_under_autocast_tokens_are_pooled_in_its_dtype(monkeypatch):
+    head, seen = MAPHead(32, 4, 48), []
+    pool = ops.map_pool
+    monkeypatch.setattr(ops, "map_pool", lambda *args: seen.append(args[:2]) or pool(*args))
+    x, starts = torch.randn(9, 32), torch.tensor([0, 4, 9]).int()
+    exact = head(x, starts)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = head(x, starts)
+    (_, weight), (tokens, low_weight) = seen
+    assert torch.equal(tokens, x.bfloat16()) and torch.equal(low_weight, weight.bfloat16())
+    torch.testing.assert_close(low.float(), exact, rtol=0.05, atol=0.05)
 
 
 def test_map_head_by_default_has_an_rms_norm_and_no_bias():
