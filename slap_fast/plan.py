@@ -30,24 +30,26 @@ class Saved(NamedTuple):
 def saved_for_backward(config: ModelConfig, compiled: bool) -> Saved:
     """Of a student's forward, in the dtype of its products; scores and targets are not in it.
 
-    Of a block: its input, its norm's output (uncompiled on a CPU its norm's quotient too), q, k and
-    v, the attention's output; the same of the MLP, whose gate, up and product are wide; uncompiled,
-    ModernBERT's own keeps silu(gate) too.
+    Of a block: its input, q, k and v, the attention's output, the MLP's input, its gate and up.
+    Uncompiled also what a compiled backward makes again: its norms' outputs (on a CPU their
+    quotients too) and the product of gate and up; ModernBERT's own keeps silu(gate) too.
     """
     audio, text, caption, ssl = config.audio, config.text, config.caption, config.ssl
-    norm, wide, wide_text = (2, 3, 3) if compiled else (3, 3, 4)
+    norm, layer_norm, wide, wide_text = (1, 1, 2, 2) if compiled else (3, 2, 3, 4)
 
     def block(size: int, intermediate: int) -> int:
         return (2 * norm + 4) * size + wide * intermediate
 
     c, d = audio.hidden_size, caption.hidden_size
     heard = config.mel.patch_dim + audio.num_layers * block(c, audio.intermediate_size)
-    heard += (norm + 1) * c + caption.num_layers * 2 * d
+    heard += (1 if compiled else norm + 1) * c + caption.num_layers * 2 * d
     decoded = caption.num_layers * (block(d, caption.intermediate_size) + (norm + 2) * d) + norm * d
-    # A LayerNorm keeps its input alone; ModernBERT keeps q and k rotated too.
-    read = text.num_layers * (10 * text.hidden_size + wide_text * text.intermediate_size)
-    read += 3 * text.hidden_size
-    head = c + 4 * ssl.head_hidden_size + 2 * ssl.bottleneck_size
+    # ModernBERT keeps q and k rotated too.
+    t = text.hidden_size
+    read = text.num_layers * ((2 * layer_norm + 6) * t + wide_text * text.intermediate_size)
+    read += (2 * layer_norm - 1) * t
+    head = 2 * ssl.head_hidden_size + ssl.bottleneck_size
+    head = head if compiled else 2 * head + c
     return Saved(heard, head, read + decoded)
 
 

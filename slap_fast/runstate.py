@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,19 @@ def _compile(modules: Sequence[nn.Module], device: torch.device) -> None:
                 "for a CPU; or set compile=false"
             ) from error
     for module in modules:
-        module.compile(dynamic=True)
+        module.compile(dynamic=True, backend=lean)
+
+
+def lean(
+    graph: torch.fx.GraphModule, inputs: Sequence[Any], backend: str = "inductor"
+) -> Callable[..., Any]:
+    """torch.compile's ``backend``, but what norms and gates give is made again in the backward: by
+    itself it keeps what a product's gradient needs."""
+    from torch._dynamo import lookup_backend
+    from torch._functorch import config
+
+    with config.patch(ban_recompute_materialized_backward=False):
+        return lookup_backend(backend)(graph, inputs)
 
 
 def begin(
