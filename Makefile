@@ -14,7 +14,7 @@
 
 PYTHON ?= python3
 MINUTES ?= 5
-# Each process of the tests takes up to 2 GB.
+# Two processes of the tests, and what they start, take up to 3.5 GB.
 PROCESSES := -n logical --maxprocesses 4 --dist worksteal
 
 ifeq ($(origin PY),undefined)

@@ -193,7 +193,7 @@ def test_every_step_has_a_file(tmp_path):
 
 @pytest.mark.slow
 def test_every_step_runs_dry(tmp_path):
-    done = run(tmp_path)
+    done = run(tmp_path, "--minutes", "40")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
     steps = outcomes(tmp_path)
     wanted = {s.name for s in suite.steps(tmp_path, None, dry_run=True)}
