@@ -101,22 +101,23 @@ def first_pass(
     weights, device = state.config.loss, state.device
     shared = state.config.model.ssl.student_pass == "shared"
     needed = dataclasses.replace(weights, caption=0.0, ssl=weights.ssl if shared else 0.0)
-    rng_states, outs, teachers = [], [], []
+    rng_states, outs, taught = [], [], []
     for batch in batches:
         batch = batch.to(device)
         rng_states.append(_rng_state(device))
         if weights.contrastive:
-            outs.append(state.replica(batch, needed))
+            out = state.replica(batch, needed)._replace(student_features=None, prototypes=None)
+            outs.append(out)
         if weights.ssl:
-            teachers.append(state.teacher(batch))
+            features, prototypes = state.teacher(batch)
+            taught.append(features.to(blockwise.product_dtype(features)))
     loss, gradients = None, [[] for _ in batches]
     if weights.contrastive:
         loss, gradients = _contrastive_gradients(state, outs, batches, rows)
     targets = [None] * len(batches)
     if weights.ssl:
-        parts = [features for features, _ in teachers]
-        whole = teacher_targets(state, torch.cat(parts), teachers[0][1], temperature)
-        sizes = [len(part) for part in parts]
+        whole = teacher_targets(state, torch.cat(taught), prototypes, temperature)
+        sizes = [len(part) for part in taught]
         targets = [whole._replace(features=part) for part in whole.features.split(sizes)]
     here = [loss if i == 0 or loss is None else torch.zeros_like(loss) for i in range(len(batches))]
     return [Cached(*each) for each in zip(rng_states, here, gradients, targets, strict=True)]

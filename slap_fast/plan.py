@@ -90,13 +90,15 @@ def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
     masked = ssl.mask_ratio * ssl.mask_clips if config.loss.ssl else 0.0
     clip = model.mel.num_patches(round(SECONDS_PER_CLIP * model.mel.sample_rate))
     # The teacher's features are in fp32; under autocast the product with the prototypes has a copy.
-    taught = masked * ssl.bottleneck_size * (4 if low == 4 else 6)
+    # A gradient cache holds them in the product's dtype alone; they are joined while no activations
+    # are kept.
+    features = masked * ssl.bottleneck_size
     if config.grad_cache and masked:
-        fixed["teacher's features of the whole batch"] = taught * config.batch_size * clip
+        fixed["teacher's features of the whole batch"] = low * features * config.batch_size * clip
     per_token = {
         "activations, audio": low * saved.audio_token + 4 * model.mel.patch_dim,
         "activations, masked patches": masked * low * saved.masked_patch,
-        "teacher's features": taught,
+        "teacher's features": features * (4 if low == 4 else 6),
         "activations, text": low * saved.text_token * TOKENS_PER_CAPTION / clip,
     }
     left = memory - sum(fixed.values())

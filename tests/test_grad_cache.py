@@ -1,5 +1,7 @@
 """The gradient cache: a step in several packs is the step of one, on one rank and on two."""
 
+import weakref
+
 import pytest
 import runs
 import torch
@@ -67,6 +69,25 @@ def test_the_second_pass_drops_out_what_the_first_did():
     first, second = seen[: len(batches)], seen[len(batches) :]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(*(state.model(batches[0]).audio_features for _ in range(2)))
+
+
+def test_the_first_pass_keeps_features_of_clips_and_targets_alone(monkeypatch):
+    state, batches = split_run(SPLIT | {"precision": "bf16"})
+    made, alive, gradients = [], [], objective._contrastive_gradients
+    state.model.register_forward_hook(lambda *args: made.append(weakref.ref(args[2][-2])))
+
+    def spy(*given):
+        alive.extend(ref() is not None for ref in made)
+        return gradients(*given)
+
+    monkeypatch.setattr(objective, "_contrastive_gradients", spy)
+    with training.autocast(state.config, runs.CPU):
+        rows = [{"contrastive": 9}]
+        cached = objective.first_pass(state, batches, rows, 0.07)
+    assert len(alive) == len(batches) and not any(alive)
+    assert {each.targets.features.dtype for each in cached} == {torch.bfloat16}
+    memory = {each.targets.features.untyped_storage().data_ptr() for each in cached}
+    assert len(memory) == 1 and sum(map(len, (each.targets.features for each in cached))) > 9
 
 
 def test_one_pack_needs_no_first_pass(monkeypatch):
