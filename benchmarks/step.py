@@ -2,8 +2,9 @@
 
 The same step in turns on three batches of noise: the *reference* (plain PyTorch operations, whole
 logits, AdamW one parameter at a time), the *compiled reference* (torch.compile around it) and the
-*fused* step, which is the trainer's with ``compile=true``. Their losses must agree. On a CPU
-slap_tiny, on a GPU slap_base; the compiler takes minutes before the first step.
+*fused* step, made of the trainer's parts with ``compile=true``. Their losses must agree; a way that
+runs out of a GPU's memory is told so and left out. On a CPU slap_tiny, on a GPU slap_base; the
+compiler takes minutes before the first step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
 import machine
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from slap_fast import distillation, flops, losses, objective, ops, runstate
+from slap_fast import distillation, flops, losses, objective, ops, plan, runstate
 from slap_fast.batch import IGNORE_INDEX, PackedBatch
 from slap_fast.config import TrainConfig, override, slap_base, slap_tiny
 from slap_fast.data.augment import mask_indices
@@ -40,6 +41,9 @@ PAIRS = 2 * 109e6
 TOKENS_PER_CAPTION = 40
 BATCHES = 3
 """That are rotated."""
+LEAST_ROUNDS = 3
+MOST_SECONDS = 45.0
+"""Of a way's steps that count: past it and LEAST_ROUNDS it has no more."""
 WAYS = {
     "reference": {"compiled": False, "fused": False},
     "compiled reference": {"compiled": True, "fused": False},
@@ -146,6 +150,21 @@ def on_reference() -> Iterator[None]:
         ops.IMPLEMENTATIONS |= known
 
 
+class Taken(NamedTuple):
+    """What a step took."""
+
+    loss: float
+    laps: dict[str, float]
+    """Seconds of each stage."""
+    peak_bytes: int | None
+    """At the peak, beyond those before; None where the system does not say."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(self.laps.values())
+
+
 class Way:
     """One way of the step, with a model of its own that starts from the same weights."""
 
@@ -187,8 +206,8 @@ class Way:
         lap("EMA")
         return total.detach()
 
-    def timed(self, batch: PackedBatch) -> tuple[float, dict[str, float], int | None]:
-        """(loss, seconds of each stage, bytes at the peak beyond those before or None)."""
+    def timed(self, batch: PackedBatch) -> Taken:
+        """A step, and what it took."""
         laps: dict[str, float] = {}
         last = _now(self.state.device)
 
@@ -202,7 +221,7 @@ class Way:
         with nullcontext() if self.fused else on_reference(), peak:
             last = _now(self.state.device)
             loss = self.step(batch, lap)
-        return float(loss), laps, peak.bytes
+        return Taken(float(loss), laps, peak.bytes)
 
 
 def _now(device: torch.device) -> float:
@@ -249,16 +268,16 @@ def bench_step(
     wanted = flops.step(config.model, config.loss, work)
     peak, peak_is = peak_flops(device)
     ways = {name: Way(config, device, **options) for name, options in WAYS.items()}
-    first = {name: way.timed(batches[0])[0] for name, way in ways.items()}
+    runs: dict[str, list[Taken]] = {name: [] for name in ways}
+    first = {name: taken.loss for name, taken in _turn(ways, list(ways), batches[0]).items()}
     low = device.type == "cuda" and config.precision != "fp32"
     bound = TOLERANCE[torch.bfloat16 if low else torch.float32]
+    known = next(iter(first))
     for name, loss in first.items():
-        if not abs(loss - first["reference"]) <= bound * abs(first["reference"]):
-            raise RuntimeError(f"{name}: loss {loss}, the reference has {first['reference']}")
+        if not abs(loss - first[known]) <= bound * abs(first[known]):
+            raise RuntimeError(f"{name}: loss {loss}, the {known} has {first[known]}")
     for batch in batches[1:]:
-        for way in ways.values():
-            way.timed(batch)
-    runs: dict[str, list[Any]] = {name: [] for name in ways}
+        _turn(ways, list(ways), batch)
     mel, parts = [], {}
     found = {
         "parts": parts,
@@ -267,12 +286,18 @@ def bench_step(
         "flops": wanted,
         "peak_flops": peak,
         "peak_is": peak_is,
+        "first_loss": first,
     }
     audio = len(waveforms[0]) / config.model.mel.sample_rate
     for number in range(rounds):
         turn = number % BATCHES
-        for name, way in ways.items():
-            runs[name].append(way.timed(batches[turn]))
+        due = [
+            name
+            for name in ways
+            if number < LEAST_ROUNDS or sum(each.seconds for each in runs[name]) < MOST_SECONDS
+        ]
+        for name, taken in _turn(ways, due, batches[turn]).items():
+            runs[name].append(taken)
         started = _now(device)
         ops.mel_patches(waveforms[turn], starts[turn], config.model.mel)
         mel.append(_now(device) - started)
@@ -284,33 +309,47 @@ def bench_step(
         yield found
 
 
-def _rows(
-    runs: dict[str, list[Any]], found: dict[str, Any], seconds_of_audio: float
-) -> list[harness.Row]:
-    """One row per way of what its steps took."""
-    rows = []
+def _turn(ways: dict[str, Way], due: list[str], batch: PackedBatch) -> dict[str, Taken]:
+    """A step of each way that is due; a way with no room for it is taken out of ``ways``."""
+    taken = {}
+    for name in due:
+        try:
+            taken[name] = ways[name].timed(batch)
+        except torch.OutOfMemoryError:
+            if name == "fused":
+                raise
+            del ways[name]
+    return taken
+
+
+def _rows(runs: dict[str, list[Taken]], found: dict[str, Any], audio: float) -> list[harness.Row]:
+    """One row per way of what its steps took; ``audio``: seconds of it in a step."""
+    fused = statistics.median(each.seconds for each in runs["fused"])
+    rows: list[harness.Row] = []
     for name, taken in runs.items():
-        spread = harness.summary([sum(laps.values()) for _, laps, _ in taken])
+        if not taken:
+            rows.append({"way": name, "note": "out of memory"})
+            continue
+        spread = harness.summary([each.seconds for each in taken])
         seconds = spread["ms"] / 1e3
-        sizes = [size for *_, size in taken]
+        sizes = [each.peak_bytes for each in taken]
         stages = {
-            stage: statistics.median(laps[stage] for _, laps, _ in taken) for stage in taken[0][1]
+            stage: statistics.median(each.laps[stage] for each in taken) for stage in taken[0].laps
         }
         rows.append(
             {
                 "way": name,
                 **spread,
+                "steps": len(taken),
                 "tokens/s": found["tokens"] / seconds,
-                "audio s/s": seconds_of_audio / seconds,
+                "audio s/s": audio / seconds,
                 "MFU": found["flops"] / seconds / found["peak_flops"],
                 "peak MB": statistics.median(sizes) / 1e6 if None not in sizes else None,
-                "times_fused": 0.0,
+                "times_fused": seconds / fused,
                 "device days": PAIRS / found["clips"] * seconds / 86_400,
                 **{f"{stage} ms": 1e3 * value for stage, value in stages.items()},
             }
         )
-    for row in rows:
-        row["times_fused"] = row["ms"] / rows[-1]["ms"]
     return rows
 
 
@@ -322,8 +361,8 @@ def _parts(
     peak: float,
     rounds: int,
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Parts of the model alone, forward and backward (the teacher forward), uncompiled on the best
-    operations; the decoder is with its loss."""
+    """Parts of the model alone on the best operations, forward and backward, uncompiled; the
+    decoder is with its loss. The teacher is the fused step's, forward alone."""
     model, counts = state.model, flops.forward(config.model, config.loss, work)
     with torch.no_grad(), autocast(config, state.device):
         heard = [model.audio_encoder(batch.audio).requires_grad_() for batch in batches]
@@ -364,28 +403,46 @@ def render(found: dict[str, Any], console: Console) -> None:
     """The rows as a table, one way a column."""
     rows = found["rows"]
     table = Table("", *(row["way"] for row in rows), title="a training step")
-    for key in list(rows[0])[1:]:
-        table.add_row(key, *("" if row[key] is None else f"{row[key]:.4g}" for row in rows))
+    for key in list(rows[-1])[1:]:
+        values = (row.get(key, row.get("note")) for row in rows)
+        table.add_row(key, *(_cell(value) for value in values))
     console.print(table)
     for name, part in found["parts"].items():
         figures = ", ".join(f"{key} {value:.3g}" for key, value in part.items())
         console.print(f"{name} alone: {figures}")
     console.print(
         f"{found['clips']} clips, {found['tokens']} audio tokens, {found['flops']:.3g} FLOP; "
-        f"MFU of {found['peak_flops']:.3g} FLOP/s: {found['peak_is']}. device days: the paper's "
-        "pretraining of 2 x 109 M pairs at this speed"
+        f"MFU of {found['peak_flops']:.3g} FLOP/s: {found['peak_is']}. device days: 2 x 109 M "
+        "pairs, as the paper's pretraining, at this speed of this model and these lengths of clips"
     )
+
+
+def _cell(value: float | str | None) -> str:
+    return f"{value:.4g}" if isinstance(value, float | int) else value or ""
+
+
+def default_tokens(config: TrainConfig, memory: float) -> int:
+    """Half of what fits beside three models of the same size: whole logits take the rest.
+
+    The estimate is :func:`slap_fast.plan.plan`'s of a device with ``memory`` bytes.
+    """
+    alone = plan.plan(config, memory)["fixed_bytes"]
+    models = sum(alone.values()) - alone["reserved"]
+    return plan.plan(config, max(models, memory - 2 * models))["max_tokens"] // 2
 
 
 def main() -> int:
     """Runs and records."""
     parser = harness.arguments(__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, help="of audio; by default 262144, or 8192 on a CPU")
+    parser.add_argument("--tokens", type=int, help="of audio; by default what fits, 8192 on a CPU")
     options = parser.parse_args()
     device = harness.device()
-    on_gpu = device.type == "cuda"
-    tokens = options.tokens or round((options.scale or 1.0) * (262_144 if on_gpu else 8192))
-    config = slap_base() if on_gpu else slap_tiny()
+    if device.type == "cuda":
+        config = slap_base()
+        most = default_tokens(config, torch.cuda.get_device_properties(device).total_memory)
+    else:
+        config, most = slap_tiny(), 8192
+    tokens = options.tokens or round((options.scale or 1.0) * most)
     about = machine.record(title="a training step")
     for found in bench_step(config, tokens, options.rounds, device):
         if options.json:

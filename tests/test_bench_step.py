@@ -6,9 +6,13 @@ import harness
 import pytest
 import runs
 import step as bench
+import tables
 import torch
+from rich.console import Console
 
-from slap_fast.config import override
+from slap_fast import runstate, train
+from slap_fast.config import override, slap_base
+from slap_fast.models.slap import SlapModel
 
 
 @pytest.fixture
@@ -24,7 +28,9 @@ def test_the_ways_agree_and_are_accounted_for(uncompiled):
     assert early["rounds"] == 1 and set(early["parts"]) == {"mel"} and len(early["rows"]) == 3
     assert found["rounds"] == 2
     assert [row["way"] for row in found["rows"]] == ["reference", "compiled reference", "fused"]
+    assert set(found["first_loss"]) == set(bench.WAYS)
     for row in found["rows"]:
+        assert row["steps"] == 2
         stages = sum(value for key, value in row.items() if key.endswith(" ms"))
         assert stages == pytest.approx(row["ms"], rel=0.5)
         assert row["tokens/s"] == pytest.approx(1e3 * found["tokens"] / row["ms"])
@@ -55,6 +61,76 @@ def test_a_batch_is_another_of_as_many_tokens_each_round(uncompiled, monkeypatch
     assert len({len(batch.mask_indices) for batch in warm}) == 1
     assert not torch.equal(a.audio.patches, b.audio.patches)
     assert not torch.equal(b.text.ids, c.text.ids)
+
+
+def test_the_fused_step_changes_the_model_as_the_trainers_does():
+    same_all_along = {"warmup_steps": 0, "ema_momentum": 0.99, "precision": "fp32"}
+    ssl = {"mask_clips": 1.0, "teacher_temperature_warmup": 0.0}
+    ssl["teacher_temperature_start"] = runs.TINY.model.ssl.teacher_temperature
+    changed = same_all_along | {f"model.ssl.{name}": value for name, value in ssl.items()}
+    config = override(runs.TINY, changed)
+    *_, batch = bench.make_batch(config, 300)
+    way = bench.Way(config, runs.CPU, compiled=False, fused=True)
+    torch.manual_seed(0)
+    state = runstate.new_state(config, SlapModel(config.model), runs.CPU)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    loss = way.step(batch, lambda stage: None)
+    torch.testing.assert_close(loss, train.train_step(state, [batch])["loss"])
+    moved = 0
+    for part in ("model", "teacher"):
+        ours, theirs = getattr(way.state, part).state_dict(), getattr(state, part).state_dict()
+        torch.testing.assert_close(ours, theirs)
+        moved += sum(not torch.equal(ours[name], before[name]) for name in ours if name in before)
+    assert moved > len(before)
+
+
+def test_a_way_without_room_is_told_so_and_left_out(uncompiled, monkeypatch):
+    timed, calls = bench.Way.timed, []
+
+    def full(way, batch):
+        calls.append(way.fused)
+        if calls.count(False) == 4 and not way.fused:  # the compiled reference's second step
+            raise torch.OutOfMemoryError("full")
+        return timed(way, batch)
+
+    monkeypatch.setattr(bench.Way, "timed", full)
+    monkeypatch.setattr(bench, "_parts", lambda *_: [])
+    *_, found = bench.bench_step(runs.TINY, 300, 2, runs.CPU)
+    reference, compiled, fused = found["rows"]
+    assert compiled == {"way": "compiled reference", "note": "out of memory"}
+    assert reference["steps"] == fused["steps"] == 2
+    assert set(found["first_loss"]) == set(bench.WAYS)
+    console = Console(record=True, width=120)
+    bench.render(found, console)
+    assert "out of memory" in console.export_text()
+    shown = tables.columns({"way": "", "ms": "ms", "peak MB": "peak, MB"})(found)
+    assert shown.count("out of memory") == 1
+
+
+def test_the_fused_way_without_room_raises(uncompiled, monkeypatch):
+    def full(way, batch):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(bench.Way, "timed", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(bench.bench_step(runs.TINY, 300, 1, runs.CPU))
+
+
+def test_a_slow_way_takes_fewer_steps(uncompiled, monkeypatch):
+    def slow(way, batch):
+        return bench.Taken(1.0, {"all": 1.0 if way.fused else 20.0}, 1000)
+
+    monkeypatch.setattr(bench.Way, "timed", slow)
+    monkeypatch.setattr(bench, "_parts", lambda *_: [])
+    *_, found = bench.bench_step(runs.TINY, 300, 9, runs.CPU)
+    assert [row["steps"] for row in found["rows"]] == [3, 3, 9]
+    assert [row["times_fused"] for row in found["rows"]] == [20.0, 20.0, 1.0]
+
+
+def test_tokens_that_fit_three_models_and_whole_logits():
+    h200, h100 = (bench.default_tokens(slap_base(), size) for size in (150e9, 85e9))
+    assert 90_000 < h200 < 120_000 and 0.4 * h200 < h100 < 0.6 * h200
+    assert bench.default_tokens(slap_base(), 1e9) == 0
 
 
 def test_ways_that_differ_are_not_timed(uncompiled, monkeypatch):

@@ -52,6 +52,7 @@ def records():
             found[f"{name}_gpu"] = {"rows": rows_of(name)}
         config = override(runs.TINY, {"model.ssl.mask_clips": 1.0})
         *_, found["step_gpu"] = step.bench_step(config, 300, 1, runs.CPU)
+        found["step_cpu"] = found["step_gpu"]
     return found
 
 
@@ -93,3 +94,24 @@ def test_the_step_is_held_against_its_targets():
     assert projected == ["at most 2 days", "1.5", "met"]
     beside = told["mel_patches beside a training step, GPU"]
     assert beside == ["at most 0.01 of its time", "0.005", "met"]
+
+
+def test_the_step_on_a_cpu_is_held_against_the_compiled_reference():
+    compiled = {"way": "compiled reference", "ms": 100.0, "peak MB": 200.0}
+    rows = [compiled, {"way": "fused", "ms": 121.0, "peak MB": 180.0}]
+    told = targets.verdicts({"step_cpu": {"rows": rows}})
+    reached = {line[0]: line[2:] for line in told if "CPU, beside the compiled" in line[0]}
+    assert list(reached.values()) == [["1.21", "missed by 10.0%"], ["0.9", "met"]]
+    told = targets.verdicts({"step_cpu": {"rows": [{"way": "compiled reference", "note": ""}]}})
+    assert {line[3] for line in told} == {"not run"}
+
+
+def test_the_encoder_is_held_by_its_best_variant():
+    def row(variant, mfu, ms):
+        where = {"case": "C1", "direction": "both", "variant": variant}
+        return {**where, "mfu": mfu, "ms_256k": ms}
+
+    rows = [row("slap-fast", 0.5, 360.0), row("slap-fast, compiled", 0.6, 300.0)]
+    rows += [row("padded", 0.9, 100.0)]
+    told = targets.verdicts({"encoder_gpu": {"rows": rows}})
+    assert [line[2:] for line in told if line[2]] == [["300", "met"], ["0.6", "met"]]
