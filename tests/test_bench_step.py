@@ -10,7 +10,7 @@ import tables
 import torch
 from rich.console import Console
 
-from slap_fast import runstate, train
+from slap_fast import plan, runstate, train
 from slap_fast.config import override, slap_base
 from slap_fast.models.slap import SlapModel
 
@@ -128,8 +128,12 @@ def test_a_slow_way_takes_fewer_steps(uncompiled, monkeypatch):
 
 
 def test_tokens_that_fit_three_models_and_whole_logits():
-    h200, h100 = (bench.default_tokens(slap_base(), size) for size in (150e9, 85e9))
-    assert 90_000 < h200 < 120_000 and 0.4 * h200 < h100 < 0.6 * h200
+    for memory in (150e9, 85e9):
+        alone = plan.plan(slap_base(), memory)
+        kept = {name: size for name, size in alone["fixed_bytes"].items() if name != "reserved"}
+        per_token = sum(alone["bytes_per_token"].values())
+        tokens = bench.default_tokens(slap_base(), memory)
+        assert 0.9 < (3 * sum(kept.values()) + 2 * tokens * per_token) / memory < 0.95
     assert bench.default_tokens(slap_base(), 1e9) == 0
 
 
