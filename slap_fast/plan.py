@@ -23,6 +23,8 @@ class Saved(NamedTuple):
     """Numbers that a forward keeps for its backward, of what it scales with."""
 
     audio_token: int
+    again_token: int
+    """Of a masked clip: it has a pass of its own where ``student_pass`` is separate."""
     masked_patch: int
     text_token: int
 
@@ -41,8 +43,9 @@ def saved_for_backward(config: ModelConfig, compiled: bool) -> Saved:
         return (2 * norm + 4) * size + wide * intermediate
 
     c, d = audio.hidden_size, caption.hidden_size
-    heard = config.mel.patch_dim + audio.num_layers * block(c, audio.intermediate_size)
-    heard += (1 if compiled else norm + 1) * c + caption.num_layers * 2 * d
+    encoded = config.mel.patch_dim + audio.num_layers * block(c, audio.intermediate_size)
+    encoded += (1 if compiled else norm + 1) * c
+    heard = encoded + caption.num_layers * 2 * d
     decoded = caption.num_layers * (block(d, caption.intermediate_size) + (norm + 2) * d) + norm * d
     # ModernBERT keeps q and k rotated too.
     t = text.hidden_size
@@ -50,7 +53,8 @@ def saved_for_backward(config: ModelConfig, compiled: bool) -> Saved:
     read += (2 * layer_norm - 1) * t
     head = 2 * ssl.head_hidden_size + ssl.bottleneck_size
     head = head if compiled else 2 * head + c
-    return Saved(heard, head, read + decoded)
+    again = encoded if ssl.student_pass == "separate" else 0
+    return Saved(heard, again, head, read + decoded)
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
@@ -87,7 +91,8 @@ def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
         "reserved": RESERVED * memory,
     }
     saved = saved_for_backward(model, config.compile)
-    masked = ssl.mask_ratio * ssl.mask_clips if config.loss.ssl else 0.0
+    seen = ssl.mask_clips if config.loss.ssl else 0.0
+    masked = ssl.mask_ratio * seen
     clip = model.mel.num_patches(round(SECONDS_PER_CLIP * model.mel.sample_rate))
     # The teacher's features are in fp32; under autocast the product with the prototypes has a copy.
     # A gradient cache holds them in the product's dtype alone; they are joined while no activations
@@ -97,6 +102,7 @@ def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
         fixed["teacher's features of the whole batch"] = low * features * config.batch_size * clip
     per_token = {
         "activations, audio": low * saved.audio_token + 4 * model.mel.patch_dim,
+        "activations, separate pass": seen * low * saved.again_token,
         "activations, masked patches": masked * low * saved.masked_patch,
         "teacher's features": features * (4 if low == 4 else 6),
         "activations, text": low * saved.text_token * TOKENS_PER_CAPTION / clip,
@@ -143,9 +149,9 @@ def render(found: dict[str, Any], console: Any) -> None:
     for name, size in found["fixed_bytes"].items():
         table.add_row(name, f"{size / 1e9:.2f}")
     for name, size in found["bytes_per_token"].items():
-        table.add_row(
-            f"{name} of {found['max_tokens']} tokens", f"{size * found['max_tokens'] / 1e9:.2f}"
-        )
+        if size:
+            total = size * found["max_tokens"] / 1e9
+            table.add_row(f"{name} of {found['max_tokens']} tokens", f"{total:.2f}")
     console.print(table)
     if found["clips"]:
         console.print(

@@ -40,10 +40,12 @@ def kept_bytes(model, *inputs):
     return sum(kept[place].nbytes() for place in kept.keys() - own) if outputs else None
 
 
+@pytest.mark.parametrize("student_pass", ["shared", "separate"])
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_forward_keeps_what_is_estimated(compiled, monkeypatch):
+def test_a_forward_keeps_what_is_estimated(compiled, student_pass, monkeypatch):
     """Within TOLERANCE, on the kernels, as a GPU runs them."""
-    config = override(runs.TINY, SIZED)
+    changes = {"model.ssl.student_pass": student_pass, "model.ssl.mask_clips": 0.6}
+    config = override(runs.TINY, SIZED | changes)
     state, words = runstate.begin(config, None, None, runs.CPU)
     (batch,) = TrainSteps(runs.clips(), words, config)[0].batches
     choose = ops._choose
@@ -61,7 +63,9 @@ def test_a_forward_keeps_what_is_estimated(compiled, monkeypatch):
         state.model(batch, config.loss)
     found = kept_bytes(state.model, batch, config.loss)
     saved = plan.saved_for_backward(config.model, compiled)
-    counts = len(batch.audio.patches), len(batch.mask_indices), len(batch.text.ids)
+    audio, masked = len(batch.audio.patches), batch.masked_tokens
+    assert 0 < masked < audio
+    counts = audio, masked, len(batch.mask_indices), len(batch.text.ids)
     estimated = 4 * sum(n * per for n, per in zip(counts, saved, strict=True))
     assert found == pytest.approx(estimated, rel=TOLERANCE)
 
