@@ -302,8 +302,9 @@ def bench_step(
         ops.mel_patches(waveforms[turn], starts[turn], config.model.mel)
         mel.append(_now(device) - started)
         parts["mel"] = {"ms": 1e3 * statistics.median(mel)}
-        yield found | {"rows": _rows(runs, found, audio), "rounds": number + 1}
-    found |= {"rows": _rows(runs, found, audio), "rounds": rounds}
+        measured = {name: runs[name] if name in ways else [] for name in WAYS}
+        found |= {"rows": _rows(measured, found, audio), "rounds": number + 1}
+        yield found
     for name, part in _parts(ways["fused"].state, batches, config, work, peak, rounds):
         parts[name] = part
         yield found
@@ -323,7 +324,8 @@ def _turn(ways: dict[str, Way], due: list[str], batch: PackedBatch) -> dict[str,
 
 
 def _rows(runs: dict[str, list[Taken]], found: dict[str, Any], audio: float) -> list[harness.Row]:
-    """One row per way of what its steps took; ``audio``: seconds of it in a step."""
+    """One row per way of what its steps took, or that it found no room for one; ``audio``: seconds
+    of it in a step."""
     fused = statistics.median(each.seconds for each in runs["fused"])
     rows: list[harness.Row] = []
     for name, taken in runs.items():

@@ -372,8 +372,8 @@ class TrainConfig:
     """``auto``: bf16 autocast on a GPU that has it, else fp32."""
     compile: bool = False
     """torch.compile of the student, the teacher and each loss, for packs of any size: minutes at
-    the start, less time and memory in every step. On a CPU it needs a C++ compiler. With ``fsdp``
-    the towers are compiled block by block."""
+    the start, then less memory in every step; time as benchmarks/results have it. On a CPU it needs
+    a C++ compiler. With ``fsdp`` the towers are compiled block by block."""
     seed: int = 0
     """Of the weights, the order, the crops and the masks."""
     log_every: int = 10

@@ -12,6 +12,7 @@ from slap_fast import blockwise, distributed, ops, runstate
 from slap_fast import train as training
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
+from slap_fast.models.slap import SlapModel, Teacher
 
 COMPILED = override(runs.TINY, {"steps": 50, "batch_size": 6, "compile": True})
 
@@ -97,6 +98,19 @@ def test_no_compiler_is_said_at_once(monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", nothing)
     with pytest.raises(ValueError, match="compile: found no C.. compiler, expected g"):
         start(COMPILED)
+
+
+def test_student_and_teacher_are_compiled_to_keep_less(monkeypatch):
+    compiled = {}
+
+    def spy(module, **options):
+        compiled[type(module)] = options
+
+    monkeypatch.setattr(torch.nn.Module, "compile", spy)
+    start(COMPILED)
+    assert compiled == dict.fromkeys(
+        (SlapModel, Teacher), {"dynamic": True, "backend": runstate.lean}
+    )
 
 
 def losses_of_ranks(kind, compile):

@@ -78,6 +78,7 @@ def test_weight_decay_is_on_matrices_only():
     decayed, free = state.optimizer.param_groups
     assert all(p.ndim >= 2 for p in decayed["params"]) and decayed["weight_decay"] == 0.1
     assert all(p.ndim < 2 for p in free["params"]) and free["weight_decay"] == 0.0
+    assert decayed["fused"] and free["fused"]
     trained = sum(p.requires_grad for p in state.model.parameters())
     assert len(decayed["params"]) + len(free["params"]) == trained
 
@@ -261,7 +262,7 @@ def test_accumulating_a_batch_twice_equals_taking_it_once(source):
 
 
 def test_a_batch_split_by_the_token_budget_gives_the_same_step(source):
-    """Of the caption loss: the others depend on which clips meet in a forward."""
+    """Of the caption loss: contrastive and Sinkhorn depend on which clips meet in a forward."""
     config = override(SMALL, {"loss.contrastive": 0.0, "loss.ssl": 0.0, "batch_size": 8})
     stepped = []
     for max_tokens in (65_536, 110):

@@ -27,7 +27,10 @@ def test_map_head_loads_siglip_and_equals_it(siglip_head):
     head = MAPHead(32, 4, 48, norm="layer", bias=True, eps=1e-6).double()
     head.load_state_dict(siglip_head.state_dict())
     x = torch.randn(sum(LENGTHS), 32, dtype=torch.float64)
-    pooled = head(x, torch.tensor([0, *LENGTHS]).cumsum(0).int())
+    starts = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    pooled = head(x, starts)
+    empty = head.attention(head.probe, x, starts)[LENGTHS.index(0)]
+    assert torch.equal(empty, head.attention.out_proj.bias)  # it has no values, nor their bias
     for i, clip in enumerate(x.split(LENGTHS)):
         if len(clip):
             torch.testing.assert_close(
