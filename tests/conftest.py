@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import random
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line; before torch is loaded
@@ -32,9 +33,23 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_configure() -> None:
+    _check_interpreter()
     # Fills torch.empty with NaN (the largest integer for integers), so that a read of memory that
     # was never written shows.
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _check_interpreter() -> None:
+    """Triton before 3.7 reads numbers out of arrays in a way that numpy 2.4 has ended."""
+    try:
+        releases = [tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy")]
+    except PackageNotFoundError:
+        return
+    if not torch.cuda.is_available() and releases[0] < (3, 7) and releases[1] >= (2, 4):
+        raise pytest.UsageError(
+            f"numpy: found {version('numpy')}, expected below 2.4, as without a GPU Triton "
+            f"{version('triton')} interprets the kernels: pip install 'numpy<2.4', or triton 3.7"
+        )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
