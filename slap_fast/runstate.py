@@ -68,8 +68,16 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
     return TrainState(config, model, replica, teacher, make_optimizer(model, config), device)
 
 
+MOST_GRAPHS = 32
+"""Of one forward; one more would run as it is. A gradient cache on uneven ranks makes over 8."""
+
+
 def _compile(modules: Sequence[nn.Module], device: torch.device) -> None:
     """Compiles their forwards in place, so that parameters keep their names."""
+    from torch._dynamo import config
+
+    # Sizes of 0, 1 and more are graphs of their own, with gradient and without.
+    config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
     if device.type == "cpu":
         from torch._inductor import cpp_builder, exc
 

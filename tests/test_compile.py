@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from slap_fast import blockwise, distributed, ops, runstate
 from slap_fast import train as training
+from slap_fast.batch import PackedBatch
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
 from slap_fast.models.slap import SlapModel, Teacher
@@ -166,6 +167,25 @@ def test_fifty_packs_make_no_graph_break_and_two_recompiles_at_most(dynamo, figu
         counts = [counter.frame_count for counter in made]
         assert 1 <= min(counts) and max(counts) <= 3, counts
         torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_packs_of_no_and_of_one_clip_are_compiled_too(dynamo, monkeypatch):
+    """In both passes of a gradient cache; Dynamo's own limit of 8 would leave one of them as it is,
+    and here raise."""
+    monkeypatch.setattr(runstate, "lean", lambda graph, inputs: graph.forward)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    eager = functools.partial(torch.compile, backend="eager", dynamic=True)
+    monkeypatch.setattr(blockwise, "as_graph", functools.cache(eager))
+    small = {"batch_size": 9, "max_tokens": 60, "grad_cache": True, "model.ssl.mask_clips": 0.25}
+    state, data = start(override(COMPILED, small))
+    empty, clips = PackedBatch.empty(state.config.model.mel.patch_dim), set()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for state.step in range(5):
+            batches = data[state.step].batches
+            clips.update(len(batch.audio.cu_seqlens) - 1 for batch in batches)
+            training.train_step(state, [*batches, empty])
+    assert clips == {1, 2, 3} and not dynamo["graph_break"]
 
 
 @pytest.mark.slow
