@@ -70,7 +70,7 @@ class Figure:
 
     def write(self) -> None:
         """Puts what there is so far into the report."""
-        write(self.config.getoption("--soak-to"), self.records)
+        write(self.config.getoption("--soak-to"), self.records, self.config.rootpath)
 
 
 @pytest.fixture
@@ -82,8 +82,9 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
         counter.write()
 
 
-def write(path: Path, records: list[dict[str, Any]]) -> None:
-    """Puts records in the place of those of the same tests on the same kind of device."""
+def write(path: Path, records: list[dict[str, Any]], root: Path) -> None:
+    """Puts records in the place of those of the same tests on the same kind of device; those of
+    tests that ``root`` no longer has go."""
     report = runpy.run_path(str(ROOT / "benchmarks" / "machine.py"))["record"]()
     machine = report["machine"]
     has_gpu = torch.cuda.is_available()
@@ -95,11 +96,19 @@ def write(path: Path, records: list[dict[str, Any]]) -> None:
     replaced = {(record["test"], record["figure"], record["runs_on"]) for record in fresh}
     kept = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else []
     kept = [r for r in kept if (r["test"], r["figure"], r["runs_on"]) not in replaced]
+    kept = [r for r in kept if is_there(r["test"], root)]
     report["figures"] = sorted(kept + fresh, key=lambda r: (IDS.index(r["figure"]), r["test"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     tried = {record["figure"] for record in report["figures"]}
     report["not_run"] = [name for name in IDS if name not in tried]
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def is_there(test: str, root: Path) -> bool:
+    """Whether a test of this id is still written."""
+    path, *_, name = test.split("::")
+    text = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else ""
+    return f"def {name.partition('[')[0]}(" in text
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

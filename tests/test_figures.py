@@ -40,8 +40,9 @@ def test_bad(figure):
 def test_a_soak_runs_the_figures_and_records_each(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT / 'tests'}\n")
-    earlier = {"figure": "K1", "test": "t", "runs_on": "an H100", "n": 7}
-    (tmp_path / "out.json").write_text(json.dumps({"figures": [earlier]}))
+    earlier = {"figure": "K1", "test": "test_some.py::test_slow[1]", "runs_on": "an H100", "n": 7}
+    gone = [earlier | {"test": test} for test in ("test_some.py::test_ba", "test_any.py::test_bad")]
+    (tmp_path / "out.json").write_text(json.dumps({"figures": [earlier, *gone]}))
     words = [sys.executable, "-m", "pytest", "-p", "figures", "--soak", "--soak-to", "out.json"]
     words += ["--soak-minutes", "0.005", "-q"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
@@ -56,6 +57,7 @@ def test_a_soak_runs_the_figures_and_records_each(tmp_path):
     assert (bad["n"], bad["failures"], bad["failed_seed"]) == (3, 1, 3)
     assert {"runs_on", "commit", "test", "seconds"} <= bad.keys()
     assert records["K1"]["n"] == 7  # what was recorded elsewhere stays
+    assert len(records) == len(report["figures"]) == 5  # and of tests that are gone, nothing
     several = subprocess.run([*words, "-n", "2"], cwd=tmp_path, capture_output=True, text=True)
     assert several.returncode == 4 and "--soak: found -n 2" in several.stderr
 
