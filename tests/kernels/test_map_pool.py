@@ -7,6 +7,7 @@ import math
 import random
 
 import guard_pages
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -159,6 +160,35 @@ def test_cu_seqlens_beyond_x_is_clamped() -> None:
     found = kernels._backward_op(x, score_weight, wrong, pooled, lse, dout)
     want = kernels._backward_op(x, score_weight, starts([40, 20]), pooled, lse, dout)
     assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+@interpreted
+def test_each_way_reads_x_once_in_equal_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a sequence is, its programs read a piece, or their part of all rows."""
+    x, score_weight, cu_seqlens, dout = inputs(C=24, lengths=[1, 300, 0, 63, 2, 2, 64, 130])
+    load, reads = interpreter_builder.create_masked_load, {}
+
+    def spy(pointers, mask, *rest):
+        places = (pointers.data.astype(np.int64) - x.data_ptr()) // x.element_size()
+        places = places[mask.data & (places >= 0) & (places < x.numel())]
+        reads.setdefault(interpreter_builder.grid_idx, []).extend(places.tolist())
+        return load(pointers, mask, *rest)
+
+    def shares() -> list[int]:
+        """Rows that each program has read; all of them together read each element once."""
+        each = sorted(itertools.chain.from_iterable(reads.values()))
+        assert each == list(range(int(cu_seqlens[-1]) * x.shape[1]))
+        found = [len(places) // x.shape[1] for places in reads.values()]
+        reads.clear()
+        return found
+
+    monkeypatch.setattr(interpreter_builder, "create_masked_load", spy)
+    monkeypatch.setattr(kernels, "BACKWARD_PROGRAMS", 6)
+    pooled, lse = kernels._forward_op(x, score_weight, cu_seqlens)
+    assert max(shares()) == kernels.SPLIT
+    kernels._backward_op(x, score_weight, cu_seqlens, pooled, lse, dout)
+    rows = shares()
+    assert len(rows) == 6 and max(rows) == 96  # whole tiles of a sixth of the 567 rows
 
 
 @interpreted
