@@ -233,8 +233,11 @@ def read_training(
         for parameter in group["params"]:
             state = _below(stored, f"{names[parameter]}.")
             if state:
+                # AdamW's fused kernel wants the count of its steps where the parameter is.
                 optimizer.state[parameter] = {
-                    key: value if key == "step" else distributed.like(value, parameter)
+                    key: value.to(parameter.device)
+                    if key == "step"
+                    else distributed.like(value, parameter)
                     for key, value in state.items()
                 }
     torch.set_rng_state(tensors["rng.cpu"])

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 from safetensors.torch import load_file, save_file
 
+from slap_fast import checkpoint, runstate
+from slap_fast import train as training
+from slap_fast.data.loader import TrainSteps
 from slap_fast.inference import Slap
 from slap_fast.storage import CheckpointError, find_folder, write_folder
 
@@ -31,6 +35,19 @@ def test_the_committed_version_1_checkpoint_still_loads_and_means_the_same(folde
     tone = np.sin(np.arange(16_000) * 0.2).astype(np.float32)
     np.testing.assert_allclose(slap.embed_audio(tone)[0], expected["audio"].numpy(), atol=1e-5)
     np.testing.assert_allclose(slap.embed_text("a tone")[0], expected["text"].numpy(), atol=1e-5)
+
+
+def test_all_of_the_optimizer_goes_where_its_parameters_are(tmp_path):
+    """The count of steps too: AdamW's fused kernel on a GPU takes it from nowhere else."""
+    state, words = runstate.begin(runs.TINY, None, None, runs.CPU)
+    training.train_step(state, TrainSteps(runs.clips(), words, state.config)[0].batches)
+    checkpoint.write_files(tmp_path, runstate.snapshot(state, words, {}, {}))
+    elsewhere = state.model.to("meta")
+    optimizer = runstate.make_optimizer(elsewhere, state.config)
+    checkpoint.read_training(tmp_path, elsewhere, None, optimizer)
+    kept = [x for held in optimizer.state.values() for x in held.values()]
+    assert len(kept) == 3 * len(optimizer.state) > 0
+    assert {x.device.type for x in kept} == {"meta"}
 
 
 def test_a_newer_format_is_refused(folder):
