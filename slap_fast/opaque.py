@@ -26,7 +26,7 @@ def _differentiable(
 
     def forward(*given: Any) -> Tensor:
         with torch.no_grad():
-            return run(*given)
+            return run(*given).contiguous()  # as the fake one
 
     def backward(dout: Tensor, *given: Any) -> list[Tensor]:
         with torch.enable_grad():

@@ -14,6 +14,7 @@ from slap_fast.batch import PackedBatch
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
 from slap_fast.models.slap import SlapModel, Teacher
+from slap_fast.reference import attention as reference_attention
 
 COMPILED = override(runs.TINY, {"steps": 50, "batch_size": 6, "compile": True})
 
@@ -63,10 +64,15 @@ def test_the_reference_is_one_node_of_a_graph(dynamo):
     assert counter.frame_count <= 2  # the first lengths have sizes in common that others have not
 
 
-@pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])
-def test_opcheck(contiguous, figure):
+@pytest.mark.parametrize("way", ["contiguous", "strided", "as on a GPU"])
+def test_opcheck(way, figure, monkeypatch):
     """Of the reference's operations, forward and backward."""
-    registered = torch.ops.slap_fast
+    registered, contiguous = torch.ops.slap_fast, way != "strided"
+    if way == "as on a GPU":
+        attend = reference_attention._attend
+        monkeypatch.setattr(
+            reference_attention, "_attend", lambda *given: attend(*given[:-1], return_lse=True)[0]
+        )
 
     def normal(*shape):
         x = torch.randn(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
