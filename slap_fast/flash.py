@@ -7,6 +7,7 @@ For those who prefer them, and as a peer to measure against. flash-attn where it
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,11 +38,18 @@ def torch_varlen() -> Varlen:
     """torch's function as :func:`attention` calls it; raises where torch has none."""
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
+    takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters  # not torch 2.11's
+
     def run(q, k, v, starts, starts_k, longest, longest_k, *, scale, window, causal):
+        group, options = q.shape[1] // k.shape[1], {}
+        if group > 1 and takes_groups:
+            options = {"enable_gqa": True}
+        elif group > 1:
+            k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
         return varlen_attn(
             q, k, v, starts, starts_k, longest, longest_k, scale=scale,
             window_size=(window[0], 0) if causal else window,
-            enable_gqa=q.shape[1] != k.shape[1], return_aux=AuxRequest(lse=True),
+            return_aux=AuxRequest(lse=True), **options,
         )  # fmt: skip
 
     return run

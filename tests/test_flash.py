@@ -62,7 +62,25 @@ def torch_varlen(monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
 
 
-@pytest.fixture(params=[flash_attn, torch_varlen], ids=lambda stub: stub.__name__, autouse=True)
+def torch_2_11_varlen(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    from torch.nn.attention import varlen
+
+    def varlen_attn(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
+        window_size=(-1, -1),
+    ):  # fmt: skip
+        assert return_aux.lse and query.shape[1] == key.shape[1]
+        tensors = (query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+        return computed(*tensors, scale, window_size, False)
+
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
+
+
+STUBS = [flash_attn, torch_varlen, torch_2_11_varlen]
+
+
+@pytest.fixture(params=STUBS, ids=lambda stub: stub.__name__, autouse=True)
 def stub(request, monkeypatch):
     request.param(monkeypatch)
     varlen = flash.varlen
