@@ -25,6 +25,8 @@ def process_group(timeout: float) -> Iterator[None]:
 
     Args:
         timeout: seconds that a rank waits for the others before it gives up.
+
+    Raises ValueError for a machine with fewer GPUs than ranks.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -32,7 +34,13 @@ def process_group(timeout: float) -> Iterator[None]:
     # What the ranks agree on stays on the CPU: gloo carries it without a wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local_rank, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= devices:
+            raise ValueError(
+                f"LOCAL_RANK: found {local_rank}, expected below {devices}, as this machine has "
+                f"{devices} GPU: torchrun --nproc-per-node={devices}"
+            )
+        torch.cuda.set_device(local_rank)
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
         yield

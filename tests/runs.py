@@ -132,7 +132,7 @@ def ranks(
     processes = []
     for rank, (_, writer) in enumerate(pipes):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
-        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
         processes.append(start(_on_rank, names, timeout, writer, function, args))
         writer.close()
     try:

@@ -32,6 +32,16 @@ SIZES = (8, 5)
 TRIALS = len(CASES) * len(SIZES)
 
 
+def test_more_ranks_than_gpus_is_said(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="LOCAL_RANK: found 1, expected below 1.*per-node=1"):
+        with distributed.process_group(1.0):
+            pass
+
+
 def gradients_of(config):
     """Losses, gradients and the teacher's centre of one step, as this rank has them."""
     state, words = runstate.begin(config, None, None, runs.CPU)
