@@ -128,10 +128,11 @@ def test_the_table_is_sound():
 
 @pytest.mark.parametrize("window", [(0, 0), (1, 0), (31, 32), (63, 64), (3, -1)], ids=str)
 def test_exact_mask_by_one_hot_values(way, window):
-    # With equal scores and v the identity, row i of out says exactly which keys row i sees.
+    # With equal scores and v the identity, row i of out says exactly which keys row i sees. In
+    # fp32 a whole sequence of so many columns has no room in a GPU's shared memory.
     length = 100
-    q = torch.zeros(length, 1, length, device=DEVICE)
-    v = torch.eye(length, device=DEVICE)[:, None]
+    q = torch.zeros(length, 1, length, device=DEVICE, dtype=torch.float16)
+    v = torch.eye(length, device=DEVICE, dtype=torch.float16)[:, None]
     cu_seqlens = starts([length])
     out = triton_attention.attention(q, q, v, cu_seqlens, length, window_size=window)
     i = torch.arange(length, device=DEVICE)
@@ -515,9 +516,12 @@ def test_packs_that_once_failed(seed, monkeypatch):
 
 def check_random_pack(seed, monkeypatch):
     torch.manual_seed(seed)
+    pack = packs.random_pack(seed)
+    way = list(WAYS)[seed % len(WAYS)]
+    if way == "whole" and DEVICE == "cuda" and pack.dtype == torch.float32 and pack.head_dim > 64:
+        way = "tiled"  # there is no room for it in shared memory
     with monkeypatch.context() as patch:
-        packs.force(patch, list(WAYS)[seed % len(WAYS)])
-        pack = packs.random_pack(seed)
+        packs.force(patch, way)
         try:
             pack.check(packed=pack.lengths_k is None and seed % 3 == 0)
         except AssertionError as error:

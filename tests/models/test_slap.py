@@ -96,12 +96,13 @@ def run(model, teacher, batches):
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
 @pytest.mark.parametrize("student_pass", ["shared", "separate"])
-def test_packed_equals_one_clip_at_a_time(dtype, bound, student_pass):
+def test_packed_equals_one_clip_at_a_time(dtype, bound, student_pass, device="cpu"):
     ssl = dataclasses.replace(SMALL.ssl, student_pass=student_pass)
-    model = small_model(dtype, dataclasses.replace(SMALL, ssl=ssl))
+    model = small_model(dtype, dataclasses.replace(SMALL, ssl=ssl)).to(device)
     teacher = Teacher(model)
-    packed = run(model, teacher, [make_batch(dtype)])
-    alone = run(model, teacher, [make_batch(dtype, [i]) for i in range(len(CLIPS))])
+    packed = run(model, teacher, [make_batch(dtype).to(device)])
+    alone = [make_batch(dtype, [i]).to(device) for i in range(len(CLIPS))]
+    alone = run(model, teacher, alone)
     for name in PER_CLIP:
         assert relative(packed[0][name], alone[0][name]) <= bound, name
     for name in packed[1]:

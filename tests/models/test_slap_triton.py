@@ -40,6 +40,12 @@ def triton(monkeypatch):
     return count
 
 
+def on_reference(monkeypatch):
+    """From now on, also on a GPU."""
+    monkeypatch.undo()
+    monkeypatch.setattr(ops, "_choose", lambda *_: "reference")
+
+
 def losses_and_gradients(model, batch):
     return test_slap.run(model, Teacher(model), [batch])
 
@@ -50,7 +56,7 @@ def test_forward_and_gradients_are_the_references(triton, monkeypatch):
     found = losses_and_gradients(model, batch)
     # Self-attention of 3 audio, 3 text and 2 caption layers, 2 cross-attentions; the teacher's 3.
     assert triton["attention"] >= 13
-    monkeypatch.undo()
+    on_reference(monkeypatch)
     truth = losses_and_gradients(copy.deepcopy(model).double(), batch_to(batch, torch.float64))
     eager = losses_and_gradients(model, batch)
     for name, want in truth[0].items():
@@ -82,7 +88,7 @@ def test_the_schedule_is_shared_by_all_layers(triton):
 
 @pytest.mark.parametrize("student_pass", ["shared", "separate"])
 def test_packed_equals_one_clip_at_a_time(triton, student_pass):
-    test_slap.test_packed_equals_one_clip_at_a_time(torch.float32, 1e-5, student_pass)
+    test_slap.test_packed_equals_one_clip_at_a_time(torch.float32, 1e-5, student_pass, DEVICE)
 
 
 def test_one_training_step(triton, monkeypatch):
@@ -92,7 +98,7 @@ def test_one_training_step(triton, monkeypatch):
         batch = test_slap.make_batch(torch.float32).to(DEVICE)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         if impl == "reference":
-            monkeypatch.undo()
+            on_reference(monkeypatch)
         outputs = model(batch, test_slap.ALL)
         scores = Teacher(model)(batch)
         per_clip = {name: getattr(outputs, name) for name in test_slap.PER_CLIP}
