@@ -34,10 +34,19 @@ class Segments(NamedTuple):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm over the last axis (arXiv 1910.07467)."""
+    """Root-mean-square norm over the last axis (arXiv 1910.07467).
+
+    In the dtype of its input, sums in fp32: autocast would give fp32, or, where its weight is of
+    another dtype, several kernels for one, and keep two fp32 copies for the backward.
+    """
 
     def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
         super().__init__(hidden_size, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, C] -> [T, C]."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class SwiGLU(nn.Module):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from slap_fast import ops
-from slap_fast.models.layers import MAPHead, SwiGLU
+from slap_fast.models.layers import MAPHead, RMSNorm, SwiGLU
 
 LENGTHS = [1, 9, 0, 30]
 
@@ -51,6 +51,25 @@ def test_map_head_learns_as_siglip_does(siglip_head):
     wanted = dict(siglip_head.named_parameters())
     for name, parameter in head.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-9, atol=1e-9)
+
+
+def test_a_norm_is_one_kernel_in_the_dtype_of_its_input(monkeypatch):
+    """Also under autocast, which on a GPU has its own list of what is fp32."""
+    seen, rms_norm, norm = [], F.rms_norm, RMSNorm(32)
+    nn.init.normal_(norm.weight)
+
+    def spy(x, shape, weight, eps):
+        seen.append((x.dtype, weight.dtype, torch.is_autocast_enabled("cpu")))
+        return rms_norm(x, shape, weight, eps)
+
+    monkeypatch.setattr(F, "rms_norm", spy)
+    x = torch.randn(9, 32)
+    exact = norm(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = norm(x.bfloat16())
+    assert seen == [(dtype, dtype, False) for dtype in (torch.float32, torch.bfloat16)]
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), exact, rtol=2e-2, atol=2e-2)
 
 
 def test_under_autocast_tokens_are_pooled_in_its_dtype(monkeypatch):
