@@ -78,6 +78,7 @@ def _compile(modules: Sequence[nn.Module], device: torch.device) -> None:
 
     # Sizes of 0, 1 and more are graphs of their own, with gradient and without.
     config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
+    config.specialize_float = True  # what changes is a tensor; else each graph is traced twice
     if device.type == "cpu":
         from torch._inductor import cpp_builder, exc
 
