@@ -94,7 +94,7 @@ def _find(cu_ptr, value, num_sequences, total, SPLIT: tl.constexpr, STEP: tl.con
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "num_sequences"])
 def _forward_kernel(
     x_ptr,
     w_ptr,
@@ -167,7 +167,7 @@ def _forward_kernel(
             _store(parts_ptr + out * C, heads, C, H, j, value, C, BLOCK_C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _combine_kernel(
     cu_ptr,
     pooled_ptr,
@@ -204,7 +204,7 @@ def _combine_kernel(
     tl.store(pooled_ptr + row * C + cols, pooled, mask=cols < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "num_sequences"])
 def _backward_kernel(
     x_ptr,
     w_ptr,
