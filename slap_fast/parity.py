@@ -149,23 +149,25 @@ def _attention(
     impl: str, device: torch.device, dtype: torch.dtype, generator: torch.Generator
 ) -> Iterator[Row]:
     lengths = LENGTHS if device.type == "cuda" else LENGTHS_INTERPRETED
-    starts, total, heads = _starts(lengths, device), sum(lengths), NUM_HEADS + 2 * NUM_HEADS_KV
-    qkv = _random(generator, device, total, heads, HEAD_DIM).to(dtype)
+    starts, total = _starts(lengths, device), sum(lengths)
     dout = _random(generator, device, total, NUM_HEADS, HEAD_DIM).to(dtype)
     position = torch.cat([torch.arange(length) for length in lengths]).to(device)
     coords = torch.stack((position // 4, position % 4), 1).int()
     rope = ops.rope_tables(coords, HEAD_DIM)
-    q, k, v = qkv.split((NUM_HEADS, NUM_HEADS_KV, NUM_HEADS_KV), dim=1)
-    layers = {
-        "local": {"window_size": (48, 48)},
-        "global": {},
-        "causal": {"causal": True},
+    layers = {  # those of the models have keys for each head, which decides what runs
+        "local": (NUM_HEADS, {"window_size": (48, 48)}),
+        "global": (NUM_HEADS, {}),
+        "causal, shared keys": (NUM_HEADS_KV, {"causal": True}),
     }
-    for name, options in layers.items():
+    for name, (heads, options) in layers.items():
+        qkv = _random(generator, device, total, NUM_HEADS + 2 * heads, HEAD_DIM).to(dtype)
+        q, k, v = qkv.split((NUM_HEADS, heads, heads), dim=1)
 
-        def attend(x: Tensor, impl: str, options: dict[str, Any] = options) -> Tensor:
+        def attend(
+            x: Tensor, impl: str, heads: int = heads, options: dict[str, Any] = options
+        ) -> Tensor:
             return ops.attention_qkvpacked(
-                x, NUM_HEADS_KV, starts, max(lengths), rope=rope, impl=impl, **options
+                x, heads, starts, max(lengths), rope=rope, impl=impl, **options
             )
 
         operands = {"out": (v,), "gradient": (dout, v, k, q)}
