@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slap_fast import losses
+from slap_fast import blockwise, losses
 
 SHAPES = {"cuda": (82_000, 768, 50_368), "cpu": (2_048, 128, 8_192)}
 """Tokens, hidden size and words."""
@@ -34,6 +34,13 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def ours() -> Loss:
     return losses.caption_loss
+
+
+def ours_compiled() -> Loss:
+    """As a compiled run has it: what happens to a block of logits is a graph, on a GPU alone."""
+    if harness.device().type == "cpu":
+        raise harness.NotInstalled("needs a GPU")
+    return blockwise.as_graph(losses.caption_loss)
 
 
 def whole_logits() -> Loss:
@@ -64,6 +71,7 @@ def cut_cross_entropy() -> Loss:
 
 VARIANTS: dict[str, Callable[[], Loss]] = {
     "slap-fast": ours,
+    "slap-fast, compiled": ours_compiled,
     "whole logits": whole_logits,
     "F.linear_cross_entropy": in_torch,
     "Liger": liger,

@@ -25,7 +25,8 @@ from slap_fast.reference import mel_patches as reference
 RATE = 16_000
 SAMPLES_PER_TOKEN = RATE // cases.TOKENS_PER_SECOND
 PRESETS = {name: MelConfig(preset=name, mean=0.0, std=1.0) for name in ("kaldi", "torchaudio")}
-IMPLS = {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")}
+IMPLS = {"cuda": ("triton",), "cpu": ("cpp", "reference")}
+"""The reference takes a second a call on a GPU: 128 frames at a time."""
 TOLERANCE = 0.05
 """Of ln(mel), the largest difference between two fp32 pipelines on noise."""
 
