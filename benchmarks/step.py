@@ -13,7 +13,7 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -248,7 +248,11 @@ def peak_flops(device: torch.device) -> tuple[float, str]:
 
 
 def bench_step(
-    config: TrainConfig, tokens: int, rounds: int, device: torch.device
+    config: TrainConfig,
+    tokens: int,
+    rounds: int,
+    device: torch.device,
+    names: Sequence[str] = tuple(WAYS),
 ) -> Iterator[dict[str, Any]]:
     """Rows of all ways, the parts alone, and what they stand on; anew after each round and part,
     with what there is so far.
@@ -258,6 +262,7 @@ def bench_step(
         tokens: most audio tokens in a batch.
         rounds: steps of each way that count.
         device: where it runs.
+        names: of the ways, "fused" the last.
 
     Raises RuntimeError where the ways' losses differ.
     """
@@ -267,7 +272,7 @@ def bench_step(
     work = flops.Work.of(batches[0])  # the others have the same
     wanted = flops.step(config.model, config.loss, work)
     peak, peak_is = peak_flops(device)
-    ways = {name: Way(config, device, **options) for name, options in WAYS.items()}
+    ways = {name: Way(config, device, **WAYS[name]) for name in names}
     runs: dict[str, list[Taken]] = {name: [] for name in ways}
     first = {name: taken.loss for name, taken in _turn(ways, list(ways), batches[0]).items()}
     low = device.type == "cuda" and config.precision != "fp32"
@@ -302,7 +307,7 @@ def bench_step(
         ops.mel_patches(waveforms[turn], starts[turn], config.model.mel)
         mel.append(_now(device) - started)
         parts["mel"] = {"ms": 1e3 * statistics.median(mel)}
-        measured = {name: runs[name] if name in ways else [] for name in WAYS}
+        measured = {name: runs[name] if name in ways else [] for name in names}
         found |= {"rows": _rows(measured, found, audio), "rounds": number + 1}
         yield found
     for name, part in _parts(ways["fused"].state, batches, config, work, peak, rounds):
@@ -437,6 +442,9 @@ def main() -> int:
     """Runs and records."""
     parser = harness.arguments(__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, help="of audio; by default what fits, 8192 on a CPU")
+    others = [name for name in WAYS if name != "fused"]
+    told = "ways beside the fused one; what is compiled takes minutes before it is timed"
+    parser.add_argument("--beside", nargs="*", choices=others, default=others, help=told)
     options = parser.parse_args()
     device = harness.device()
     if device.type == "cuda":
@@ -446,7 +454,8 @@ def main() -> int:
         config, most = slap_tiny(), 8192
     tokens = options.tokens or round((options.scale or 1.0) * most)
     about = machine.record(title="a training step")
-    for found in bench_step(config, tokens, options.rounds, device):
+    names = [*options.beside, "fused"]
+    for found in bench_step(config, tokens, options.rounds, device, names):
         if options.json:
             machine.write(options.json, about | found)
     render(found, Console(width=120))

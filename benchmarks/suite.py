@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -35,6 +36,7 @@ PYTHON = sys.executable
 KIND = "gpu" if torch.cuda.is_available() else "cpu"
 PIP = [PYTHON, "-m", "pip", "install", "--no-index", "--no-deps"]
 SANITIZER = "compute-sanitizer"
+PROCESSES = str(min(8, os.cpu_count() or 1))
 KERNEL_TESTS = sorted(path.stem for path in (ROOT / "tests" / "kernels").glob("test_*.py"))
 MODEL_TEST = "tests/models/test_slap_triton.py"
 
@@ -71,7 +73,9 @@ def steps(out: Path, wheels: Path | None, dry_run: bool, again: bool = False) ->
     """
     gpu = None if dry_run else "gpu"
     pretend = ["--dry-run"] * dry_run
-    tests = [PYTHON, "-m", "pytest", "-q", *["--collect-only"] * dry_run]
+    # Side by side, as compiling a kernel takes a processor up to a minute.
+    parallel = ["-n", PROCESSES] if find_spec("xdist") and not dry_run else []
+    tests = [PYTHON, "-m", "pytest", "-q", *parallel, *["--collect-only"] * dry_run]
     interpret = {"TRITON_INTERPRET": "1"} if dry_run and KIND == "cpu" else {}
     numerics = benchmark("numerics", out, dry_run=False)
     resume = [] if again else ["--resume"]

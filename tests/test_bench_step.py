@@ -118,6 +118,12 @@ def test_the_fused_way_without_room_raises(uncompiled, monkeypatch):
         list(bench.bench_step(runs.TINY, 300, 1, runs.CPU))
 
 
+def test_the_fused_way_may_be_timed_alone(uncompiled, monkeypatch):
+    monkeypatch.setattr(bench, "_parts", lambda *_: [])
+    *_, found = bench.bench_step(runs.TINY, 300, 2, runs.CPU, ["fused"])
+    assert [row["way"] for row in found["rows"]] == ["fused"] == list(found["first_loss"])
+
+
 def test_a_slow_way_takes_fewer_steps(uncompiled, monkeypatch):
     def slow(way, batch):
         return bench.Taken(1.0, {"all": 1.0 if way.fused else 20.0}, 1000)
