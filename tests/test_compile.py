@@ -180,13 +180,13 @@ def test_packs_of_no_and_of_one_clip_are_compiled_too(dynamo, monkeypatch):
     """In both passes of a gradient cache; Dynamo's own limit of 8 would leave one of them as it is,
     and here raise."""
     monkeypatch.setattr(runstate, "lean", lambda graph, inputs: graph.forward)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     eager = functools.partial(torch.compile, backend="eager", dynamic=True)
     monkeypatch.setattr(blockwise, "as_graph", functools.cache(eager))
     small = {"batch_size": 9, "max_tokens": 60, "grad_cache": True, "model.ssl.mask_clips": 0.25}
-    state, data = start(override(COMPILED, small))
-    empty, clips = PackedBatch.empty(state.config.model.mel.patch_dim), set()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+    limits = {"recompile_limit": 8, "fail_on_recompile_limit_hit": True}
+    with torch._dynamo.config.patch(limits):
+        state, data = start(override(COMPILED, small))
+        empty, clips = PackedBatch.empty(state.config.model.mel.patch_dim), set()
         for state.step in range(5):
             batches = data[state.step].batches
             clips.update(len(batch.audio.cu_seqlens) - 1 for batch in batches)
