@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import runpy
 import subprocess
 import sys
 import time
@@ -172,6 +173,26 @@ def test_a_mistake_is_said(tmp_path):
     assert unknown.returncode == 2 and "found step speed, expected some of" in unknown.stderr
     empty = run(tmp_path, "--wheels", str(tmp_path))
     assert empty.returncode == 2 and "--wheels: found no .whl in" in empty.stderr
+
+
+def test_a_record_makes_no_commit_dirty_and_a_change_does(tmp_path):
+    def git(*words):
+        name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    module, kept = tmp_path / "benchmarks" / "machine.py", tmp_path / "benchmarks" / "results"
+    kept.mkdir(parents=True)
+    module.write_text((ROOT / "benchmarks" / "machine.py").read_text())
+    (kept / "a.json").write_text("{}")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    commit_of = runpy.run_path(str(module))["_commit"]
+    clean = commit_of()
+    (kept / "a.json").write_text("[]")
+    assert commit_of() == clean and "dirty" not in clean
+    module.write_text("")
+    assert commit_of() == f"{clean}-dirty"
 
 
 def test_a_benchmark_goes_on_unless_it_is_run_again(tmp_path):
