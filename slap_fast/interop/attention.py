@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
+from slap_fast.blockwise import product_dtype
 
 NAME = "slap_fast"
 
@@ -198,6 +199,8 @@ def attention(
         queries, keys = attention_mask.queries, attention_mask.keys
     else:
         queries, keys = (whole(len(x), x.shape[2], x.device) for x in (query, key))
+    # Under autocast a rotation in fp32 leaves q and k so, beside v in the low dtype.
+    query, key, value = (x.to(product_dtype(x)) for x in (query, key, value))
     side = -1 if sliding_window is None else sliding_window - 1
     same = query.shape[2] == key.shape[2]
     out = ops.attention(

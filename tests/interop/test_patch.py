@@ -158,6 +158,25 @@ def test_position_ids_alone_pack_too():
     assert (packed - alone).norm() / alone.norm() < 1e-5
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_autocast_reaches_the_attention(use_cache, monkeypatch):
+    """Its rotary embedding gives fp32 q and k beside v in bf16, as in Trainer(bf16=True)."""
+    model, seen, attend = build(llama), [], ops.attention
+    expected = model(IDS).logits
+    slap_fast.patch(model)
+
+    def spy(q, k, v, *rest, **options):
+        seen.extend(x.dtype for x in (q, k, v))
+        return attend(q, k, v, *rest, **options)
+
+    monkeypatch.setattr(ops, "attention", spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(IDS, use_cache=use_cache).logits
+    logits.float().square().sum().backward()
+    assert len(seen) == 6 and set(seen) == {torch.bfloat16}
+    assert (logits - expected).norm() / expected.norm() < 2e-2
+
+
 def test_generation_with_a_cache_is_the_same():
     model = build(llama)
     prompt = {"input_ids": IDS[:2, :5], "attention_mask": torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])}
