@@ -153,7 +153,9 @@ class SlapModel(nn.Module):
         if loss.caption:
             context = Segments.scheduled(audio.cu_seqlens, audio.max_seqlen, features.shape[0])
             hidden = self.caption_decoder(text, features, context)
+            # Not itself: FSDP hooks what a forward returns, and a parameter keeps every hook.
             weight = self.caption_decoder.token_embedding.weight
+            weight = weight.view_as(weight)
         return SlapOutput(
             audio_features,
             text_features,

@@ -119,6 +119,14 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def test_no_output_is_a_parameter():
+    """FSDP hooks each output of a forward; a parameter would keep the hooks of all of them."""
+    model = small_model()
+    outputs = model(make_batch(torch.float64), ALL)
+    parameters = set(map(id, model.parameters()))
+    assert not [name for name, x in outputs._asdict().items() if id(x) in parameters]
+
+
 def test_every_loss_reaches_the_audio_encoder_and_its_own_parts():
     model = small_model()
     _, _, gradients = run(model, Teacher(model), [make_batch(torch.float64)])
