@@ -1,6 +1,7 @@
 """SLAP in transformers' Trainer: python examples/trainer_loop.py
 
 On two ranks: torchrun --nproc-per-node 2 examples/trainer_loop.py (each contrasts its own clips).
+Several GPUs need torchrun: without it the Trainer splits a pack's tensors, which only fit together.
 Needs: pip install 'slap-fast[trainer]'
 """
 

@@ -119,7 +119,8 @@ def train(
         raise ValueError(f"--out: {out} already holds a run; add --resume or choose another folder")
     plan = {"data": data, "split": split, "tokenizer": tokenizer, "init": init and str(init)}
     folder = None
-    with distributed.process_group(rank_timeout):
+    where = _device(device)
+    with distributed.process_group(rank_timeout, where):
         if resume:
             stored, folder = runstate.stored_run(out)
             plan, run_config = stored["plan"], runstate.stored_config(stored)
@@ -132,7 +133,7 @@ def train(
         source = open_source(plan["data"], plan["split"], fallback="train", decoder=decoder)
         validation = open_source(plan["data"], None, fallback="validation")
         start = None if folder else plan.get("init")
-        state, words = runstate.begin(run_config, plan["tokenizer"], start, _device(device))
+        state, words = runstate.begin(run_config, plan["tokenizer"], start, where)
         if folder:
             runstate.restore(state, folder)
         lead = distributed.rank() == 0

@@ -20,20 +20,21 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def process_group(timeout: float) -> Iterator[None]:
+def process_group(timeout: float, device: torch.device) -> Iterator[None]:
     """Joins the ranks that torchrun started, and leaves them at the end.
 
     Args:
         timeout: seconds that a rank waits for the others before it gives up.
+        device: the kind that all ranks train on.
 
-    Raises ValueError for a machine with fewer GPUs than ranks.
+    Raises ValueError for a machine with fewer GPUs than ranks that want one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     # What the ranks agree on stays on the CPU: gloo carries it without a wait for the GPU.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
         local_rank, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= devices:
             raise ValueError(
@@ -42,10 +43,9 @@ def process_group(timeout: float) -> Iterator[None]:
             )
         torch.cuda.set_device(local_rank)
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error: NCCL would wait here for ranks that wait for this one, and say nothing.
+    dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -150,7 +150,9 @@ def replicate(model: nn.Module) -> nn.Module:
     """What a forward goes through so that gradients are averaged: the model, or DDP around it."""
     if world_size() == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # Its buffers are constants, of ModernBERT's rotary embedding.
+    options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    return nn.parallel.DistributedDataParallel(model, **options)
 
 
 def shard(

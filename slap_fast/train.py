@@ -214,6 +214,8 @@ def train(
         ):
 
             def save(name: str, card: dict[str, Any]) -> None:
+                if not lead and config.ranks != "fsdp":
+                    return  # has nothing that the lead has not
                 files = snapshot(state, tokenizer, card, run)
                 fill = functools.partial(checkpoint.write_files, files=files)
                 if lead:

@@ -149,7 +149,7 @@ def _on_rank(
     os.environ.update({name: str(value) for name, value in names.items()})
     multiprocessing.set_start_method("fork", force=True)  # for loaders: a server loads torch anew
     try:
-        with distributed.process_group(timeout):
+        with distributed.process_group(timeout, CPU):
             result = function(*args)
     except Exception as error:
         result = error

@@ -35,11 +35,36 @@ TRIALS = len(CASES) * len(SIZES)
 def test_more_ranks_than_gpus_is_said(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="LOCAL_RANK: found 1, expected below 1.*per-node=1"):
-        with distributed.process_group(1.0):
+        with distributed.process_group(1.0, torch.device("cuda")):
             pass
+
+
+def test_a_rank_that_fails_does_not_wait_for_the_others(monkeypatch):
+    """NCCL ends a group together; who leaves it with an error must not."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    left = []
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(1))
+    with distributed.process_group(1.0, runs.CPU):
+        pass
+    with pytest.raises(KeyError), distributed.process_group(1.0, runs.CPU):
+        raise KeyError
+    assert left == [1]
+
+
+def saves(out):
+    """How often this rank made a checkpoint's files."""
+    made, snapshot = [], training.snapshot
+    training.snapshot = lambda *given: made.append(1) or snapshot(*given)
+    runs.go(out, override(runs.TINY, {"save_every": 5}))
+    return len(made)
+
+
+def test_under_ddp_one_rank_makes_the_checkpoints(tmp_path):
+    first, second = runs.ranks(2, saves, tmp_path / "run")
+    assert first > 0 == second
 
 
 def gradients_of(config):
