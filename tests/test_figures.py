@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import tables
-from figures import IDS
+from figures import IDS, is_there
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,6 +70,11 @@ def test_a_trial_that_ends_the_process_is_a_failure(tmp_path):
     assert subprocess.run(words, cwd=tmp_path, capture_output=True).returncode < 0
     (record,) = json.loads((tmp_path / "out.json").read_text())["figures"]
     assert (record["n"], record["failures"], record["failed_seed"]) == (0, 1, 0)
+
+
+def test_a_record_is_of_a_test_that_is_there():
+    report = json.loads((ROOT / "benchmarks" / "results" / "reliability.json").read_text())
+    assert not [test["test"] for test in report["figures"] if not is_there(test["test"], ROOT)]
 
 
 def test_the_readme_shows_every_figure():
