@@ -202,7 +202,8 @@ def train(
         ranks = distributed.rank(), distributed.world_size()
         data = TrainSteps(source, tokenizer, config, cache, *ranks)
         # Cached patches need no decoding: a worker would only copy them through shared memory.
-        steps = steps_from(data, state.step, 0 if cache is not None else workers)
+        workers = 0 if cache is not None else workers
+        steps = steps_from(data, state.step, workers, pin_memory=state.device.type == "cuda")
         with (
             storage.Writer(config.saving == "background") as writer,
             Journal(out, state.step, writes=lead, tensorboard=tensorboard) as journal,

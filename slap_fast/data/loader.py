@@ -268,8 +268,11 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
-def steps_from(data: TrainSteps, first: int, workers: int) -> Iterator[StepData]:
-    """The run's steps from ``first`` on, prefetched by ``workers`` processes (0: in this one)."""
+def steps_from(
+    data: TrainSteps, first: int, workers: int, pin_memory: bool = False
+) -> Iterator[StepData]:
+    """The run's steps from ``first`` on, prefetched by ``workers`` processes (0: in this one);
+    in pinned memory for a GPU that takes them."""
     return iter(
         DataLoader(
             data,
@@ -277,7 +280,7 @@ def steps_from(data: TrainSteps, first: int, workers: int) -> Iterator[StepData]
             batch_size=None,
             num_workers=workers,
             worker_init_fn=_begin_worker,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             # Its own: a start draws from it, and a run is saved with torch's.
             generator=torch.Generator(),
         )
