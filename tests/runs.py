@@ -95,7 +95,10 @@ def _tensors(state: runstate.TrainState) -> dict[str, torch.Tensor]:
 def server() -> ForkServerContext:
     """Starts processes as copies of one that has imported torch and used no thread of it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs", "transformers.models.modernbert.modeling_modernbert"])
+    # Not this file: the server would find the folder of the demo's runs in its place.
+    context.set_forkserver_preload(
+        ["slap_fast.train", "transformers.models.modernbert.modeling_modernbert"]
+    )
     return context
 
 

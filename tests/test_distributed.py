@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import runs
@@ -30,6 +31,17 @@ CASES = {
 }
 SIZES = (8, 5)
 TRIALS = len(CASES) * len(SIZES)
+
+
+def test_ranks_start_beside_a_folder_of_runs(tmp_path):
+    """`make demo` makes one where `make test` starts."""
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    program = f"import os, sys\nsys.path.append({str(Path(__file__).parent)!r})\nimport runs\n"
+    program += "print(runs.ranks(1, os.getcwd))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == f"{[str(tmp_path)]}\n", done.stderr
 
 
 def test_more_ranks_than_gpus_is_said(monkeypatch):
