@@ -95,10 +95,9 @@ def _tensors(state: runstate.TrainState) -> dict[str, torch.Tensor]:
 def server() -> ForkServerContext:
     """Starts processes as copies of one that has imported torch and used no thread of it."""
     context = multiprocessing.get_context("forkserver")
-    # Not this file: the server would find the folder of the demo's runs in its place.
-    context.set_forkserver_preload(
-        ["slap_fast.train", "transformers.models.modernbert.modeling_modernbert"]
-    )
+    # Nothing of ours: the server has not this process's sys.path, and would take the folder of the
+    # demo's runs for this file, or the installed package for the one under test.
+    context.set_forkserver_preload(["transformers.models.modernbert.modeling_modernbert"])
     return context
 
 
