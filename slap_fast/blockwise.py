@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slap_fast.autocast import product_dtype
 from slap_fast.kernels._library import register
 
 
@@ -31,14 +32,6 @@ def as_graph(function: Callable[..., Any]) -> Callable[..., Any]:
 def in_graph(x: Tensor) -> bool:
     """Whether what happens to a block of ``x`` is to be a graph."""
     return x.is_cuda and torch.compiler.is_compiling()
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """What a product of ``x`` is computed in: under autocast, its dtype; fp64 stays."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
 
 
 LossAndSlope = Callable[[Tensor, Tensor, list[Tensor], float], tuple[Tensor, Tensor]]

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slap_fast import blockwise
+from slap_fast.autocast import product_dtype
 from slap_fast.kernels._library import register
 
 ROWS = 4096
@@ -79,7 +80,7 @@ def sinkhorn(
     """
     if iterations < 1:
         raise ValueError(f"iterations: found {iterations}, expected at least 1")
-    low = blockwise.product_dtype(features)
+    low = product_dtype(features)
     features, prototypes = (x.detach().to(low) for x in (features, prototypes))
     temperature = _scalar(temperature, features)
     options = temperature, iterations, chunk_size, compiled or blockwise.in_graph(features)
@@ -137,7 +138,7 @@ def centered_targets(
 
     features [M, D] and prototypes [K, D] are the teacher's, center [K].
     """
-    low = blockwise.product_dtype(features)
+    low = product_dtype(features)
     features, prototypes = (x.detach().to(low) for x in (features, prototypes))
     temperature = _scalar(temperature, features)
     return Targets(features, prototypes, center / temperature, temperature)

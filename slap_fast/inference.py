@@ -141,7 +141,7 @@ class Slap:
             text = PackedText(*(_to(x, self.device) for x in text))
             with torch.inference_mode():
                 out[i : i + batch_size] = self.model.embed_text(text).float().cpu().numpy()
-        return out
+        return _unit(out)
 
     @property
     def embed_dim(self) -> int:

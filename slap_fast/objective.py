@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from slap_fast import blockwise, distillation, distributed, losses
+from slap_fast.autocast import product_dtype
 from slap_fast.batch import PackedBatch
 from slap_fast.config import TrainConfig
 from slap_fast.distillation import Targets
@@ -110,7 +111,7 @@ def first_pass(
             outs.append(out)
         if weights.ssl:
             features, prototypes = state.teacher(batch)
-            taught.append(features.to(blockwise.product_dtype(features)))
+            taught.append(features.to(product_dtype(features)))
     loss, gradients = None, [[] for _ in batches]
     if weights.contrastive:
         loss, gradients = _contrastive_gradients(state, outs, batches, rows)

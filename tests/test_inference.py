@@ -1,8 +1,11 @@
 """The Python face: order, batch invariance, long clips, inputs of every kind, errors by name."""
 
+import copy
+
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from slap_fast.config import override, slap_tiny
 from slap_fast.data.decode import AudioError
@@ -16,8 +19,6 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def slap():
-    import torch
-
     torch.manual_seed(0)
     small = {f"model.{tower}.num_layers": 2 for tower in ("audio", "text", "caption")}
     config = override(slap_tiny(), small).model
@@ -51,6 +52,21 @@ def test_text_vectors_do_not_depend_on_the_batch(slap):
     together = slap.embed_text(texts)
     np.testing.assert_allclose(slap.embed_text(texts, batch_size=1), together, atol=1e-5)
     np.testing.assert_allclose(slap.embed_text("a dog")[0], together[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cosine"), [("bfloat16", 0.999), ("float16", 0.9999), ("float64", 0.999999)]
+)
+def test_a_model_of_another_dtype_gives_the_same_answers(slap, waves, dtype, cosine):
+    low = Slap(copy.deepcopy(slap.model).to(getattr(torch, dtype)), slap.tokenizer)
+    texts = ["a dog", "rain"]
+    for found, wanted in (
+        (low.embed_audio(waves), slap.embed_audio(waves)),
+        (low.embed_text(texts), slap.embed_text(texts)),
+    ):
+        assert (found * wanted).sum(1).min() > cosine
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-5)
+    assert isinstance(low.caption(waves[0], max_tokens=4), str)
 
 
 def test_a_clip_may_come_in_many_forms(slap, waves, tmp_path):

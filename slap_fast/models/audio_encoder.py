@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slap_fast import ops
+from slap_fast.autocast import product_dtype
 from slap_fast.config import AudioEncoderConfig, MelConfig
 from slap_fast.models.layers import Attention, RMSNorm, Segments, SwiGLU, init_weights
 from slap_fast.ops import PackedPatches
@@ -57,14 +58,13 @@ class AudioEncoder(nn.Module):
         """Encodes a packed run of clips.
 
         Args:
-            audio: patches [T, patch_dim] of the parameters' dtype, with their coords and
-                cu_seqlens.
+            audio: patches [T, patch_dim], floating point, with their coords and cu_seqlens.
             mask_indices: int64 [M], positions whose patch is replaced by the learned mask token.
 
         Returns:
-            Dense features [T, C], normalised.
+            Dense features [T, C], normalised, in the parameters' dtype or autocast's.
         """
-        x = self.patch_embedding(audio.patches)
+        x = self.patch_embedding(audio.patches.to(product_dtype(self.patch_embedding.weight)))
         if mask_indices is not None:
             token = self.mask_token.to(x.dtype).expand(len(mask_indices), -1)
             x = x.index_copy(0, mask_indices, token)
