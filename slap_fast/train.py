@@ -201,9 +201,7 @@ def train(
         cache = PatchCache.build(source, config, workers, progress)
         ranks = distributed.rank(), distributed.world_size()
         data = TrainSteps(source, tokenizer, config, cache, *ranks)
-        # Cached patches need no decoding: a worker would only copy them through shared memory.
-        workers = 0 if cache is not None else workers
-        steps = steps_from(data, state.step, workers, pin_memory=state.device.type == "cuda")
+        steps = steps_from(data, state.step, workers, state.device)
         with (
             storage.Writer(config.saving == "background") as writer,
             Journal(out, state.step, writes=lead, tensorboard=tensorboard) as journal,

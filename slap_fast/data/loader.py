@@ -269,10 +269,16 @@ def _end_with_the_parent() -> None:
 
 
 def steps_from(
-    data: TrainSteps, first: int, workers: int, pin_memory: bool = False
+    data: TrainSteps, first: int, workers: int, device: torch.device | None = None
 ) -> Iterator[StepData]:
-    """The run's steps from ``first`` on, prefetched by ``workers`` processes (0: in this one);
-    in pinned memory for a GPU that takes them."""
+    """The run's steps from ``first`` on, prefetched by ``workers`` processes (0: in this one).
+
+    For a GPU in pinned memory. For a CPU cached patches are made into steps in this process, as a
+    worker would only copy them through shared memory; a GPU would wait for that.
+    """
+    on_gpu = device is not None and device.type == "cuda"
+    if data.cache is not None and not on_gpu:
+        workers = 0
     return iter(
         DataLoader(
             data,
@@ -280,7 +286,7 @@ def steps_from(
             batch_size=None,
             num_workers=workers,
             worker_init_fn=_begin_worker,
-            pin_memory=pin_memory,
+            pin_memory=on_gpu,
             # Its own: a start draws from it, and a run is saved with torch's.
             generator=torch.Generator(),
         )

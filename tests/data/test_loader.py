@@ -1,6 +1,7 @@
 """Steps of packed batches: order, resuming, workers, cache, token budget, bad clips."""
 
 import dataclasses
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -76,6 +77,19 @@ def test_cached_patches_give_the_same_batches(source, tokenizer):
     assert same([kept[i] for i in range(6)], [live[i] for i in range(6)])
     small = override(CONFIG, {"data.cache_gb": 0.0})
     assert PatchCache.build(source, small, workers=0, progress=False) is None
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory'")  # there may be no GPU to pin for
+@pytest.mark.parametrize(
+    ("cached", "device", "processes"), [(True, "cpu", 0), (True, "cuda", 1), (False, "cpu", 1)]
+)
+def test_cached_steps_have_workers_for_a_gpu_alone(source, tokenizer, cached, device, processes):
+    cache = PatchCache.build(source, CONFIG, workers=0, progress=False) if cached else None
+    data = TrainSteps(source, tokenizer, CONFIG, cache)
+    before = set(multiprocessing.active_children())
+    steps = steps_from(data, 0, 1, torch.device(device))
+    assert len(set(multiprocessing.active_children()) - before) == processes
+    assert same([next(steps)], [data[0]])
 
 
 def test_a_batch_over_the_token_budget_is_split_and_stays_whole(source, tokenizer):
