@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from slap_fast import distillation, flops, losses, objective, ops, plan, runstate
+from slap_fast import dispatch, distillation, flops, losses, objective, ops, plan, runstate
 from slap_fast.batch import IGNORE_INDEX, PackedBatch
 from slap_fast.config import TrainConfig, override, slap_base, slap_tiny
 from slap_fast.data.augment import mask_indices
@@ -142,12 +142,12 @@ def blockwise_losses(
 @contextmanager
 def on_reference() -> Iterator[None]:
     """Inside, operations of the model are the reference's."""
-    known = dict(ops.IMPLEMENTATIONS)
-    ops.IMPLEMENTATIONS |= {name: ("reference",) for name in ("attention", "map_pool")}
+    known = dict(dispatch.IMPLEMENTATIONS)
+    dispatch.IMPLEMENTATIONS |= {name: ("reference",) for name in ("attention", "map_pool")}
     try:
         yield
     finally:
-        ops.IMPLEMENTATIONS |= known
+        dispatch.IMPLEMENTATIONS |= known
 
 
 class Taken(NamedTuple):

@@ -16,7 +16,7 @@ _WHERE = {
     "MelConfig": "slap_fast.config",
     "AudioError": "slap_fast.data.decode",
     "patch": "slap_fast.interop.patch",
-    "which": "slap_fast.ops",
+    "which": "slap_fast.dispatch",
 }
 __all__ = ["AudioError", "MelConfig", "Slap", "__version__", "ops", "patch", "which"]
 

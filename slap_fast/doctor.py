@@ -285,10 +285,10 @@ def _operations() -> list[Row]:
     try:
         import torch
 
-        from slap_fast import ops
+        from slap_fast.dispatch import which
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        chosen = ops.which(device=device)
+        chosen = which(device=device)
         return [_row(f"ops.{op}", f"{runs} ({device})", True, "") for op, runs in chosen.items()]
     except Exception as error:
         return [_row("ops", _why(error, ""), False, f"reinstall slap-fast: {REBUILD}")]

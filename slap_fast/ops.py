@@ -1,12 +1,12 @@
-"""The public operations: what they compute, what they accept, and which implementation runs.
+"""The public operations: what they compute and what they accept.
 
 Everything works on packed sequences: the tokens of B sequences end to end, T rows in all, with
 ``cu_seqlens`` int32 [B + 1] saying where each begins; an empty sequence is legal. Rows past
 ``cu_seqlens[-1]`` are never read; in outputs and gradients they are exactly 0 (``lse`` -inf).
 
 ``impl`` is None (the best there is for the device), "triton", "cpp", "flash" or "reference". A
-request that cannot be met raises NotImplementedError: nothing falls back in silence. ``which``
-tells what runs.
+request that cannot be met raises NotImplementedError: nothing falls back in silence.
+:func:`slap_fast.which` tells what runs.
 
 Arguments are checked on every call: dtype, shape, device and a dense last axis. The values of
 ``cu_seqlens`` and of a schedule are checked on a CPU, and elsewhere with ``SLAP_FAST_DEBUG=1``, as
@@ -17,8 +17,6 @@ expected.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -27,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slap_fast import flash, opaque
+from slap_fast import dispatch, flash, opaque
 from slap_fast.checks import (
     check_masks,
     check_rope,
@@ -38,37 +36,14 @@ from slap_fast.checks import (
     check_window,
 )
 from slap_fast.config import MelConfig
+from slap_fast.dispatch import DEFAULT_MEL
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference import map_pool as reference_map_pool
 from slap_fast.reference import mel_patches as reference_mel_patches
 from slap_fast.reference import pack as reference_pack
 from slap_fast.reference import rope as reference_rope
 
-try:
-    from slap_fast import _C
-except ImportError:  # not built: pack runs in Python, as which() says
-    _C = None
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's kernels run on a CPU, slowly: for tests."""
-
-IMPLS = ("triton", "cpp", "flash", "reference")
-IMPLEMENTATIONS = {
-    "mel_patches": ("triton", "cpp", "reference"),
-    "attention": ("triton", "reference", "flash"),
-    "map_pool": ("triton", "reference"),
-    "pack": ("cpp", "reference"),
-}
-"""The implementations of an operation, best first; those after "reference" run on request only."""
-
-MAX_HEAD_DIM = 128
-"""Of Triton's attention."""
-MAX_HIDDEN_SIZE, MAX_HIDDEN_SIZE_FP32, MAX_POOL_HEADS = 1024, 768, 16
-"""Of Triton's map_pool; the backward of a wider fp32 x does not fit the shared memory of sm_80."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-DEFAULT_MEL = MelConfig()
-NO_LIMITS: dict[str, str] = {}
 
 
 class PackedPatches(NamedTuple):
@@ -115,7 +90,9 @@ def mel_patches(
         check_masks(masks, cu_samples)
     if waveform.requires_grad and torch.is_grad_enabled():
         raise ValueError("waveform: found requires_grad, expected data: patches carry no gradient")
-    chosen = _choose("mel_patches", impl, waveform.device, waveform.dtype, _mel_limits(config))
+    chosen = dispatch.choose(
+        "mel_patches", impl, waveform.device, waveform.dtype, dispatch.mel_limits(config)
+    )
     if chosen == "triton":
         from slap_fast.kernels import mel_patches as triton_mel_patches
 
@@ -146,7 +123,7 @@ def _mel_patches_cpp(
 def _mel_cpp(config: MelConfig, instruction_set: str | None = None) -> Any:
     """A ``_C.MelPatches``, by default for the best instruction set of this machine."""
     window, filterbank = reference_mel_patches.constants(config, torch.float32, torch.device("cpu"))
-    return _C.MelPatches(
+    return dispatch.EXTENSION.MelPatches(
         kaldi=config.preset == "kaldi",
         n_fft=config.n_fft,
         hop_length=config.hop_length,
@@ -157,7 +134,7 @@ def _mel_cpp(config: MelConfig, instruction_set: str | None = None) -> Any:
         std=config.std,
         window=window.numpy(),
         filterbank=filterbank.numpy(),
-        instruction_set=instruction_set or _C.mel_instruction_sets()[0],
+        instruction_set=instruction_set or dispatch.EXTENSION.mel_instruction_sets()[0],
     )
 
 
@@ -312,7 +289,7 @@ def attention_schedule(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -
         needs none.
     """
     check_tensor("cu_seqlens", cu_seqlens, (torch.int32,), ("B + 1",))
-    if _choose("attention", None, cu_seqlens.device, torch.float32) != "triton":
+    if dispatch.choose("attention", None, cu_seqlens.device, torch.float32) != "triton":
         return None
     from slap_fast.kernels import attention
 
@@ -339,8 +316,8 @@ def map_pool(
     check_tensor("x", x, FLOATS, ("T", "C"))
     check_tensor("score_weight", score_weight, (x.dtype,), ("H", x.shape[1]), x.device)
     check_starts("cu_seqlens", cu_seqlens, torch.int32, x, "x")
-    limits = _pool_limits(x.shape[1], len(score_weight), x.dtype)
-    if _choose("map_pool", impl, x.device, x.dtype, limits) == "triton":
+    limits = dispatch.pool_limits(x.shape[1], len(score_weight), x.dtype)
+    if dispatch.choose("map_pool", impl, x.device, x.dtype, limits) == "triton":
         from slap_fast.kernels.map_pool import map_pool as run
 
         return run(x, score_weight, cu_seqlens)
@@ -382,41 +359,9 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
             f"lengths: found {array.dtype} of shape {list(array.shape)}, expected integers [n]"
         )
     array = array.astype(np.int64)
-    if _C is not None:
-        return _C.pack(array, max_tokens)
+    if dispatch.EXTENSION is not None:
+        return dispatch.EXTENSION.pack(array, max_tokens)
     return reference_pack.pack(array.tolist(), max_tokens)
-
-
-def which(
-    op: str | None = None,
-    *,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    mel: MelConfig = DEFAULT_MEL,
-    head_dim: int = 64,
-    hidden_size: int = 768,
-) -> dict[str, str]:
-    """What runs with ``impl=None`` for tensors of a device and dtype, and why nothing better does.
-
-    Of every operation, or of ``op`` alone: {operation: "implementation: why"}. ``mel`` is the front
-    end of ``mel_patches``, ``head_dim`` D of ``attention``, ``hidden_size`` C of ``map_pool``.
-    """
-    if op is not None and op not in IMPLEMENTATIONS:
-        raise ValueError(f"op: found {op!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
-    where = torch.device(device)
-    limits = {
-        "mel_patches": _mel_limits(mel),
-        "attention": _head_limits(head_dim),
-        "map_pool": _pool_limits(hidden_size, 1, dtype),
-        "pack": NO_LIMITS,
-    }
-    told = {}
-    for name in [op] if op else IMPLEMENTATIONS:
-        chosen = _choose(name, None, where, dtype, limits[name])
-        better = IMPLEMENTATIONS[name][: IMPLEMENTATIONS[name].index(chosen)]
-        why = [f"{impl} {_obstacle(impl, where, dtype, limits[name])}" for impl in better]
-        told[name] = f"{chosen}: {'; '.join(why) or f'the best there is for {where.type}'}"
-    return told
 
 
 def _attention_module(
@@ -431,7 +376,7 @@ def _attention_module(
     for name, (schedule, _, _) in schedules.items():
         if schedule is not None:
             check_tensor(name, schedule, (torch.int32,), ("tiles", 2), q.device)
-    impl = _choose("attention", impl, q.device, q.dtype, _head_limits(q.shape[2]))
+    impl = dispatch.choose("attention", impl, q.device, q.dtype, dispatch.head_limits(q.shape[2]))
     if impl == "reference" and torch.compiler.is_compiling():
         return opaque, {}
     if impl != "triton":
@@ -444,80 +389,3 @@ def _attention_module(
             make = functools.partial(attention.schedule_tiles, starts, num_rows)
             check_schedule(name, schedule, attention.num_tiles(starts, num_rows), make)
     return attention, {name: schedule for name, (schedule, _, _) in schedules.items()}
-
-
-def _mel_limits(config: MelConfig) -> dict[str, str]:
-    """Of the implementations that cannot run such a front end: why."""
-    limits = {}
-    if config.n_fft < 4 or config.n_fft & (config.n_fft - 1):
-        limits["cpp"] = f"takes an n_fft that is a power of two, not {config.n_fft}"
-    if config.n_fft != 512 or config.n_mels > 128 or config.patch_time > 128:
-        limits["triton"] = (
-            "takes n_fft 512 and at most 128 n_mels and patch_time, "
-            f"not {config.n_fft}, {config.n_mels} and {config.patch_time}"
-        )
-    return limits
-
-
-def _head_limits(head_dim: int) -> dict[str, str]:
-    """Of the implementations of attention that have no such heads: why."""
-    if head_dim <= MAX_HEAD_DIM:
-        return NO_LIMITS
-    return {"triton": f"has no kernels for head_dim {head_dim}, at most {MAX_HEAD_DIM}"}
-
-
-def _pool_limits(hidden_size: int, num_heads: int, dtype: torch.dtype) -> dict[str, str]:
-    """Of the implementations of map_pool that have no such sizes: why."""
-    widest = MAX_HIDDEN_SIZE_FP32 if dtype == torch.float32 else MAX_HIDDEN_SIZE
-    if hidden_size <= widest and num_heads <= MAX_POOL_HEADS:
-        return NO_LIMITS
-    most = f"at most {widest} and {MAX_POOL_HEADS}"
-    return {"triton": f"has no kernels for C = {hidden_size} and H = {num_heads}, {most}"}
-
-
-def _choose(
-    op: str,
-    impl: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    limits: dict[str, str] = NO_LIMITS,
-) -> str:
-    """The implementation that runs a call; ``limits`` are those of its sizes."""
-    there = IMPLEMENTATIONS[op]
-    if impl is None:
-        return next(name for name in there if _obstacle(name, device, dtype, limits) is None)
-    if impl not in IMPLS:
-        raise ValueError(f"impl: found {impl!r}, expected None or one of {', '.join(IMPLS)}")
-    if impl not in there:
-        raise NotImplementedError(
-            f"{op} has no {impl!r} implementation; use impl=None or one of {', '.join(there)}"
-        )
-    interpreted = INTERPRETED and impl == "triton" and device.type == "cpu"
-    obstacle = _obstacle(impl, torch.device("cuda") if interpreted else device, dtype, limits)
-    if obstacle:
-        raise NotImplementedError(f"impl: found {impl!r}, which {obstacle}; use impl=None")
-    return impl
-
-
-def _obstacle(
-    impl: str, device: torch.device, dtype: torch.dtype, limits: dict[str, str]
-) -> str | None:
-    """Why an implementation cannot run for such tensors; None where it can."""
-    if impl == "reference":
-        return None
-    if impl == "cpp":
-        if device.type != "cpu":
-            return f"runs on a CPU, not on {device.type}"
-        if _C is None:
-            return "is not built (no slap_fast._C)"
-    else:
-        if impl == "triton" and not HAS_TRITON:
-            return "is not installed"
-        if device.type != "cuda":
-            return f"runs on a GPU, not on {device.type}"
-        halves = (torch.float16, torch.bfloat16)
-        if dtype == torch.float64 or (impl == "flash" and dtype not in halves):
-            return f"has no kernels for {dtype}"
-        if impl == "flash" and not flash.is_installed():
-            return "is not installed"
-    return limits.get(impl)

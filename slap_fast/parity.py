@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from slap_fast import ops
+from slap_fast import dispatch, ops
 from slap_fast.config import MelConfig
 from slap_fast.reference import mel_patches as reference
 
@@ -124,8 +124,8 @@ def run(device: torch.device) -> Iterator[Row]:
 
 
 def _compared_impls(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    chosen = ops.which(op, device=str(device), dtype=dtype)[op].partition(":")[0]
-    interpreted = ["triton"] if ops.INTERPRETED and device.type == "cpu" else []
+    chosen = dispatch.which(op, device=str(device), dtype=dtype)[op].partition(":")[0]
+    interpreted = ["triton"] if dispatch.INTERPRETED and device.type == "cpu" else []
     return [impl for impl in (chosen, *interpreted) if impl != "reference"]
 
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend, varlen
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from slap_fast import ops
+from slap_fast import dispatch, ops
 
 CPU = torch.device("cpu")
 UNEQUAL = [250, 1, 63, 300, 25]
@@ -102,7 +102,7 @@ def test_cudnn_takes_equal_lengths_and_no_window(stand_ins):
 def test_ours_runs_the_triton_kernel_on_a_shared_schedule(monkeypatch, window):
     from slap_fast.kernels import attention as kernels
 
-    if not ops.INTERPRETED:
+    if not dispatch.INTERPRETED:
         pytest.skip("compiled on a GPU: the benchmark itself checks it")
     monkeypatch.setattr(
         ops, "attention_schedule", lambda starts, _, total: kernels.schedule_tiles(starts, total)

@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from slap_fast import flash, ops
+from slap_fast import dispatch, flash, ops
 from slap_fast.reference import attention as reference_attention
 
 LENGTHS, LENGTHS_K = [5, 0, 9], [3, 4, 11]
@@ -128,11 +128,11 @@ def test_is_the_reference(kind, options):
 
 def test_obstacles(monkeypatch):
     cuda, half = torch.device("cuda"), torch.float16
-    assert ops._choose("attention", "flash", cuda, half) == "flash"
+    assert dispatch.choose("attention", "flash", cuda, half) == "flash"
     with pytest.raises(NotImplementedError, match="which has no kernels for torch.float32"):
-        ops._choose("attention", "flash", cuda, torch.float32)
+        dispatch.choose("attention", "flash", cuda, torch.float32)
     with pytest.raises(NotImplementedError, match="which runs on a GPU, not on cpu"):
-        ops._choose("attention", "flash", torch.device("cpu"), half)
+        dispatch.choose("attention", "flash", torch.device("cpu"), half)
     monkeypatch.setattr(flash, "varlen", lambda: None)
     with pytest.raises(NotImplementedError, match="which is not installed"):
-        ops._choose("attention", "flash", cuda, half)
+        dispatch.choose("attention", "flash", cuda, half)

@@ -21,7 +21,7 @@ LAYERS = (
     {"inference", "flops", "plan"},
     {"batch", "blockwise", "checkpoint", "console", "data", "distillation", "distributed"}
     | {"journal", "liger", "losses", "metrics", "models", "signals", "storage", "tally"},
-    {"autocast", "ops", "checks", "flash", "opaque"},
+    {"autocast", "ops", "dispatch", "checks", "flash", "opaque"},
     {"reference", "kernels", "_C", "config"},
 )
 """The parts of the package, from the top: a part imports from its own layer or one further down. In

@@ -12,17 +12,17 @@ import pytest
 import torch
 from mel_signals import assert_accurate, hostile, noise
 
-from slap_fast import ops
+from slap_fast import dispatch, ops
 from slap_fast.config import MelConfig
 from slap_fast.data.augment import draw_masks, spec_augment
 from slap_fast.data.decode import decode
 from slap_fast.reference import mel_patches as reference
 
-if ops._C is None:
+if dispatch.EXTENSION is None:
     # tests/test_package.py fails where a compiler is there and the extension is not.
     pytest.skip("slap_fast._C is not built: slap-fast doctor says why", allow_module_level=True)
 
-INSTRUCTION_SETS = ops._C.mel_instruction_sets()
+INSTRUCTION_SETS = dispatch.EXTENSION.mel_instruction_sets()
 PRESETS = ("kaldi", "torchaudio")
 LENGTHS = (0, 1, 3, 255, 256, 257, 399, 400, 401, 559, 560, 2_800, 2_801, 0, 16_000, 33_333, 1)
 GRIDS = {
@@ -175,11 +175,11 @@ def test_masks_end_where_their_clip_ends(impl):
 
 def test_the_default_follows_the_configuration():
     waveform, cu_samples = noise(4_000)
-    assert ops.which("mel_patches")["mel_patches"].startswith("cpp: ")
+    assert dispatch.which("mel_patches")["mel_patches"].startswith("cpp: ")
     found = ops.mel_patches(waveform, cu_samples)
     assert torch.equal(found.patches, ops.mel_patches(waveform, cu_samples, impl="cpp").patches)
     odd = MelConfig(n_fft=400)
-    assert ops.which("mel_patches", mel=odd)["mel_patches"] == (
+    assert dispatch.which("mel_patches", mel=odd)["mel_patches"] == (
         "reference: triton runs on a GPU, not on cpu; "
         "cpp takes an n_fft that is a power of two, not 400"
     )

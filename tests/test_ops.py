@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from slap_fast import checks, ops
+from slap_fast import checks, dispatch, ops
 from slap_fast.config import MelConfig
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference import map_pool as reference_map_pool
@@ -258,7 +258,7 @@ CALLS = {
     ],
 )
 def test_nothing_falls_back_in_silence(monkeypatch, name, impl, message):
-    monkeypatch.setattr(ops, "INTERPRETED", False)
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
     with pytest.raises(NotImplementedError, match=message):
         CALLS[name](impl)
 
@@ -288,55 +288,55 @@ def test_pack():
 
 
 def test_pack_without_the_extension(monkeypatch):
-    monkeypatch.setattr(ops, "_C", None)
+    monkeypatch.setattr(dispatch, "EXTENSION", None)
     assert ops.pack([5, 3, 5, 0, 2], 8) == [[0, 1, 3], [2, 4]]
 
 
 def test_which_tells_what_runs():
-    told = ops.which()
+    told = dispatch.which()
     assert set(told) == {"mel_patches", "attention", "map_pool", "pack"}
     assert told["attention"] == "reference: triton runs on a GPU, not on cpu"
-    assert ops.which("attention", device="cuda")["attention"].startswith("triton: ")
-    assert ops.which("attention") == {"attention": told["attention"]}
-    assert "cuda" in ops.which("map_pool", device="cuda")["map_pool"]
-    assert ops.which("map_pool", device="cuda", hidden_size=2048)["map_pool"] == (
+    assert dispatch.which("attention", device="cuda")["attention"].startswith("triton: ")
+    assert dispatch.which("attention") == {"attention": told["attention"]}
+    assert "cuda" in dispatch.which("map_pool", device="cuda")["map_pool"]
+    assert dispatch.which("map_pool", device="cuda", hidden_size=2048)["map_pool"] == (
         "reference: triton has no kernels for C = 2048 and H = 1, at most 768 and 16"
     )
     assert told["pack"] == (
         "reference: cpp is not built (no slap_fast._C)"
-        if ops._C is None
+        if dispatch.EXTENSION is None
         else "cpp: the best there is for cpu"
     )
     with pytest.raises(ValueError, match="op: found 'conv', expected one of mel_patches"):
-        ops.which("conv")
+        dispatch.which("conv")
 
 
 def test_obstacles(monkeypatch):
     cpu, cuda, f32 = torch.device("cpu"), torch.device("cuda"), torch.float32
-    monkeypatch.setitem(ops.IMPLEMENTATIONS, "map_pool", ("triton", "reference"))
-    assert ops._choose("map_pool", None, cuda, f32) == "triton"
-    assert ops._choose("map_pool", None, cuda, torch.float64) == "reference"
-    assert ops._choose("map_pool", None, cpu, f32) == "reference"
-    monkeypatch.setattr(ops, "INTERPRETED", True)
-    assert ops._choose("map_pool", "triton", cpu, f32) == "triton"
-    assert ops._choose("map_pool", None, cpu, f32) == "reference"
-    monkeypatch.setattr(ops, "INTERPRETED", False)
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "map_pool", ("triton", "reference"))
+    assert dispatch.choose("map_pool", None, cuda, f32) == "triton"
+    assert dispatch.choose("map_pool", None, cuda, torch.float64) == "reference"
+    assert dispatch.choose("map_pool", None, cpu, f32) == "reference"
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    assert dispatch.choose("map_pool", "triton", cpu, f32) == "triton"
+    assert dispatch.choose("map_pool", None, cpu, f32) == "reference"
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
     with pytest.raises(NotImplementedError, match="'triton', which runs on a GPU, not on cpu"):
-        ops._choose("map_pool", "triton", cpu, f32)
-    monkeypatch.setattr(ops, "HAS_TRITON", False)
-    assert ops.which("map_pool", device="cuda") == {
+        dispatch.choose("map_pool", "triton", cpu, f32)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    assert dispatch.which("map_pool", device="cuda") == {
         "map_pool": "reference: triton is not installed"
     }
-    monkeypatch.setattr(ops, "_C", None)
+    monkeypatch.setattr(dispatch, "EXTENSION", None)
     with pytest.raises(NotImplementedError, match="'cpp', which is not built"):
-        ops._choose("pack", "cpp", cpu, f32)
+        dispatch.choose("pack", "cpp", cpu, f32)
 
 
 @pytest.mark.parametrize("head_dim, dtype", [(129, torch.bfloat16), (64, torch.float64)], ids=str)
 def test_heads_without_a_kernel_run_on_the_reference(head_dim, dtype):
     q = types.SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(T, H, head_dim))
     assert ops._attention_module(None, q, {})[0] is reference_attention
-    told = ops.which("attention", device="cuda", dtype=dtype, head_dim=head_dim)["attention"]
+    told = dispatch.which("attention", device="cuda", dtype=dtype, head_dim=head_dim)["attention"]
     assert told.startswith("reference: triton has no kernels for ")
     with pytest.raises(NotImplementedError, match="'triton', which has no kernels for .*impl=None"):
         ops._attention_module("triton", q, {})
@@ -344,7 +344,7 @@ def test_heads_without_a_kernel_run_on_the_reference(head_dim, dtype):
 
 @pytest.mark.parametrize("hidden_size, num_heads", [(1025, 1), (64, 17)])
 def test_pools_without_a_kernel_run_on_the_reference(monkeypatch, hidden_size, num_heads):
-    monkeypatch.setattr(ops, "INTERPRETED", True)
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
     x, weight = torch.randn(T, hidden_size), torch.randn(num_heads, hidden_size)
     with pytest.raises(
         NotImplementedError, match=f"kernels for C = {hidden_size} and H = {num_heads}"
@@ -352,11 +352,11 @@ def test_pools_without_a_kernel_run_on_the_reference(monkeypatch, hidden_size, n
         ops.map_pool(x, weight, starts(0, 4), impl="triton")
     cuda = torch.device("cuda")
     for dtype, widest in ((torch.float32, 768), (torch.bfloat16, 1024)):
-        limits = ops._pool_limits(hidden_size, num_heads, dtype)
-        assert ops._choose("map_pool", None, cuda, dtype, limits) == "reference"
-        limits = ops._pool_limits(widest, 16, dtype)
-        assert ops._choose("map_pool", None, cuda, dtype, limits) == "triton"
-    assert ops._pool_limits(769, 1, torch.float32) != ops.NO_LIMITS
+        limits = dispatch.pool_limits(hidden_size, num_heads, dtype)
+        assert dispatch.choose("map_pool", None, cuda, dtype, limits) == "reference"
+        limits = dispatch.pool_limits(widest, 16, dtype)
+        assert dispatch.choose("map_pool", None, cuda, dtype, limits) == "triton"
+    assert dispatch.pool_limits(769, 1, torch.float32) != dispatch.NO_LIMITS
 
 
 def test_signatures_are_the_contract():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from slap_fast import doctor, ops, parity
+from slap_fast import dispatch, doctor, ops, parity
 
 CPU = torch.device("cpu")
 NOTHING = {"ok": True, "rows": [], "parity": None}
@@ -79,7 +79,7 @@ def test_a_wrong_operation_is_found(monkeypatch, capsys):
 
 
 def test_what_runs_here_agrees_with_the_reference(monkeypatch, capsys):
-    monkeypatch.setattr(ops, "INTERPRETED", False)
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
     report = doctor.parity(NOTHING)
     assert report["ok"], [row for row in report["parity"] if row["status"] != "ok"]
     doctor.render(report)
@@ -92,7 +92,7 @@ def test_what_runs_here_agrees_with_the_reference(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_interpreted_kernels_are_listed_as_such():
-    if not ops.INTERPRETED:
+    if not dispatch.INTERPRETED:
         pytest.skip("a GPU runs the kernels themselves")
     report = doctor.parity(NOTHING)
     assert report["ok"], [row for row in report["parity"] if row["status"] != "ok"]

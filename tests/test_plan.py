@@ -7,7 +7,7 @@ import runs
 import torch
 from test_losses import Peak
 
-from slap_fast import cli, distillation, ops, plan, runstate
+from slap_fast import cli, dispatch, distillation, plan, runstate
 from slap_fast import train as training
 from slap_fast.config import override, slap_base
 from slap_fast.data.loader import TrainSteps
@@ -48,12 +48,12 @@ def test_a_forward_keeps_what_is_estimated(compiled, student_pass, monkeypatch):
     config = override(runs.TINY, SIZED | changes)
     state, words = runstate.begin(config, None, None, runs.CPU)
     (batch,) = TrainSteps(runs.clips(), words, config)[0].batches
-    choose = ops._choose
+    choose = dispatch.choose
 
     def fused(op, impl, *rest):
         return "triton" if op in ("attention", "map_pool") else choose(op, impl, *rest)
 
-    monkeypatch.setattr(ops, "_choose", fused)
+    monkeypatch.setattr(dispatch, "choose", fused)
     if compiled:
 
         def lean(graph, inputs):

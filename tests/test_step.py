@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
-from slap_fast import distillation, losses, ops, runstate
+from slap_fast import dispatch, distillation, losses, runstate
 from slap_fast import train as training
 from slap_fast.batch import IGNORE_INDEX
 from slap_fast.config import override
@@ -69,7 +69,7 @@ def follows(steps: int, seed: int, compile: bool = False) -> None:
         textbook(patch)
         want = losses_of(steps, seed)
     with pytest.MonkeyPatch.context() as patch:
-        choose, ran = ops._choose, set()
+        choose, ran = dispatch.choose, set()
 
         def fused(op, impl, *rest):
             if impl is None and op in ("attention", "map_pool"):  # not mel_patches: that is data
@@ -78,7 +78,7 @@ def follows(steps: int, seed: int, compile: bool = False) -> None:
             ran.add((op, chosen))
             return chosen
 
-        patch.setattr(ops, "_choose", fused)
+        patch.setattr(dispatch, "choose", fused)
         torch._dynamo.reset()
         counters.clear()
         found = losses_of(steps, seed, compile)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from packs import DEVICE, WAYS, Pack, same_bits, starts
 
-from slap_fast import ops
+from slap_fast import dispatch, ops
 from slap_fast.kernels import attention as triton_attention
 
 LENGTHS = [1, 63, 0, 130]
@@ -341,9 +341,9 @@ def test_max_seqlen_only_bounds_the_launches(monkeypatch):
 @pytest.fixture
 def chosen(monkeypatch):
     """ops resolves attention to Triton on any device."""
-    choose = ops._choose
+    choose = dispatch.choose
     monkeypatch.setattr(
-        ops, "_choose", lambda op, *rest: "triton" if op == "attention" else choose(op, *rest)
+        dispatch, "choose", lambda op, *rest: "triton" if op == "attention" else choose(op, *rest)
     )
 
 

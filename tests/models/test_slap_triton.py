@@ -8,7 +8,7 @@ import pytest
 import test_slap
 import torch
 
-from slap_fast import ops
+from slap_fast import dispatch, ops
 from slap_fast.models.layers import Segments
 from slap_fast.models.slap import Teacher
 
@@ -22,7 +22,7 @@ def triton(monkeypatch):
     from slap_fast.kernels import attention
 
     count = {"attention": 0, "schedule": 0}
-    choose, build = ops._choose, attention.schedule_tiles
+    choose, build = dispatch.choose, attention.schedule_tiles
 
     def chosen(op, *rest):
         if op != "attention":
@@ -34,7 +34,7 @@ def triton(monkeypatch):
         count["schedule"] += 1
         return build(*given)
 
-    monkeypatch.setattr(ops, "_choose", chosen)
+    monkeypatch.setattr(dispatch, "choose", chosen)
     monkeypatch.setattr(attention, "schedule_tiles", built)
     monkeypatch.setattr(ops, "check_schedule", lambda *_: None)  # it builds one to compare with
     return count
@@ -43,7 +43,7 @@ def triton(monkeypatch):
 def on_reference(monkeypatch):
     """From now on, also on a GPU."""
     monkeypatch.undo()
-    monkeypatch.setattr(ops, "_choose", lambda *_: "reference")
+    monkeypatch.setattr(dispatch, "choose", lambda *_: "reference")
 
 
 def losses_and_gradients(model, batch):
