@@ -187,10 +187,10 @@ class Way:
         """One step; ``lap`` is called at the end of each stage. Returns the loss."""
         state = self.state
         with autocast(state.config, state.device):
-            out = state.model(batch, state.config.loss)
-            lap("student, text, decoder")
             taught = state.teacher(batch)
             lap("teacher")
+            out = state.model(batch, state.config.loss)
+            lap("student, text, decoder")
             values = self.losses_of(state, out, *taught, batch)
             total = losses.total_loss(values, state.config.loss)
         del out, taught, values

@@ -61,6 +61,10 @@ def batch_losses(
         cached: of the first pass over the step's packs, where there was one.
     """
     config, weights = state.config, state.config.loss
+    targets = cached and cached.targets
+    if weights.ssl and targets is None:
+        # Before the student: what it needs on its way is gone when the activations come.
+        targets = teacher_targets(state, *state.teacher(batch), temperature)
     with _replayed(cached, state.device):
         out = state.replica(batch, weights)
     values, health = {}, {}
@@ -71,9 +75,6 @@ def batch_losses(
         else:
             values["contrastive"] = _Replay.apply(cached.contrastive, cached.gradients, *pair)
     if weights.ssl:
-        targets = cached and cached.targets
-        if targets is None:
-            targets = teacher_targets(state, *state.teacher(batch), temperature)
         loss = as_graph(config, distillation.self_distillation_loss)
         student = out.student_features, out.prototypes
         values["ssl"], health = loss(*student, targets, config.model.ssl.student_temperature)

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from test_losses import Peak
 
 from slap_fast import distillation, runstate
 from slap_fast import train as training
@@ -130,6 +131,21 @@ def test_a_step_moves_by_the_rate_of_its_number(source, step, rate):
         decay = 0.5 if grad.ndim >= 2 else 0.0
         want = before[name] * (1 - rate * decay) - rate * grad / (grad.abs() + 1e-8)
         torch.testing.assert_close(named[name].detach(), want, rtol=0.0, atol=2e-6)
+
+
+def test_no_activations_are_alive_beside_the_teachers(source, monkeypatch):
+    state, words = start()
+    (batch,) = TrainSteps(source, words, SMALL)[0].batches
+    teacher, alive = state.teacher.forward, []
+
+    def forward(*given):
+        alive.append(seen.live)
+        return teacher(*given)
+
+    monkeypatch.setattr(state.teacher, "forward", forward)
+    with Peak() as seen:
+        training.train_step(state, [batch])
+    assert alive == [0]
 
 
 @pytest.mark.parametrize(
