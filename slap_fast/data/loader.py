@@ -195,14 +195,22 @@ def _crop(
 class PatchCache:
     """Patches of the clips that need no random crop, computed once, in one shared block."""
 
-    def __init__(
-        self, indices: list[int], patches: list[Tensor], warnings: list[tuple[str, ...]]
-    ) -> None:
-        # One block: a shared tensor per clip would hold a file descriptor each.
-        self._patches = torch.cat(patches).share_memory_()
-        ends = np.cumsum([len(clip) for clip in patches]).tolist()
-        spans = zip([0, *ends], ends, warnings, strict=False)
-        self._spans = dict(zip(indices, spans, strict=True))
+    def __init__(self, tokens: int, patch_dim: int, *, whole: bool) -> None:
+        """With room for ``tokens`` patches; ``whole``: of all the source's clips."""
+        self.whole = whole
+        # One block: a shared tensor per clip would hold a file descriptor each. Filled in place, as
+        # clips put together at the end are there two or three times.
+        self._patches = torch.empty(tokens, patch_dim).share_memory_()
+        self._used = 0
+        self._spans: dict[int, tuple[int, int, tuple[str, ...]]] = {}
+
+    def add(self, index: int, patches: Tensor, warnings: tuple[str, ...]) -> None:
+        """Keeps a copy of a clip's patches, [T, patch_dim], where there is room for them."""
+        start, end = self._used, self._used + len(patches)
+        if end <= len(self._patches):
+            self._patches[start:end] = patches
+            self._spans[index] = start, end, warnings
+            self._used = end
 
     def get(self, index: int) -> tuple[Tensor, tuple[str, ...]] | None:
         """([T, patch_dim] float32, not to be written to; warnings), None for a clip not kept."""
@@ -215,9 +223,11 @@ class PatchCache:
     def build(
         cls, source: ClipSource, config: TrainConfig, workers: int, progress: bool
     ) -> PatchCache | None:
-        """Decodes all of the source; None when it does not fit ``data.cache_gb``.
+        """Decodes the clips of at most ``data.max_seconds``; None when there are none, or when they
+        do not fit ``data.cache_gb``.
 
-        A clip that cannot be decoded is left out: training meets it again, and counts it.
+        A clip that cannot be decoded is left out: training meets it again, and counts it. So is one
+        that is longer than the source says, where that leaves no room.
         """
         mel, data = config.model.mel, config.data
         if len(source) * mel.num_patches(1) * mel.patch_dim * 4 > data.cache_gb * 1e9:
@@ -225,7 +235,7 @@ class PatchCache:
         seconds = [source.seconds(i) for i in range(len(source))]
         keep = [i for i, s in enumerate(seconds) if s <= data.max_seconds]
         tokens = sum(mel.num_patches(round(seconds[i] * mel.sample_rate)) for i in keep)
-        if tokens * mel.patch_dim * 4 > data.cache_gb * 1e9:
+        if not 0 < tokens * mel.patch_dim * 4 <= data.cache_gb * 1e9:
             return None
         loader = DataLoader(
             _Patches(source, mel, keep),
@@ -234,9 +244,11 @@ class PatchCache:
             worker_init_fn=_begin_worker,
         )
         bar = tqdm(loader, desc="decoding", unit="clip", disable=not progress)
-        # A copy: what a worker hands over lives in shared memory of its own.
-        found = [(i, x[0].clone(), x[1]) for i, x in zip(keep, bar, strict=True) if x is not None]
-        return cls(*map(list, zip(*found, strict=True))) if found else None
+        cache = cls(tokens, mel.patch_dim, whole=len(keep) == len(source))
+        for index, found in zip(keep, bar, strict=True):
+            if found is not None:
+                cache.add(index, *found)
+        return cache
 
 
 class _Patches(Dataset):
@@ -273,11 +285,11 @@ def steps_from(
 ) -> Iterator[StepData]:
     """The run's steps from ``first`` on, prefetched by ``workers`` processes (0: in this one).
 
-    For a GPU in pinned memory. For a CPU cached patches are made into steps in this process, as a
-    worker would only copy them through shared memory; a GPU would wait for that.
+    For a GPU in pinned memory. For a CPU, where all patches are cached, this process makes the
+    steps, as a worker would only copy them through shared memory; a GPU would wait for that.
     """
     on_gpu = device is not None and device.type == "cuda"
-    if data.cache is not None and not on_gpu:
+    if data.cache is not None and data.cache.whole and not on_gpu:
         workers = 0
     return iter(
         DataLoader(

@@ -81,15 +81,33 @@ def test_cached_patches_give_the_same_batches(source, tokenizer):
 
 @pytest.mark.filterwarnings("ignore:'pin_memory'")  # there may be no GPU to pin for
 @pytest.mark.parametrize(
-    ("cached", "device", "processes"), [(True, "cpu", 0), (True, "cuda", 1), (False, "cpu", 1)]
+    ("cache_gb", "max_seconds", "device", "processes"),
+    [(1.0, 3.0, "cpu", 0), (1.0, 3.0, "cuda", 1), (1.0, 2.0, "cpu", 1), (0.0, 3.0, "cpu", 1)],
+    ids=["whole", "gpu", "in_part", "none"],
 )
-def test_cached_steps_have_workers_for_a_gpu_alone(source, tokenizer, cached, device, processes):
-    cache = PatchCache.build(source, CONFIG, workers=0, progress=False) if cached else None
-    data = TrainSteps(source, tokenizer, CONFIG, cache)
+def test_cached_steps_need_no_workers_on_a_cpu(
+    source, tokenizer, cache_gb, max_seconds, device, processes
+):
+    config = override(CONFIG, {"data.cache_gb": cache_gb, "data.max_seconds": max_seconds})
+    cache = PatchCache.build(source, config, workers=0, progress=False)
+    data = TrainSteps(source, tokenizer, config, cache)
     before = set(multiprocessing.active_children())
     steps = steps_from(data, 0, 1, torch.device(device))
     assert len(set(multiprocessing.active_children()) - before) == processes
     assert same([next(steps)], [data[0]])
+
+
+def test_a_cache_holds_each_clip_once_and_no_more_than_there_is_room_for(source):
+    cache = PatchCache.build(source, CONFIG, workers=0, progress=False)
+    kept = [cache.get(i)[0] for i in range(len(source))]
+    assert sum(x.nbytes for x in kept) == cache._patches.nbytes and cache._patches.is_shared()
+    cache.add(99, torch.zeros(1, 256), ())
+    assert cache.get(99) is None
+
+
+def test_clips_that_are_all_too_long_have_no_cache(source):
+    short = override(CONFIG, {"data.max_seconds": 0.1})
+    assert PatchCache.build(source, short, workers=0, progress=False) is None
 
 
 def test_a_batch_over_the_token_budget_is_split_and_stays_whole(source, tokenizer):
