@@ -193,6 +193,7 @@ def _exactly(file: BinaryIO, size: int) -> bytearray:
 
 def serve() -> None:
     """The process's side: answers until its input ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM tells all of a job, to save and stop
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     write_frame(replies, {})
     silence = os.open(os.devnull, os.O_WRONLY)

@@ -6,6 +6,9 @@ the very batches it would have seen.
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import functools
 import hashlib
 import heapq
 import multiprocessing
@@ -13,7 +16,7 @@ import os
 import signal
 import threading
 from collections.abc import Hashable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -237,12 +240,7 @@ class PatchCache:
         tokens = sum(mel.num_patches(round(seconds[i] * mel.sample_rate)) for i in keep)
         if not 0 < tokens * mel.patch_dim * 4 <= data.cache_gb * 1e9:
             return None
-        loader = DataLoader(
-            _Patches(source, mel, keep),
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=_begin_worker,
-        )
+        loader = _loader(_Patches(source, mel, keep), workers)
         bar = tqdm(loader, desc="decoding", unit="clip", disable=not progress)
         cache = cls(tokens, mel.patch_dim, whole=len(keep) == len(source))
         for index, found in zip(keep, bar, strict=True):
@@ -265,11 +263,22 @@ class _Patches(Dataset):
             return None
 
 
-def _begin_worker(_: int) -> None:
+def _loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
+    """Items one by one, from processes that end when this one does."""
+    ending = multiprocessing.RawValue(ctypes.c_bool)
+    # Before multiprocessing says goodbye to what is still there: SIGTERM, and waits for the end.
+    atexit.register(setattr, ending, "value", True)
+    begin = functools.partial(_begin_worker, ending)
+    return DataLoader(
+        dataset, batch_size=None, num_workers=workers, worker_init_fn=begin, **options
+    )
+
+
+def _begin_worker(ending: Any, _: int) -> None:
     # Ctrl-C, torchrun and SLURM signal the whole process group; the main process saves, and ends
     # the workers itself. Where one of them dies, DataLoader raises in the middle of that.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
@@ -292,12 +301,10 @@ def steps_from(
     if data.cache is not None and data.cache.whole and not on_gpu:
         workers = 0
     return iter(
-        DataLoader(
+        _loader(
             data,
+            workers,
             sampler=range(first, len(data)),
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=_begin_worker,
             pin_memory=on_gpu,
             # Its own: a start draws from it, and a run is saved with torch's.
             generator=torch.Generator(),

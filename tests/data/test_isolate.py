@@ -174,6 +174,16 @@ def test_a_decoder_that_does_not_start_says_so(monkeypatch):
         IsolatedDecoder().decode(wav())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="terminate ends a process there")
+def test_a_signal_to_all_processes_costs_no_item(decoder):
+    decoder.decode(wav())
+    process = decoder._process
+    process.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.2)
+    assert len(decoder.decode(wav()).waveform) == 3_200 and decoder._process is process
+
+
 def test_the_process_ends_with_its_parent():
     program = "from slap_fast.data.isolate import IsolatedDecoder as D\nd = D()\ntry: d.decode(b'')"
     program += (

@@ -2,6 +2,8 @@
 
 import dataclasses
 import multiprocessing
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -64,6 +66,25 @@ def test_order_depends_on_the_seed_alone(source, tokenizer):
 def test_workers_do_not_change_a_batch(source, tokenizer, workers):
     data = TrainSteps(source, tokenizer, CONFIG)
     assert same(list(steps_from(data, 0, workers)), [data[i] for i in range(6)])
+
+
+def test_a_loader_that_is_still_held_does_not_keep_the_process(tmp_path):
+    """As the traceback of a notebook's last error holds it."""
+    (tmp_path / "hold.py").write_text(
+        "import builtins\n"
+        "from slap_fast.config import slap_tiny\n"
+        "from slap_fast.data.clips import BuiltinClips\n"
+        "from slap_fast.data.loader import TrainSteps, steps_from\n"
+        "from slap_fast.data.sounds import SoundSet\n"
+        "from slap_fast.data.tokenizer import CaptionTokenizer\n"
+        "source = BuiltinClips(SoundSet('train', 4, max_seconds=2.0))\n"
+        "tokenizer = CaptionTokenizer.load(None, 96)\n"
+        "builtins.held = steps_from(TrainSteps(source, tokenizer, slap_tiny()), 0, 1)\n"
+        "next(builtins.held)\n"
+    )
+    program = [sys.executable, tmp_path / "hold.py"]
+    done = subprocess.run(program, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_resuming_at_a_step_gives_the_batches_that_were_left(source, tokenizer):
