@@ -48,20 +48,20 @@ soak: $(ENVIRONMENT)
 lint: $(ENVIRONMENT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) benchmarks/readme.py --check
+	$(PY) -m benchmarks.report.readme --check
 
 bench: $(ENVIRONMENT)
-	$(PY) benchmarks/suite.py $(BENCH)
+	$(PY) -m benchmarks.suite $(BENCH)
 
 # Also installs what is missing before slap-fast itself can be.
 peers: $(filter .venv/installed,$(ENVIRONMENT))
-	$(PY) benchmarks/suite.py --again --wheels $(WHEELS) peers
+	$(PY) -m benchmarks.suite --again --wheels $(WHEELS) peers
 
 compile-report: $(ENVIRONMENT)
-	$(PY) benchmarks/compile_report.py --out benchmarks/results/compile_report.json
+	$(PY) -m benchmarks.report.compile_report --out benchmarks/results/compile_report.json
 
 figures: $(ENVIRONMENT)
-	$(PY) benchmarks/readme.py
+	$(PY) -m benchmarks.report.readme
 
 # torch first and alone: it decides which build the rest has to fit.
 .venv/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)

@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cases
-import machine
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from benchmarks import cases, machine
 
 Variant = Callable[[int], Any]
 Row = dict[str, Any]

@@ -1,6 +1,6 @@
 """Everything that is measured of a machine, in one command: `make bench`, `slap-fast bench`.
 
-    python benchmarks/suite.py [STEP ...] [--out DIR] [--minutes 9.5] [--again] [--wheels DIR]
+    python -m benchmarks.suite [STEP ...] [--out DIR] [--minutes 9.5] [--again] [--wheels DIR]
 
 With a GPU: builds the extension, compares every kernel with the reference in each dtype, runs the
 kernels' tests, the sanitizer, and the benchmarks. Without one: what a CPU can say. No network is
@@ -28,8 +28,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import machine
 import torch
+
+from benchmarks import machine
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
@@ -52,12 +53,14 @@ class Step(NamedTuple):
 
 
 def benchmark(
-    name: str, out: Path, dry_run: bool, options: Sequence[str] = (), needs: str | None = None
+    module: str, out: Path, dry_run: bool, options: Sequence[str] = (), needs: str | None = None
 ) -> Step:
-    """A file of benchmarks/, which writes its record."""
+    """A module below benchmarks, such as ``ops.mel``, which writes its record."""
+    name = module.partition(".")[2]
     command = [
         PYTHON,
-        f"benchmarks/{name}.py",
+        "-m",
+        f"benchmarks.{module}",
         "--json",
         str(out / f"{name}_{KIND}.json"),
         *options,
@@ -77,7 +80,7 @@ def steps(out: Path, wheels: Path | None, dry_run: bool, again: bool = False) ->
     parallel = ["-n", PROCESSES] if find_spec("xdist") and not dry_run else []
     tests = [PYTHON, "-m", "pytest", "-q", *parallel, *["--collect-only"] * dry_run]
     interpret = {"TRITON_INTERPRET": "1"} if dry_run and KIND == "cpu" else {}
-    numerics = benchmark("numerics", out, dry_run=False)
+    numerics = benchmark("ops.numerics", out, dry_run=False)
     resume = [] if again else ["--resume"]
     peers = [] if wheels is None else [Step("peers", [*PIP, *pretend, *_files(wheels)])]
     return [
@@ -91,20 +94,20 @@ def steps(out: Path, wheels: Path | None, dry_run: bool, again: bool = False) ->
         *(
             Step(
                 tool,
-                [SANITIZER, "--tool", tool, "--error-exitcode", "9", *numerics.command[:2]],
+                [SANITIZER, "--tool", tool, "--error-exitcode", "9", *numerics.command[:3]],
                 "gpu",
                 {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             )
             for tool in ("memcheck", "racecheck")
         ),
-        benchmark("mel", out, dry_run, resume),
-        benchmark("map_pool", out, dry_run, resume),
-        benchmark("attention", out, dry_run, resume),
-        benchmark("encoder", out, dry_run, resume),
-        benchmark("caption_loss", out, dry_run, resume),
-        benchmark("step", out, dry_run),
-        benchmark("loading", out, dry_run, resume),
-        benchmark("loop", out, dry_run, resume, needs="cpu"),
+        benchmark("ops.mel", out, dry_run, resume),
+        benchmark("ops.map_pool", out, dry_run, resume),
+        benchmark("ops.attention", out, dry_run, resume),
+        benchmark("model.encoder", out, dry_run, resume),
+        benchmark("ops.caption_loss", out, dry_run, resume),
+        benchmark("model.step", out, dry_run),
+        benchmark("model.loading", out, dry_run, resume),
+        benchmark("model.loop", out, dry_run, resume, needs="cpu"),
         Step("slow_kernel_tests", [*tests, "-m", "slow", "tests/kernels", MODEL_TEST], gpu),
     ]
 

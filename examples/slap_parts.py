@@ -6,15 +6,16 @@ The model, the batches, the losses and the teacher are slap-fast's; the loop is 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from slap_fast import distillation, losses
+from slap_fast import losses
 from slap_fast.config import TrainConfig, override, slap_tiny
-from slap_fast.data.clips import BuiltinClips
+from slap_fast.data.builtin.scenes import SoundSet
 from slap_fast.data.loader import TrainSteps
-from slap_fast.data.sounds import SoundSet
-from slap_fast.data.tokenizer import CaptionTokenizer
+from slap_fast.data.source import BuiltinClips
+from slap_fast.losses import self_distillation
 from slap_fast.models import SlapModel
-from slap_fast.runstate import make_optimizer
-from slap_fast.train import learning_rate, teacher_temperature
+from slap_fast.models.tokenizer import CaptionTokenizer
+from slap_fast.training.loop import learning_rate, teacher_temperature
+from slap_fast.training.state import make_optimizer
 
 CONFIG = override(slap_tiny(), {"steps": 20, "batch_size": 8, "warmup_steps": 5})
 
@@ -42,14 +43,14 @@ def make_optimization(model: SlapModel, config: TrainConfig):
 def slap_loss(out, teacher, batch, config: TrainConfig, step: int) -> torch.Tensor:
     """The weighted sum of the three losses; ``out`` is the student's output for the batch."""
     ssl = config.model.ssl
-    targets = distillation.sinkhorn(
+    targets = self_distillation.sinkhorn(
         *teacher(batch), teacher_temperature(config, step), ssl.sinkhorn_iterations
     )
     values = {
         "contrastive": losses.contrastive_loss(
             out.audio_features, out.text_features, out.logit_scale, groups=batch.groups
         ),
-        "ssl": distillation.self_distillation_loss(
+        "ssl": self_distillation.self_distillation_loss(
             out.student_features, out.prototypes, targets, ssl.student_temperature
         )[0],
         "caption": losses.caption_loss(out.caption_hidden, out.caption_weight, batch.labels),

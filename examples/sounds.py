@@ -2,9 +2,9 @@
 
 import torch
 
-from slap_fast.data.clips import BuiltinClips
-from slap_fast.data.sounds import SoundSet
-from slap_fast.data.tokenizer import CaptionTokenizer
+from slap_fast.data.builtin.scenes import SoundSet
+from slap_fast.data.source import BuiltinClips
+from slap_fast.models.tokenizer import CaptionTokenizer
 
 
 def captioned_sounds(count, max_seconds=30.0):

@@ -43,7 +43,6 @@ from torch import Tensor
 
 from slap_fast.kernels._attention_settings import SETTINGS, Setting, Settings, architecture
 from slap_fast.kernels._compile import CompileCase, compile_case
-from slap_fast.kernels._library import register
 from slap_fast.kernels._packed import (
     dot,
     load,
@@ -53,6 +52,7 @@ from slap_fast.kernels._packed import (
     store,
     store_turned_back,
 )
+from slap_fast.registration import register
 
 OPEN = 1 << 30
 """A window side without end."""

@@ -43,8 +43,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slap_fast.kernels._compile import CompileCase
-from slap_fast.kernels._library import register
 from slap_fast.kernels._packed import dot
+from slap_fast.registration import register
 
 SPLIT = 512
 """Tokens of a piece: a constant, as the bits of a sequence depend on it."""

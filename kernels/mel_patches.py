@@ -43,8 +43,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slap_fast.kernels._compile import CompileCase
-from slap_fast.kernels._library import register
 from slap_fast.kernels._packed import dot
+from slap_fast.registration import register
 
 N_FFT = 512
 MAX_MELS = 128

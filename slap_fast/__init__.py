@@ -12,11 +12,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Slap": "slap_fast.inference",
+    "Slap": "slap_fast.inference.slap",
     "MelConfig": "slap_fast.config",
-    "AudioError": "slap_fast.data.decode",
+    "AudioError": "slap_fast.data.audio.decode",
     "patch": "slap_fast.interop.patch",
-    "which": "slap_fast.dispatch",
+    "which": "slap_fast.ops.dispatch",
 }
 __all__ = ["AudioError", "MelConfig", "Slap", "__version__", "ops", "patch", "which"]
 

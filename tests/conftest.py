@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import random
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,9 +28,12 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is defined
 
-pytest_plugins = ["figures"]
+# `pytest` alone has not the checkout on its path; at the end, as a mutant's package comes first.
+sys.path.append(str(Path(__file__).parents[1]))
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+from tests.helpers.paths import SHARED_DATA  # noqa: E402
+
+pytest_plugins = ["tests.helpers.figures"]
 
 
 def pytest_configure() -> None:

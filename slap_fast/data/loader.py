@@ -25,14 +25,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from slap_fast import ops
-from slap_fast.batch import PackedBatch, PackedText
 from slap_fast.config import MelConfig, TrainConfig
+from slap_fast.data.audio.decode import AudioError
 from slap_fast.data.augment import mask_indices, spec_augment
-from slap_fast.data.clips import BadClip, ClipSource, bad_clip, clip_patches, pack_patches
-from slap_fast.data.decode import AudioError
-from slap_fast.data.mix import MixedClips
 from slap_fast.data.order import Order
-from slap_fast.data.tokenizer import CaptionTokenizer
+from slap_fast.data.source import BadClip, ClipSource, bad_clip, clip_patches, pack_patches
+from slap_fast.data.sources.mixture import MixedClips
+from slap_fast.models.tokenizer import CaptionTokenizer
+from slap_fast.packed import PackedBatch, PackedText
 
 
 class StepData(NamedTuple):
@@ -45,7 +45,7 @@ class StepData(NamedTuple):
     bad: list[BadClip]
     """Clips left out, each with its reason."""
     warned: list[str]
-    """Warnings about the other clips, W_... of :class:`slap_fast.data.decode.Audio`."""
+    """Warnings about the other clips, W_... of :class:`slap_fast.data.audio.decode.Audio`."""
 
 
 class _Clip(NamedTuple):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from slap_fast.inference import Slap
+from slap_fast.inference.slap import Slap
 from slap_fast.models.slap import SlapModel
-from slap_fast.ops import PackedPatches, mel_patches
+from slap_fast.ops import mel_patches
+from slap_fast.packed import PackedPatches
 
 
 class HearModel(nn.Module):

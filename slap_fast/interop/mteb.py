@@ -18,8 +18,8 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from torch.utils.data import DataLoader
 
-from slap_fast.inference import Slap
-from slap_fast.interop.items import audio_item
+from slap_fast.data.audio.items import audio_item
+from slap_fast.inference.slap import Slap
 
 
 class SlapEncoder(AbsEncoder):

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import losses
-from slap_fast.interop import attention as packed
 from slap_fast.interop import layers
+from slap_fast.models import hf_attention as packed
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from sentence_transformers.base.modality import infer_batch_modality
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
-from slap_fast.batch import PackedText
-from slap_fast.data.clips import clip_patches, pack_patches
-from slap_fast.inference import Slap
-from slap_fast.interop.items import audio_item
-from slap_fast.ops import PackedPatches
+from slap_fast.data.audio.items import audio_item
+from slap_fast.data.source import clip_patches, pack_patches
+from slap_fast.inference.slap import Slap
+from slap_fast.packed import PackedPatches, PackedText
 
 
 class SlapModule(InputModule):

@@ -27,13 +27,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from slap_fast import checkpoint, losses
-from slap_fast.batch import PackedText
 from slap_fast.config import ModelConfig, from_dict, to_dict
-from slap_fast.data.tokenizer import CaptionTokenizer
 from slap_fast.interop.model_card import model_card
 from slap_fast.interop.processing import SlapFeatureExtractor, SlapProcessor, make_tokenizer
 from slap_fast.models import slap as native
-from slap_fast.ops import PackedPatches
+from slap_fast.models.tokenizer import CaptionTokenizer
+from slap_fast.packed import PackedPatches, PackedText
 
 
 class SlapConfig(PreTrainedConfig):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from slap_fast import ops
-from slap_fast.autocast import product_dtype
 from slap_fast.config import AudioEncoderConfig, MelConfig
 from slap_fast.models.layers import Attention, RMSNorm, Segments, SwiGLU, init_weights
-from slap_fast.ops import PackedPatches
+from slap_fast.packed import PackedPatches
+from slap_fast.precision import product_dtype
 
 
 class AudioBlock(nn.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from slap_fast import ops
-from slap_fast.batch import PackedText
 from slap_fast.config import CaptionDecoderConfig
 from slap_fast.models.layers import (
     Attention,
@@ -18,6 +17,7 @@ from slap_fast.models.layers import (
     SwiGLU,
     init_weights,
 )
+from slap_fast.packed import PackedText
 
 
 class CaptionBlock(nn.Module):

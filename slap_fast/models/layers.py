@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
-from slap_fast.autocast import product_dtype
+from slap_fast.precision import product_dtype
 
 
 class Segments(NamedTuple):

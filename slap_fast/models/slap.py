@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slap_fast.batch import PackedBatch, PackedText
 from slap_fast.config import LossConfig, ModelConfig, SelfDistillationConfig
 from slap_fast.distributed import local
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.layers import MAPHead, Segments, init_weights
 from slap_fast.models.text_encoder import TextEncoder
-from slap_fast.ops import PackedPatches
+from slap_fast.packed import PackedBatch, PackedPatches, PackedText
 
 _MAP_EXPANSION = 4
 ALL_LOSSES = LossConfig()

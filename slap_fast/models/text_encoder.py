@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from slap_fast import ops
-from slap_fast.batch import PackedText
 from slap_fast.config import TextEncoderConfig
+from slap_fast.packed import PackedText
 
 if TYPE_CHECKING:
     from transformers import ModernBertConfig

@@ -11,11 +11,11 @@ import soundfile
 import torch
 
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.clips import BuiltinClips, ManifestClips
+from slap_fast.data.builtin.scenes import SoundSet
 from slap_fast.data.loader import PatchCache, TrainSteps, steps_from
 from slap_fast.data.manifest import read_manifest
-from slap_fast.data.sounds import SoundSet
-from slap_fast.data.tokenizer import CaptionTokenizer
+from slap_fast.data.source import BuiltinClips, ManifestClips
+from slap_fast.models.tokenizer import CaptionTokenizer
 
 SETTINGS = {"steps": 6, "batch_size": 5, "seed": 7, "model.ssl.mask_clips": 1.0}
 CONFIG = override(slap_tiny(), SETTINGS)
@@ -73,10 +73,10 @@ def test_a_loader_that_is_still_held_does_not_keep_the_process(tmp_path):
     (tmp_path / "hold.py").write_text(
         "import builtins\n"
         "from slap_fast.config import slap_tiny\n"
-        "from slap_fast.data.clips import BuiltinClips\n"
+        "from slap_fast.data.source import BuiltinClips\n"
         "from slap_fast.data.loader import TrainSteps, steps_from\n"
-        "from slap_fast.data.sounds import SoundSet\n"
-        "from slap_fast.data.tokenizer import CaptionTokenizer\n"
+        "from slap_fast.data.builtin.scenes import SoundSet\n"
+        "from slap_fast.models.tokenizer import CaptionTokenizer\n"
         "source = BuiltinClips(SoundSet('train', 4, max_seconds=2.0))\n"
         "tokenizer = CaptionTokenizer.load(None, 96)\n"
         "builtins.held = steps_from(TrainSteps(source, tokenizer, slap_tiny()), 0, 1)\n"

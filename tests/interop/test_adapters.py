@@ -10,10 +10,11 @@ import pytest
 import soundfile
 import torch
 
-from slap_fast import Slap, runstate
-from slap_fast import train as training
+from slap_fast import Slap
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.clips import clip_patches
+from slap_fast.data.source import clip_patches
+from slap_fast.training import loop as training
+from slap_fast.training import state as runstate
 
 SIZES = {"hidden_size": 32, "num_heads": 2, "num_layers": 2}
 SMALL = override(
@@ -66,7 +67,7 @@ def close(found, expected):
 
 
 def test_audio_comes_in_many_forms(slap, clips):
-    from slap_fast.interop.items import audio_item
+    from slap_fast.data.audio.items import audio_item
 
     class Decoder:
         def get_all_samples(self):
@@ -90,7 +91,7 @@ def test_audio_comes_in_many_forms(slap, clips):
 
 def test_a_dataset_is_trained_and_evaluated_on(slap, clips, tmp_path):
     datasets = pytest.importorskip("datasets")
-    from slap_fast.interop.datasets import DatasetClips
+    from slap_fast.data.sources.huggingface import DatasetClips
 
     rows = dataset(
         clips, caption=[TEXTS[:2], TEXTS[2:3], *([t] for t in TEXTS[2:])], kind=[1, 0, 1, 0]
@@ -108,7 +109,7 @@ def test_a_dataset_is_trained_and_evaluated_on(slap, clips, tmp_path):
 def test_a_bad_row_of_a_dataset_is_left_out_and_named(clips):
     pytest.importorskip("datasets")
     from slap_fast import AudioError
-    from slap_fast.interop.datasets import DatasetClips
+    from slap_fast.data.sources.huggingface import DatasetClips
 
     rows = dataset(clips[:1], caption=["x"]).map(
         lambda row: {"audio": {"bytes": b"not audio at all", "path": "7.wav"}}
@@ -278,7 +279,7 @@ def test_sentence_transformers_trains(slap, clips):
 
 def test_nothing_is_imported_before_it_is_used():
     code = (
-        "import json, sys, slap_fast, slap_fast.inference, slap_fast.interop.hear, "
+        "import json, sys, slap_fast, slap_fast.inference.slap, slap_fast.interop.hear, "
         "slap_fast.interop.xares; print(json.dumps(sorted(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

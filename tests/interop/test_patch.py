@@ -370,7 +370,7 @@ def test_a_compiled_causal_model_wants_to_know_its_padding(traceable):
 
 def test_nothing_is_patched_on_import():
     code = (
-        "import transformers, slap_fast.interop.patch, slap_fast.interop.attention as a; "
+        "import transformers, slap_fast.interop.patch, slap_fast.models.hf_attention as a; "
         "assert a.NAME not in transformers.AttentionInterface(); "
         "slap_fast.interop.patch.patch; "
         "assert a.NAME not in transformers.AttentionMaskInterface()"

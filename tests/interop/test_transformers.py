@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from slap_fast import Slap, losses, runstate
+from slap_fast import Slap, losses
 from slap_fast.config import override, slap_tiny
+from slap_fast.training import state as runstate
 
 SMALL = override(
     slap_tiny(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-import packs
 import pytest
 import torch
-from packs import DEVICE, WAYS, Pack, same_bits, starts
 
-from slap_fast import dispatch, ops
+from slap_fast import ops
 from slap_fast.kernels import attention as triton_attention
+from slap_fast.ops import dispatch
+from tests.helpers import packs
+from tests.helpers.packs import DEVICE, WAYS, Pack, same_bits, starts
 
 LENGTHS = [1, 63, 0, 130]
 CROSS = [9, 0, 7, 70]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from pathlib import Path
 
-import guard_pages
-import packs
 import pytest
 import torch
-from packs import Pack, same_bits
 
 from slap_fast.kernels import attention as triton_attention
+from tests.helpers import guard_pages, packs
+from tests.helpers.packs import Pack, same_bits
+from tests.helpers.paths import ROOT
 
 interpreted = pytest.mark.skipif(
     torch.cuda.is_available(), reason="only the interpreter's memory and order are ours to choose"
@@ -25,17 +24,16 @@ MIXED = [70, 3, 0, 33]
 @pytest.mark.slow
 def test_guard_pages(figure):
     for first in figure("K4", ci=30, soak=510, batch=30):
-        assert not guard_pages.outside("attention_guard_pages.py", first, 30)
+        assert not guard_pages.outside("attention_guard_pages", first, 30)
 
 
 @interpreted
 def test_guard_pages_guard():
     program = (
-        "import ctypes, torch, guard_pages; x = guard_pages.guarded(torch.ones(3), at_end=True); "
-        "ctypes.string_at(x.data_ptr() + 12, 1)"
+        "import ctypes, torch; from tests.helpers import guard_pages; "
+        "x = guard_pages.guarded(torch.ones(3), at_end=True); ctypes.string_at(x.data_ptr() + 12, 1)"
     )
-    where = Path(guard_pages.__file__).parent
-    done = subprocess.run([sys.executable, "-c", program], cwd=where, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
     assert done.returncode == -11
 
 

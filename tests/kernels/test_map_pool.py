@@ -6,17 +6,17 @@ import itertools
 import math
 import random
 
-import guard_pages
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from triton.runtime.interpreter import interpreter_builder
-from util import assert_accurate
 
 from slap_fast import ops
 from slap_fast.kernels import map_pool as kernels
+from tests.helpers import guard_pages
+from tests.helpers.tolerance import assert_accurate
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Interpreted bf16 is truncated where it should be rounded.
@@ -212,7 +212,7 @@ def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
 @interpreted
 def test_guard_pages(figure) -> None:
     for first in figure("K4", ci=10, soak=510, batch=10):
-        assert not guard_pages.outside("pool_guard_pages.py", first, 10)
+        assert not guard_pages.outside("pool_guard_pages", first, 10)
 
 
 def lazy(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

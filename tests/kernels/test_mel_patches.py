@@ -7,13 +7,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from mel_signals import assert_accurate, hostile, noise
 
 from slap_fast import ops
 from slap_fast.config import MelConfig
+from slap_fast.data.audio.decode import decode
 from slap_fast.data.augment import draw_masks
-from slap_fast.data.decode import decode
+from slap_fast.packed import PackedPatches
 from slap_fast.reference import mel_patches as reference
+from tests.helpers.mel_signals import assert_accurate, hostile, noise
 
 pytest.importorskip("triton")
 from slap_fast.kernels import mel_patches as kernel  # noqa: E402
@@ -36,13 +37,13 @@ def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernel, "LAUNCH", {128: kernel.Launch(64, 128, 128, 4, 1)})
 
 
-def run(waveform, cu_samples, config=ops.DEFAULT_MEL, masks=None) -> ops.PackedPatches:
+def run(waveform, cu_samples, config=ops.DEFAULT_MEL, masks=None) -> PackedPatches:
     masks = None if masks is None else masks.to(DEVICE)
     found = ops.mel_patches(
         waveform.to(DEVICE), cu_samples.to(DEVICE), config, masks=masks, impl="triton"
     )
     assert found.patches.dtype == torch.float32
-    return ops.PackedPatches(*(x.cpu() for x in found[:3]), found.max_seqlen)
+    return PackedPatches(*(x.cpu() for x in found[:3]), found.max_seqlen)
 
 
 @pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 
-import guard_pages
 import pytest
 import torch
-from mel_signals import noise
 
 from slap_fast.config import MelConfig
 from slap_fast.reference import mel_patches as reference
+from tests.helpers import guard_pages
+from tests.helpers.mel_signals import noise
 
 pytest.importorskip("triton")
 from slap_fast.kernels import mel_patches as kernel  # noqa: E402
@@ -127,7 +127,7 @@ def test_numbers_that_change_from_pack_to_pack_compile_nothing_anew():
 @interpreted
 def test_guard_pages(figure):
     for first in figure("K4", ci=10, soak=510, batch=10):
-        assert not guard_pages.outside("mel_guard_pages.py", first, 10)
+        assert not guard_pages.outside("mel_guard_pages", first, 10)
 
 
 def check_offsets_past_2_32(monkeypatch):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from slap_fast import distillation, losses, ops
-from slap_fast.batch import PackedBatch, PackedText
+from slap_fast import losses, ops
 from slap_fast.config import AudioEncoderConfig, LossConfig, MelConfig, slap_tiny
+from slap_fast.losses import self_distillation
 from slap_fast.models import (
     Attention,
     AudioEncoder,
@@ -20,6 +20,7 @@ from slap_fast.models import (
     SwiGLU,
     Teacher,
 )
+from slap_fast.packed import PackedBatch, PackedText
 
 LENGTHS = [12, 1, 0, 30]
 SEGMENTS = Segments(torch.tensor([0, *LENGTHS]).cumsum(0).int(), max(LENGTHS))
@@ -96,13 +97,13 @@ def test_a_batch_from_lengths_feeds_the_model_and_the_losses():
     model = SlapModel(slap_tiny().model)
     teacher = Teacher(model)
     out = model(batch, LossConfig())
-    targets = distillation.sinkhorn(*teacher(batch), 0.07, 3)
+    targets = self_distillation.sinkhorn(*teacher(batch), 0.07, 3)
     student = out.student_features, out.prototypes
     total = (
         losses.contrastive_loss(
             out.audio_features, out.text_features, out.logit_scale, groups=batch.groups
         )
-        + distillation.self_distillation_loss(*student, targets, 0.1)[0]
+        + self_distillation.self_distillation_loss(*student, targets, 0.1)[0]
         + 0.5 * losses.caption_loss(out.caption_hidden, out.caption_weight, batch.labels)
     )
     total.backward()

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from slap_fast.batch import PackedText
 from slap_fast.config import CaptionDecoderConfig
 from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.generate import generate
 from slap_fast.models.layers import Segments
+from slap_fast.packed import PackedText
 
 START, END, VOCAB = 0, 1, 5
 LENGTHS = [6, 3, 11]

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from slap_fast import distillation, losses
-from slap_fast.batch import PackedBatch, PackedText
+from slap_fast import losses
 from slap_fast.config import (
     AudioEncoderConfig,
     CaptionDecoderConfig,
@@ -16,8 +15,10 @@ from slap_fast.config import (
     TextEncoderConfig,
     slap_base,
 )
-from slap_fast.data.clips import pack_patches
+from slap_fast.data.source import pack_patches
+from slap_fast.losses import self_distillation
 from slap_fast.models.slap import SlapModel, Teacher
+from slap_fast.packed import PackedBatch, PackedText
 
 SMALL = ModelConfig(
     audio=AudioEncoderConfig(
@@ -60,10 +61,10 @@ def make_batch(dtype: torch.dtype, clips: list[int] | None = None) -> PackedBatc
 
 def three_losses(model, outputs, taught, labels):
     pair = (outputs["audio_features"], outputs["text_features"])
-    targets = distillation.sinkhorn(*taught, 0.05, 3)
+    targets = self_distillation.sinkhorn(*taught, 0.05, 3)
     return {
         "contrastive": losses.contrastive_loss(*pair, model.logit_scale),
-        "ssl": distillation.self_distillation_loss(
+        "ssl": self_distillation.self_distillation_loss(
             outputs["student_features"], model.prototype_head.prototypes, targets, 0.1
         )[0],
         "caption": losses.caption_loss(

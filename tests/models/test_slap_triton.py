@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
-import test_slap
 import torch
 
-from slap_fast import dispatch, ops
+from slap_fast import ops
 from slap_fast.models.layers import Segments
 from slap_fast.models.slap import Teacher
+from slap_fast.ops import dispatch
+from tests.models import test_slap
 
 pytestmark = pytest.mark.slow
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

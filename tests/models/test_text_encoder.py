@@ -4,9 +4,9 @@ run."""
 import pytest
 import torch
 
-from slap_fast.batch import PackedText
 from slap_fast.config import TextEncoderConfig
 from slap_fast.models.text_encoder import TextEncoder, modernbert_config, resolve_pretrained
+from slap_fast.packed import PackedText
 
 CONFIG = TextEncoderConfig(
     vocab_size=60, hidden_size=32, num_layers=4, num_heads=2, intermediate_size=40,

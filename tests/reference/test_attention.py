@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from util import assert_accurate
 
 from slap_fast.reference import attention as reference
 from slap_fast.reference.attention import attention, attention_qkvpacked
 from slap_fast.reference.rope import rope_tables
+from tests.helpers.tolerance import assert_accurate
 
 LENGTHS = [1, 63, 0, 130, 130]
 CROSS = [9, 0, 7, 200, 200]

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from util import assert_accurate
 
 from slap_fast.reference.map_pool import map_pool
+from tests.helpers.tolerance import assert_accurate
 
 LENGTHS = [1, 63, 0, 130]
 

@@ -1,0 +1,1 @@
+"""What is measured, and the tables and pictures made of it."""

@@ -1,0 +1,1 @@
+"""The model, the step and the loader."""

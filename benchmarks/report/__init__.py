@@ -1,0 +1,1 @@
+"""Tables, pictures and checks of what was recorded."""

@@ -1,0 +1,106 @@
+"""``slap-fast data``: check a collection, pack it into shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from tyro.conf import Positional
+from tyro.extras import SubcommandApp
+
+from slap_fast.console import console, emit, progress
+
+app = SubcommandApp()
+
+SHOWN = 20
+"""Problems that are listed; all of them are in the JSON."""
+
+
+@app.command
+def check(
+    data: Positional[str],
+    split: str | None = None,
+    workers: int = 2,
+    json: bool = False,
+) -> int:
+    """List what is missing, corrupt, truncated, silent, too short, duplicate or mis-captioned.
+
+    Everything is decoded. The exit code is 1 when something is bad.
+
+    Example: slap-fast data check sounds/manifest.csv
+
+    Args:
+        data: A manifest, a folder of files, or a folder of shards.
+        split: Only this split.
+        workers: Processes that decode.
+        json: Print the report, with every problem, as JSON on stdout.
+    """
+    from rich.table import Table
+
+    from slap_fast.data import validate as checks
+
+    report = checks.check(data, split, workers=workers, progress=progress(json))
+    table = Table("", "clips", title=f"{report.clips} clips, {report.seconds / 3600:.2f} h")
+    for kind, count in report.counts().items():
+        table.add_row(kind, str(count), style="red" if count else "dim")
+    out = console(json)
+    out.print(table)
+    for problem in report.problems[:SHOWN]:
+        place = f"line {problem.line}: " if problem.line else ""
+        out.print(f"{problem.kind}: {place}{problem.message}", highlight=False)
+    if len(report.problems) > SHOWN:
+        out.print(f"and {len(report.problems) - SHOWN} more; --json lists them all")
+    emit(checks.to_json(report), json)
+    return 1 if report.problems else 0
+
+
+@app.command
+def pack(
+    data: tuple[str, ...],
+    out: Path,
+    split: str | None = None,
+    shard_mb: int = 256,
+    json: bool = False,
+) -> int:
+    """Write tar shards that train, eval and WebDataset read, with an index beside them.
+
+    Clips that cannot be used are left out and listed in skipped.jsonl. WebDataset tars of other
+    tools are read in one pass: KEY.flac (or wav, mp3, ...) and KEY.txt or KEY.json, one behind the
+    other, as tar --sort=name puts them. A tar that breaks off is listed once, for all behind it.
+
+    Example: slap-fast data pack --data sounds/manifest.csv --out shards
+
+    Args:
+        data: A manifest, a folder of files, or WebDataset tars and folders of them.
+        out: Folder for the shards.
+        split: Only this split; tars are packed whole, by the split that KEY.json names.
+        shard_mb: Size of a shard, MB.
+        json: Print the counts as JSON on stdout.
+    """
+    from slap_fast.data.manifest import read_manifest
+    from slap_fast.data.shards.import_tars import find_tars, read_tars
+    from slap_fast.data.shards.index import read_index
+    from slap_fast.data.shards.writer import write_clips, write_shards
+
+    tars, ignored = find_tars(data), Counter[str]()
+    options = {"shard_mb": shard_mb, "progress": progress(json)}
+    if tars:
+        if split is not None:
+            raise ValueError(f"--split: found {split!r}, expected none: tars are packed whole")
+        skipped = write_clips(read_tars(tars, ignored), out, **options)
+    elif len(data) == 1:
+        skipped = write_shards(read_manifest(data[0], split), out, **options)
+    else:
+        raise ValueError(f"--data: found {len(data)} paths, expected one, or tars")
+    index = read_index(out)
+    clips = index.rows + skipped.total()
+    shown = console(json)
+    shown.print(f"{index.rows} of {clips} clips in {len(index.shards)} shards: {out}")
+    for code, count in skipped.items():
+        shown.print(f"{count} left out: {code}; see {out / 'skipped.jsonl'}")
+    if ignored:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(SHOWN))
+        shown.print(f"{ignored.total()} other members in the tars: {kinds}", highlight=False)
+    result = {"clips": clips, "packed": index.rows, "skipped": dict(skipped)}
+    emit(result | ({"ignored": dict(ignored)} if tars else {}), json)
+    return 0

@@ -1,0 +1,1 @@
+"""What an audio file is, and how it becomes samples."""

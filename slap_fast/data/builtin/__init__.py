@@ -1,0 +1,1 @@
+"""The built-in sounds: captioned scenes and their synthesis."""

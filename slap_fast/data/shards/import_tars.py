@@ -1,0 +1,175 @@
+"""Pairs in WebDataset tars that other tools have written, read in one pass, nothing extracted.
+
+A key is a member's path up to the first dot of its base name; the rest is its kind. A pair is one
+audio member and its captions, of one key and one behind the other: KEY.flac (or another suffix of
+a manifest's folder) and KEY.txt with a caption per line, or KEY.json with the fields of a manifest
+row ("text" will do for "caption"), or both, where the JSON comes first. Members of other kinds are
+counted and passed over.
+
+Such a tar has no index, so only what the format itself shows is seen: headers have a checksum,
+contents have none, and how much was behind the place where a tar breaks off is not known. All that
+is left out comes as an AudioError each. Of pairs: E_PAIR (no captions, no audio, or one of them
+twice), E_DUP_KEY (the key was there before, in any of the tars; the first stays), E_CAPTION_... and
+E_MANIFEST as of a manifest's row, E_TOO_LONG, E_SHARD_MEMBER (a link, a device, a sparse file, a
+path that leaves the folder). Of tars, once each: E_SHARD_MISSING (it cannot be read),
+E_SHARD_TRUNCATED (the file ends before the archive), E_SHARD_CORRUPT (no header where one belongs,
+or something behind the archive's end); it stands for the pair that broke off and all behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slap_fast.data.audio.containers import AudioError
+from slap_fast.data.manifest import AUDIO_SUFFIXES, ManifestError, audio_files, fields_of, row_of
+from slap_fast.data.shards.index import INDEX, ShardError
+from slap_fast.data.shards.tar_members import Member, members
+from slap_fast.data.shards.writer import MAX_BYTES, Clip, too_large
+
+AUDIO = {suffix[1:] for suffix in AUDIO_SUFFIXES}
+TEXTS = ("txt", "json")
+PAIR = "one audio file and its captions, one behind the other"
+MAX_TEXT = 1 << 20
+"""Bytes of a caption member."""
+
+
+def find_tars(data: Sequence[str | Path]) -> list[Path]:
+    """The paths that end in .tar, and the tars below folders that have no audio files.
+
+    Empty where ``data`` names none. Raises ShardError where only a part of it does, or an index
+    lies beside them: they are packed.
+    """
+    found: list[Path] = []
+    others: list[Path] = []
+    for path in map(Path, data):
+        tars = [path] if path.suffix == ".tar" else []
+        if path.is_dir() and not audio_files(path):
+            tars = sorted(path.rglob("*.tar"))
+        found += tars
+        others += [] if tars else [path]
+    if found and others:
+        raise ShardError(f"{others[0]}: found no tars, expected some beside {found[0]}")
+    for folder in {tar.parent for tar in found}:
+        if (folder / INDEX).exists():
+            raise ShardError(f"{folder}: found {INDEX}, expected tars that are not packed yet")
+    return found
+
+
+def read_tars(tars: Sequence[Path], ignored: Counter[str]) -> Iterator[Clip | AudioError]:
+    """The pairs in the tars, in order, and an error for each thing that is left out.
+
+    Memory holds one pair, its audio at most MAX_BYTES, and about 100 bytes per key so far.
+
+    Args:
+        tars: read one after the other.
+        ignored: counts members of other kinds, by kind.
+    """
+    first: dict[bytes, Path] = {}
+    for tar in tars:
+        pairs = 0
+        try:
+            for sample in _samples(tar, ignored):
+                clip = sample.clip(first)
+                pairs += not isinstance(clip, AudioError)
+                yield clip
+        except AudioError as error:
+            code, _, found, expected = error.args
+            yield AudioError(code, tar, f"{found}, behind {pairs} pairs", expected)
+        except OSError as error:
+            yield AudioError("E_SHARD_MISSING", tar, str(error.strerror), "a readable file")
+
+
+def _samples(tar: Path, ignored: Counter[str]) -> Iterator[_Sample]:
+    """Raises what :func:`members` does, after the last one of which all was read."""
+    sample: _Sample | None = None
+    try:
+        for member in members(tar):
+            key, kind = member.split()
+            if not member.refused and kind not in AUDIO and kind not in TEXTS:
+                ignored[f".{kind}" if kind else "without suffix"] += 1
+                continue
+            if sample is not None and sample.key != key:
+                yield sample
+                sample = None
+            grown, sample = sample or _Sample(tar, key), None  # lost if the tar ends in the member
+            grown.add(member, kind)
+            sample = grown
+    except (AudioError, OSError):
+        if sample is not None and (sample.error or (sample.audio and sample.texts)):
+            yield sample
+        raise
+    if sample is not None:
+        yield sample
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Members of one key, one behind the other."""
+
+    tar: Path
+    key: str
+    audio: tuple[str, bytes] | None = None
+    """Name and contents."""
+    texts: dict[str, bytes] = field(default_factory=dict)
+    """By kind."""
+    error: AudioError | None = None
+    """What was wrong first; no more is read from then on."""
+
+    def add(self, member: Member, kind: str) -> None:
+        if self.error is not None:
+            return
+        if member.refused:
+            self.error = self._error("E_SHARD_MEMBER", member.refused, "files in the folder")
+        elif kind in self.texts or (kind in AUDIO and self.audio is not None):
+            self.error = self._error("E_PAIR", f"another .{kind}", PAIR)
+        elif kind in AUDIO and member.size > MAX_BYTES:
+            self.error = too_large(self.name)
+        elif kind in AUDIO:
+            self.audio = member.name, member.read()
+        elif member.size > MAX_TEXT:
+            found = f"a .{kind} of {member.size:,} bytes"
+            self.error = self._error("E_CAPTION_LONG", found, f"at most {MAX_TEXT:,}")
+        else:
+            self.texts[kind] = member.read()
+
+    def clip(self, first: dict[bytes, Path]) -> Clip | AudioError:
+        """The pair, or why it is none; notes the key in ``first``."""
+        digest = hashlib.blake2b(self.key.encode(), digest_size=16).digest()
+        if digest in first:
+            return self._error("E_DUP_KEY", f"a key that {first[digest]} has too", "it once")
+        first[digest] = self.tar
+        if self.error is not None:
+            return self.error
+        if self.audio is None or not self.texts:
+            found = "no captions" if self.audio else "no audio file"
+            return self._error("E_PAIR", found, PAIR)
+        name, data = self.audio
+        try:
+            return row_of(Path(self.name), 1, str(self.tar), {**self._fields(), "path": name}), data
+        except ManifestError as error:
+            return self._error(error.code, str(error), "a caption")
+
+    def _fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for kind in TEXTS:
+            if kind in self.texts:
+                text = self.texts[kind].decode("utf-8-sig", errors="surrogateescape")
+                found = fields_of(Path(f"{self.name}.{kind}"), text)
+                if isinstance(found, ManifestError):
+                    raise found
+                if "text" in found:
+                    found.setdefault("caption", found["text"])
+                fields |= found
+        return fields
+
+    @property
+    def name(self) -> str:
+        return f"{self.tar}/{self.key}"
+
+    def _error(self, code: str, found: str, expected: str) -> AudioError:
+        return AudioError(code, self.name, found, expected)

@@ -1,0 +1,1 @@
+"""Where clips come from: each file here is a ClipSource."""

@@ -1,0 +1,102 @@
+"""A Hugging Face dataset with an ``Audio`` column as clips to train and evaluate on.
+
+The column is read undecoded and decoded by slap-fast: no torchcodec is needed, and a bad clip is
+left out and listed, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import datasets
+
+from slap_fast.data.audio.decode import IN_PROCESS, Audio, AudioError, Decoder
+from slap_fast.data.audio.items import audio_item
+
+
+class DatasetClips:
+    """The rows of a dataset as a source, see :class:`slap_fast.data.source.ClipSource`."""
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        *,
+        audio: str = "audio",
+        caption: str = "caption",
+        label: str | None = None,
+        seconds: str | None = None,
+        sample_rate: int = 16_000,
+        decoder: Decoder = IN_PROCESS,
+    ) -> None:
+        """
+        Args:
+            dataset: a map-style dataset; ``load_dataset(..., split=...)`` gives one.
+            audio: its column of ``datasets.Audio``.
+            caption: its column of captions, one string or a list of them per clip.
+            label: its column of classes, strings or ``ClassLabel``, where it has one.
+            seconds: its column of durations; without one each file's header is read, once.
+            sample_rate: Hz, of the waveforms.
+            decoder: of the files.
+
+        Raises:
+            ValueError: the dataset has no such column.
+        """
+        for column in filter(None, (audio, caption, label, seconds)):
+            if column not in dataset.column_names:
+                raise ValueError(
+                    f"dataset: found columns {', '.join(dataset.column_names)}, expected {column!r}"
+                )
+        self.rows = dataset.cast_column(audio, datasets.Audio(decode=False))
+        self._audio, self._caption, self._label = audio, caption, label
+        self.sample_rate, self.decoder = sample_rate, decoder
+        self._seconds = (
+            [self._probe(i) for i in range(len(dataset))]
+            if seconds is None
+            else [float(value) for value in dataset[seconds]]
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        return self.rows[index][self._audio]["path"] or f"row {index}"
+
+    def total_seconds(self) -> float:
+        return sum(self._seconds)
+
+    def longest_seconds(self) -> float:
+        return max(self._seconds)
+
+    def seconds(self, index: int) -> float:
+        return self._seconds[index]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        found = self.rows[index][self._caption]
+        return (found,) if isinstance(found, str) else tuple(found)
+
+    def meaning(self, index: int, caption: str) -> Hashable:
+        return caption.casefold()
+
+    def label(self, index: int) -> str | None:
+        if self._label is None:
+            return None
+        found, feature = self.rows[index][self._label], self.rows.features[self._label]
+        return feature.int2str(found) if isinstance(feature, datasets.ClassLabel) else found
+
+    def item(self, index: int) -> Any:
+        return audio_item(self.rows[index][self._audio])
+
+    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
+        source = self.item(index)[0]
+        options = {"sample_rate": self.sample_rate, "start": start, "end": end}
+        try:
+            return self.decoder.decode(source, **options)
+        except AudioError as error:
+            raise error.named(self.name(index)) from None
+
+    def _probe(self, index: int) -> float:
+        try:
+            return self.decoder.probe(self.item(index)[0]).seconds
+        except AudioError:
+            return 0.0

@@ -1,0 +1,130 @@
+"""Several sources as one, mixed by weight: a YAML file in the place of a manifest.
+
+::
+
+    - data: speech/manifest.csv     # anything --data takes but another mix; counts from this file
+      weight: 3                     # share of the draws: 3 in 4
+    - data: shards/music            # weight 1
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slap_fast.data.audio.decode import Audio
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One source of a mix."""
+
+    data: str
+    weight: float
+
+
+def read_mix(path: Path) -> list[Part]:
+    """The sources that a YAML file lists. Raises ValueError."""
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: found no list, expected entries of data and weight")
+    return [_part(path, entry) for entry in entries]
+
+
+def _part(path: Path, entry: Any) -> Part:
+    if not isinstance(entry, dict) or not entry.keys() <= {"data", "weight"}:
+        raise ValueError(f"{path}: found {entry!r}, expected data and weight")
+    data, weight = entry.get("data"), entry.get("weight", 1.0)
+    if not isinstance(data, str) or data.endswith((".yaml", ".yml")):
+        raise ValueError(f"{path}: found data {data!r}, expected a manifest or a folder")
+    if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"{path}: {data}: found weight {weight!r}, expected a number > 0")
+    return Part(data if data == "builtin" else str(path.parent / data), float(weight))
+
+
+class _View:
+    """Clips of other sources, see :class:`slap_fast.data.source.ClipSource`."""
+
+    def _at(self, index: int) -> tuple[Any, int]:
+        """The source that has a clip, and its index there."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        source, own = self._at(index)
+        return source.name(own)
+
+    def seconds(self, index: int) -> float:
+        source, own = self._at(index)
+        return source.seconds(own)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        source, own = self._at(index)
+        return source.captions(own)
+
+    def meaning(self, index: int, caption: str) -> Hashable:
+        source, own = self._at(index)
+        return source.meaning(own, caption)
+
+    def label(self, index: int) -> str | None:
+        source, own = self._at(index)
+        return source.label(own)
+
+    def item(self, index: int) -> Any:
+        source, own = self._at(index)
+        return source.item(own)
+
+    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
+        source, own = self._at(index)
+        return source.audio(own, start, end)
+
+
+class MixedClips(_View):
+    """Sources end to end; the trainer draws by their weights."""
+
+    def __init__(self, sources: Sequence[Any], weights: Sequence[float]) -> None:
+        self.sources = sources
+        self.parts = [(len(s), weight) for s, weight in zip(sources, weights, strict=True)]
+        """(clips, weight) of each."""
+        self._ends = list(accumulate(map(len, sources)))
+
+    def _at(self, index: int) -> tuple[Any, int]:
+        k = bisect.bisect_right(self._ends, index)
+        return self.sources[k], index - (self._ends[k - 1] if k else 0)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def total_seconds(self) -> float:
+        return sum(source.total_seconds() for source in self.sources)
+
+    def longest_seconds(self) -> float:
+        return max(source.longest_seconds() for source in self.sources)
+
+
+class ChosenClips(_View):
+    """Some clips of a source, in the order given."""
+
+    def __init__(self, source: Any, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, indices
+
+    def _at(self, index: int) -> tuple[Any, int]:
+        return self.source, self.indices[index]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def total_seconds(self) -> float:
+        return sum(map(self.seconds, range(len(self))))
+
+    def longest_seconds(self) -> float:
+        return max(map(self.seconds, range(len(self))))

@@ -1,0 +1,233 @@
+"""What is wrong with a manifest, a folder or shards, item by item, before anyone trains on it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from slap_fast.data.audio.containers import AudioError
+from slap_fast.data.audio.decode import Inspection
+from slap_fast.data.audio.isolated import IsolatedDecoder
+from slap_fast.data.manifest import ManifestError, Row, read_manifest
+from slap_fast.data.shards.index import INDEX, ROWS, ShardClips, read_index
+from slap_fast.data.shards.writer import file_sha256
+
+KINDS = {
+    "E_MISSING": "missing",
+    "E_TRUNCATED": "truncated",
+    "W_TRUNCATED": "truncated",
+    "W_SILENT": "silent",
+    "E_TOO_SHORT": "too short",
+    "E_DUPLICATE": "duplicate",
+    "E_CAPTION": "mis-captioned",
+    "E_PAIR": "mis-captioned",
+    "E_MANIFEST": "bad row",
+    "E_SHARD": "bad shard",
+}
+"""By the start of a code; any other is "corrupt"."""
+NOTES = ("W_CROPPED", "W_EXT_MISMATCH")
+"""Warnings that are nothing to repair."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong."""
+
+    kind: str
+    """A value of KINDS, or "corrupt"."""
+    code: str
+    """E_... or W_..., as in :mod:`slap_fast.data.audio.decode`; here also E_DUPLICATE and
+    E_CAPTION_FILENAME."""
+    name: str
+    """The file, the shard, or the clip in a shard."""
+    line: int
+    """In the manifest; 0: no line of one."""
+    message: str
+    """One line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a check found."""
+
+    clips: int
+    """Looked at."""
+    seconds: float
+    """Of audio that decodes."""
+    problems: list[Problem]
+    notes: Counter[str]
+    """Warnings that are nothing to repair, by code."""
+
+    def counts(self) -> dict[str, int]:
+        """Problems of each kind, "corrupt" last."""
+        found = Counter(problem.kind for problem in self.problems)
+        return {kind: found[kind] for kind in dict.fromkeys([*KINDS.values(), "corrupt"])}
+
+
+class _Clip(NamedTuple):
+    name: str
+    row: Row | None
+    """None where a shard does not give it."""
+    found: Inspection | AudioError
+
+
+def check(
+    data: str | Path, split: str | None = None, *, workers: int = 2, progress: bool = False
+) -> Report:
+    """Decodes everything, in ``workers`` processes of their own, and looks at the captions.
+
+    Raises ManifestError or ShardError where there is no list of clips to go by.
+    """
+    data = Path(data)
+    problems: list[Problem] = []
+    if (data / INDEX).exists():
+        problems += _bad_shards(data, progress)
+        source = ShardClips(data, split)
+        clips = _in_order(len(source), _ShardReader(source), workers, progress)
+    else:
+        bad: list[ManifestError] = []
+        rows = read_manifest(data, split, bad=bad)
+        problems += [_problem(error.code, str(data), error.line, str(error)) for error in bad]
+        clips = _in_order(len(rows), _FileReader(rows), workers, progress)
+    seen: dict[str, _Clip] = {}
+    count, seconds, notes = 0, 0.0, Counter[str]()
+    for clip in clips:
+        count += 1
+        if clip.row is not None:
+            problems += _bad_captions(clip.name, clip.row)
+        line = 0 if clip.row is None else clip.row.line
+        if isinstance(clip.found, AudioError):
+            problems.append(_problem(clip.found.code, clip.name, line, str(clip.found)))
+            continue
+        seconds += clip.found.seconds
+        notes.update(code for code in clip.found.warnings if code in NOTES)
+        for code in clip.found.warnings:
+            if code not in NOTES:
+                problems.append(_problem(code, clip.name, line, f"{clip.name}: {_MEANS[code]}"))
+        first = seen.setdefault(clip.found.digest, clip)
+        if first is not clip and "W_SILENT" not in clip.found.warnings:
+            message = f"{_place(clip)}: has the same audio as {_place(first)}"
+            problems.append(_problem("E_DUPLICATE", clip.name, line, message))
+    return Report(count, seconds, problems, notes)
+
+
+_MEANS = {
+    "W_SILENT": "all samples are equal",
+    "W_CORRUPT": "parts of the file are damaged, the decoder leaves them out",
+    "W_TRUNCATED": "the file has no last page",
+}
+
+
+def _place(clip: _Clip) -> str:
+    split = clip.row.split if clip.row is not None else None
+    return clip.name if split is None else f"{clip.name} (split {split})"
+
+
+def _problem(code: str, name: str, line: int, message: str) -> Problem:
+    kind = next((kind for start, kind in KINDS.items() if code.startswith(start)), "corrupt")
+    return Problem(kind, code, name, line, message)
+
+
+def _bad_captions(name: str, row: Row) -> Iterator[Problem]:
+    stem = Path(name).stem.casefold()
+    for caption in row.captions:
+        if caption.casefold() in (stem, Path(name).name.casefold()):
+            message = f"{name}: the caption is the file's name, {caption!r}"
+            yield _problem("E_CAPTION_FILENAME", name, row.line, message)
+    for caption, times in Counter(row.captions).items():
+        if times > 1:
+            message = f"{name}: is listed {times} times with the caption {caption[:80]!r}"
+            yield _problem("E_DUPLICATE", name, row.line, message)
+
+
+class _FileReader:
+    """Clips of a manifest."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __call__(self, index: int, decoder: IsolatedDecoder) -> _Clip:
+        row = self.rows[index]
+        try:
+            found = decoder.inspect(row.path, start=row.start, end=row.end)
+        except AudioError as error:
+            return _Clip(str(row.path), row, error)
+        return _Clip(str(row.path), row, found)
+
+
+class _ShardReader:
+    """Clips of shards; each thread has a source of its own, as one keeps the clip it read last."""
+
+    def __init__(self, source: ShardClips) -> None:
+        self._source, self._own = source, threading.local()
+
+    def __call__(self, index: int, decoder: IsolatedDecoder) -> _Clip:
+        if not hasattr(self._own, "source"):
+            self._own.source = copy.copy(self._source)
+        source, row = self._own.source, None
+        name = source.name(index)
+        try:
+            audio, row = source.clip(index)
+            return _Clip(name, row, decoder.inspect(audio, start=row.start, end=row.end))
+        except AudioError as error:
+            return _Clip(name, row, error.named(name))
+
+
+def _in_order(
+    count: int, read: Callable[[int, IsolatedDecoder], _Clip], workers: int, progress: bool
+) -> Iterator[_Clip]:
+    """What ``read`` finds of each clip, read by ``workers`` threads with a process each."""
+    own, decoders = threading.local(), []
+
+    def work(index: int) -> _Clip:
+        if not hasattr(own, "decoder"):
+            own.decoder = IsolatedDecoder()
+            decoders.append(own.decoder)
+        return read(index, own.decoder)
+
+    bar = tqdm(total=count, desc="checking", unit="clip", disable=not progress)
+    try:
+        with bar, ThreadPoolExecutor(max(1, workers)) as pool:
+            for clip in pool.map(work, range(count)):
+                bar.update()
+                yield clip
+    finally:
+        for decoder in decoders:
+            decoder.close()
+
+
+def _bad_shards(folder: Path, progress: bool) -> Iterator[Problem]:
+    """Files of the set that are not what the index says, to the last byte."""
+    index = read_index(folder)
+    expected = [(ROWS, None, index.rows_sha256)]
+    expected += [(shard.name, shard.bytes, shard.sha256) for shard in index.shards]
+    for name, size, digest in tqdm(expected, desc="hashing", unit="file", disable=not progress):
+        path = folder / name
+        code, found = "", ""
+        if not path.is_file():
+            code, found = "E_SHARD_MISSING", "no such file"
+        elif size is not None and os.stat(path).st_size < size:
+            code, found = "E_SHARD_TRUNCATED", f"{os.stat(path).st_size} bytes of {size}"
+        elif file_sha256(path) != digest:
+            code, found = "E_SHARD_CORRUPT", "not the bytes that were packed"
+        if code:
+            yield _problem(code, str(path), 0, f"{path}: {code}: {found}")
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain values."""
+    return {
+        "clips": report.clips,
+        "seconds": round(report.seconds, 3),
+        "counts": report.counts(),
+        "notes": dict(report.notes),
+        "problems": [problem._asdict() for problem in report.problems],
+    }

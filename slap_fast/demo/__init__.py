@@ -1,0 +1,1 @@
+"""``slap-fast demo`` and its report."""

@@ -1,0 +1,195 @@
+"""``slap-fast demo``: the main job on the built-in sounds, from random weights to answers.
+
+Trains ``slap_tiny`` for a fixed number of steps from a fixed seed, evaluates it on scenes whose
+attribute combinations were never trained on, and says whether the figures are what they should be.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from slap_fast.checkpoint import write_json
+from slap_fast.config import TrainConfig, override, slap_tiny
+from slap_fast.console import console as console_of
+from slap_fast.data.builtin.scenes import LABELS
+from slap_fast.data.source import BuiltinClips, clip_patches, open_source
+from slap_fast.demo.report import Check, ReportClip, ReportQuery, write_report
+from slap_fast.evaluation import card as evaluate
+from slap_fast.inference.slap import Slap
+from slap_fast.training import loop as training
+from slap_fast.training import state as runstate
+
+EXAMPLES = 12
+TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
+"""Zero-shot prompts, averaged."""
+
+
+def run(out: Path, *, workers: int, json: bool) -> int:
+    """Trains, evaluates, prints and writes ``out``; 1 when a figure misses its threshold."""
+    console = console_of(json)
+    if out.exists():
+        if not (out / "run.json").exists() and any(out.iterdir()):
+            raise ValueError(
+                f"--out: {out} holds other files, expected a new folder or an old demo"
+            )
+        shutil.rmtree(out)
+    # A few epochs of clean, generated scenes leave nothing for SpecAugment to prevent.
+    config = override(slap_tiny(), {"data.time_masks": 0, "data.freq_masks": 0})
+    source = open_source("builtin", "train", fallback="train")
+    state, words = runstate.begin(config, None, None, torch.device("cpu"))
+    console.print(runstate.describe(state, source))
+    started = time.perf_counter()
+    progress = sys.stderr.isatty() and not json
+    if not training.train(state, source, words, out, workers=workers, progress=progress):
+        return 130
+    seconds = time.perf_counter() - started
+
+    slap = Slap(state.model, words)
+    test = open_source("builtin", "test", fallback="test")
+    console.print(f"trained in {seconds:.0f} s; evaluating on {len(test)} unseen scenes")
+    card = evaluate.evaluate(slap, test, template=TEMPLATES)
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    history = [json_module.loads(line) for line in lines]
+    checks = _checks(config, card, history)
+    facts = {
+        "trained for": f"{seconds:.0f} s, {config.steps} steps",
+        "device": f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores",
+        "parameters": f"{sum(p.numel() for p in state.model.parameters()) / 1e6:.1f} M",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    card = {**card, "checks": [check._asdict() for check in checks], "facts": facts}
+    slap.card = card
+    slap.save_pretrained(out / "model")
+    write_json(out / "card.json", card)
+    clips, queries = _examples(slap, test)
+    write_report(
+        out / "report.html",
+        card=card,
+        history=history,
+        checks=checks,
+        clips=clips,
+        queries=queries,
+        facts=facts,
+    )
+    evaluate.render(card, console)
+    _render_examples(clips, queries, console)
+    _render_checks(checks, console)
+    console.print(f"report: {out / 'report.html'}\nmodel:  {out / 'model'}")
+    if json:
+        print(json_module.dumps(card, indent=2))
+    return 0 if all(check.passed for check in checks) else 1
+
+
+def _checks(
+    config: TrainConfig, card: dict[str, Any], history: list[dict[str, float]]
+) -> list[Check]:
+    """What a healthy run reaches; thresholds are the project's promises for this command."""
+    first, last = history[0], history[-1]
+    t2a, caption = card["retrieval"]["t2a"], card["caption"]
+
+    def at_least(name: str, value: float, threshold: float) -> Check:
+        return Check(name, value, threshold, value >= threshold, True)
+
+    def below(name: str, value: float, threshold: float) -> Check:
+        return Check(name, value, threshold, value < threshold, False)
+
+    return [
+        at_least("text-to-audio R@1", t2a["R@1"], 0.40),
+        at_least("text-to-audio R@10", t2a["R@10"], 0.90),
+        at_least("zero-shot accuracy", card["zero_shot"]["accuracy"], 0.90),
+        at_least(
+            "CIDEr-D over that of shuffled captions",
+            caption["CIDEr-D"] / max(caption["CIDEr-D_shuffled"], 1e-9),
+            2.0,
+        ),
+        below("contrastive loss, last over first", last["contrastive"] / first["contrastive"], 1.0),
+        below("caption loss, last over first", last["caption"] / first["caption"], 1.0),
+        below(
+            "self-supervised loss, against ln(prototypes)",
+            last["ssl"],
+            math.log(config.model.ssl.prototypes),
+        ),
+        below("collapse alarms", sum(row["collapsed"] for row in history), 1.0),
+    ]
+
+
+def _examples(slap: Slap, source: BuiltinClips) -> tuple[list[ReportClip], list[ReportQuery]]:
+    """A few clips with what the model says of them, and the clips it finds for their captions."""
+    every = max(1, len(source) // EXAMPLES)
+    indices = list(range(0, len(source), every))[:EXAMPLES]
+    items = [source.item(i) for i in indices]
+    vectors = slap.embed_audio(items)
+    captions = slap.caption(items, num_beams=3)
+    labels = slap.classify(items, LABELS, TEMPLATES)
+    mel = slap.model.config.mel
+    clips = []
+    for i, caption, row in zip(indices, captions, labels, strict=True):
+        waveform = source.audio(i).waveform
+        columns = clip_patches(waveform, mel).patches.unflatten(0, (-1, mel.patches_per_column))
+        log_mel = columns.unflatten(2, (mel.patch_time, mel.patch_freq)).transpose(1, 2).flatten(2)
+        clips.append(
+            ReportClip(
+                name=source.name(i),
+                waveform=waveform,
+                sample_rate=mel.sample_rate,
+                log_mel=log_mel.flatten(0, 1)[: mel.num_frames(len(waveform))].numpy(),
+                captions=source.captions(i),
+                generated=caption,
+                labels=list(row.items())[:4],
+                label=source.label(i),
+            )
+        )
+    texts = [clip.captions[-1] for clip in clips[:4]]
+    similarity = slap.similarity(vectors, slap.embed_text(texts))
+    queries = [
+        ReportQuery(
+            text,
+            [
+                (int(i), float(similarity[i, j]), int(i) == j)
+                for i in (-similarity[:, j]).argsort()[:3]
+            ],
+        )
+        for j, text in enumerate(texts)
+    ]
+    return clips, queries
+
+
+def _render_examples(clips: list[ReportClip], queries: list[ReportQuery], console: Console) -> None:
+    table = Table(title="unseen scenes", show_lines=True)
+    for column in ("what it is", "what the model says", "zero-shot label"):
+        table.add_column(column)
+    for clip in clips[:5]:
+        label, probability = clip.labels[0]
+        table.add_row(clip.captions[0], clip.generated, f"{label} {probability:.0%}")
+    console.print(table)
+    table = Table(title="search: the best of the example clips for a caption", show_lines=True)
+    for column in ("query", "found", "cosine"):
+        table.add_column(column)
+    for query in queries:
+        index, cosine, hit = query.results[0]
+        mark = "" if hit else " (wrong)"
+        table.add_row(query.text, clips[index].captions[0] + mark, f"{cosine:.2f}")
+    console.print(table)
+
+
+def _render_checks(checks: list[Check], console: Console) -> None:
+    table = Table("check", "value", "wanted", "")
+    for check in checks:
+        wanted = f"{'at least' if check.at_least else 'below'} {check.threshold:.3g}"
+        mark = Text("ok", "green") if check.passed else Text("missed", "red")
+        table.add_row(check.name, f"{check.value:.3g}", wanted, mark)
+    console.print(table)

@@ -1,0 +1,1 @@
+"""What a machine has, whether its kernels agree, and what a run needs of it."""

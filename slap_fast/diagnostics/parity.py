@@ -1,0 +1,248 @@
+"""Whether what runs on a device agrees with the reference: ``slap-fast doctor --parity``.
+
+``checks`` holds the one tolerance rule of the project, which the tests use too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from slap_fast import ops
+from slap_fast.config import MelConfig
+from slap_fast.ops import dispatch
+from slap_fast.reference import mel_patches as reference
+
+LENGTHS, SAMPLES = (1, 63, 0, 130, 250, 750), (1, 399, 16_000, 33_333)
+LENGTHS_INTERPRETED, SAMPLES_INTERPRETED = (1, 0, 63, 70), (1, 399, 3_000)
+"""Interpreted, a kernel takes seconds for what a GPU does in microseconds."""
+CANCELLED = 8
+"""eps between two fp32 sums of the same products, as dp and delta are for a row that sees one key:
+in 80,000 draws of 128 products, summed in two orders, up to 6.2."""
+NUM_HEADS, NUM_HEADS_KV, HEAD_DIM, HIDDEN_SIZE = 4, 2, 64, 192
+
+
+class Check(NamedTuple):
+    """One figure beside what it may be."""
+
+    name: str
+    found: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        """A NaN fails."""
+        return self.found <= self.allowed
+
+
+class Row(NamedTuple):
+    """One result of one operation."""
+
+    op: str
+    impl: str
+    case: str
+    check: Check
+
+
+def checks(
+    actual: Tensor,
+    eager: Tensor,
+    truth: Tensor,
+    *,
+    operands: Sequence[Tensor],
+    gradient: bool = False,
+) -> list[Check]:
+    """Whether ``actual`` is as close to the fp64 ``truth`` as eager PyTorch in the same dtype.
+
+    fp32: the L2 error is at most 1e-6 (gradients 1e-5) of the truth's norm, or twice eager's error.
+    fp16, bf16: the mean error is at most 1.1 times and the largest at most twice eager's, with a
+    floor of 1 ulp of the truth's mean or largest size.
+    In each case the bound is at least one fp32 eps (gradients ``CANCELLED``) of the size of the
+    product of ``operands``, the tensors that are multiplied to make the result: a true gradient can
+    be exactly 0, the rounding of the terms that cancel in it is not. Infinite entries (``lse``)
+    must be the truth's.
+
+    Args:
+        actual: the result under test, fp16, bf16 or fp32.
+        eager: the same from plain PyTorch in the same dtype.
+        truth: the same in fp64.
+        operands: (v,) for out, (dout, v, k) for dq, and so on, of any dtype.
+        gradient: the wider fp32 bound.
+    """
+    assert actual.dtype == eager.dtype and truth.dtype == torch.float64
+    assert actual.shape == eager.shape == truth.shape
+    finite = truth.isfinite()
+    differ = (actual.double()[~finite] != truth[~finite]).sum().item()
+    infinite = Check("infinite entries that differ", differ, 0)
+    truth = truth[finite]
+    if truth.numel() == 0:
+        return [infinite]
+    error = (actual.double()[finite] - truth).abs()
+    eager_error = (eager.double()[finite] - truth).abs()
+    rounding = torch.finfo(torch.float32).eps * math.prod(
+        x.double().square().mean().sqrt().item() for x in operands
+    )
+    rounding *= CANCELLED if gradient else 1
+    if actual.dtype == torch.float32:
+        share = 1e-5 if gradient else 1e-6
+        floor = rounding * math.sqrt(truth.numel())
+        bound = max(share * truth.norm().item(), 2 * eager_error.norm().item(), floor)
+        return [infinite, Check("L2 error", error.norm().item(), bound)]
+    ulp = torch.finfo(actual.dtype).eps
+    mean = max(1.1 * eager_error.mean().item(), ulp * truth.abs().mean().item(), rounding)
+    largest = max(2 * eager_error.max().item(), ulp * truth.abs().max().item(), rounding)
+    return [
+        infinite,
+        Check("mean error", error.mean().item(), mean),
+        Check("largest error", error.max().item(), largest),
+    ]
+
+
+def run(device: torch.device) -> Iterator[Row]:
+    """What runs by default on the device, against the reference, in under a minute.
+
+    An operation that runs the reference itself has nothing to compare and no row. On a CPU with
+    TRITON_INTERPRET=1 the Triton kernels run too, interpreted: that says they compute the right
+    thing, and nothing of a GPU.
+    """
+    dtypes = [torch.float32]
+    if device.type == "cuda":
+        dtypes += [torch.float16, torch.bfloat16]
+    generator = torch.Generator().manual_seed(0)
+    for dtype in dtypes:
+        for impl in _compared_impls("attention", device, dtype):
+            yield from _attention(impl, device, dtype, generator)
+        for impl in _compared_impls("map_pool", device, dtype):
+            yield from _map_pool(impl, device, dtype, generator)
+    for preset, dtype in itertools.product(("kaldi", "torchaudio"), (torch.float32, torch.int16)):
+        for impl in _compared_impls("mel_patches", device, dtype):
+            yield from _mel_patches(impl, device, MelConfig(preset=preset), dtype, generator)
+
+
+def _compared_impls(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    chosen = dispatch.which(op, device=str(device), dtype=dtype)[op].partition(":")[0]
+    interpreted = ["triton"] if dispatch.INTERPRETED and device.type == "cpu" else []
+    return [impl for impl in (chosen, *interpreted) if impl != "reference"]
+
+
+def _told(impl: str, device: torch.device) -> str:
+    return "triton, interpreted" if (impl, device.type) == ("triton", "cpu") else impl
+
+
+def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _random(generator: torch.Generator, device: torch.device, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator).to(device)
+
+
+def _attention(
+    impl: str, device: torch.device, dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[Row]:
+    lengths = LENGTHS if device.type == "cuda" else LENGTHS_INTERPRETED
+    starts, total = _starts(lengths, device), sum(lengths)
+    dout = _random(generator, device, total, NUM_HEADS, HEAD_DIM).to(dtype)
+    position = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    coords = torch.stack((position // 4, position % 4), 1).int()
+    rope = ops.rope_tables(coords, HEAD_DIM)
+    layers = {  # those of the models have keys for each head, which decides what runs
+        "local": (NUM_HEADS, {"window_size": (48, 48)}),
+        "global": (NUM_HEADS, {}),
+        "causal, shared keys": (NUM_HEADS_KV, {"causal": True}),
+    }
+    for name, (heads, options) in layers.items():
+        qkv = _random(generator, device, total, NUM_HEADS + 2 * heads, HEAD_DIM).to(dtype)
+        q, k, v = qkv.split((NUM_HEADS, heads, heads), dim=1)
+
+        def attend(
+            x: Tensor, impl: str, heads: int = heads, options: dict[str, Any] = options
+        ) -> Tensor:
+            return ops.attention_qkvpacked(
+                x, heads, starts, max(lengths), rope=rope, impl=impl, **options
+            )
+
+        operands = {"out": (v,), "gradient": (dout, v, k, q)}
+        case = f"{name}, {_word(dtype)}"
+        yield from _compared("attention", impl, case, attend, qkv, dout, operands)
+
+
+def _map_pool(
+    impl: str, device: torch.device, dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[Row]:
+    lengths = LENGTHS if device.type == "cuda" else LENGTHS_INTERPRETED
+    x = _random(generator, device, sum(lengths), HIDDEN_SIZE).to(dtype)
+    weight = _random(generator, device, NUM_HEADS, HIDDEN_SIZE).to(dtype) * HIDDEN_SIZE**-0.5
+    dout = _random(generator, device, len(lengths), NUM_HEADS, HIDDEN_SIZE).to(dtype)
+    starts = _starts(lengths, device)
+
+    def pool(x: Tensor, impl: str) -> Tensor:
+        return ops.map_pool(x, weight.to(x.dtype), starts, impl=impl)
+
+    operands = {"out": (x,), "gradient": (dout, x, weight)}
+    yield from _compared("map_pool", impl, _word(dtype), pool, x, dout, operands)
+
+
+def _compared(
+    op: str,
+    impl: str,
+    case: str,
+    call: Callable[[Tensor, str], Tensor],
+    x: Tensor,
+    dout: Tensor,
+    operands: dict[str, tuple[Tensor, ...]],
+) -> Iterator[Row]:
+    """Output and gradient, beside those of eager in the same dtype and of the truth in fp64."""
+    results = []
+    for runs, wide in ((impl, False), ("reference", False), ("reference", True)):
+        given = (x.double() if wide else x).detach().requires_grad_()
+        out = call(given, runs)
+        (gradient,) = torch.autograd.grad(out, given, dout.to(out.dtype))
+        results.append({"out": out.detach(), "gradient": gradient})
+    for name, factors in operands.items():
+        found = [result[name] for result in results]
+        for check in checks(*found, operands=factors, gradient=name == "gradient"):
+            if check.allowed == 0 and check.passed:
+                continue  # no infinite entry differs: nothing to read
+            yield Row(op, _told(impl, x.device), f"{case}, {name}", check)
+
+
+def _mel_patches(
+    impl: str,
+    device: torch.device,
+    config: MelConfig,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> Iterator[Row]:
+    """|d ln mel| against fp64, at most 1.5 times what fp32 PyTorch has itself.
+
+    The largest may be 1e-3 (0.004 dB) anyway: it comes from one bin near the floor, by chance.
+    """
+    told = _told(impl, device)
+    lengths = SAMPLES_INTERPRETED if "interpreted" in told else SAMPLES
+    time = torch.arange(sum(lengths)) / config.sample_rate
+    noise = 0.1 * torch.randn(len(time), generator=generator)
+    waveform = (0.3 * torch.sin(2_000 * time * time) + noise).clamp(-1, 1)
+    if dtype == torch.int16:
+        waveform = (waveform * 32_767).short()
+    starts = torch.tensor([0, *itertools.accumulate(lengths)])
+    wide = waveform.double() if dtype.is_floating_point else waveform.double() / 32_768
+    truth = reference.mel_patches(wide, starts, config)[0]
+    eager = ops.mel_patches(waveform, starts, config, impl="reference").patches
+    given = waveform.to(device), starts.to(device)
+    found = ops.mel_patches(*given, config, impl=impl).patches.cpu()
+    error, allowed = (((x - truth) * config.std).abs().flatten() for x in (found, eager))
+    figures_of = (("99.9 % of |d ln mel|", 0.999, 1e-5), ("largest |d ln mel|", 1.0, 1e-3))
+    for name, share, floor in figures_of:
+        figures = [float(x.sort().values[round(share * (len(x) - 1))]) for x in (error, allowed)]
+        check = Check(name, figures[0], max(1.5 * figures[1], floor))
+        yield Row("mel_patches", told, f"{config.preset}, {_word(dtype)}", check)

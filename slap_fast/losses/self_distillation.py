@@ -1,0 +1,246 @@
+"""Self-distillation over prototypes (DINO, arXiv 2104.14294; iBOT, arXiv 2111.07832).
+
+Student and teacher each score M masked patches against K prototypes. At 131,072 patches and 8,192
+prototypes one matrix of scores is 4 GB in fp32, and scores, targets and what lies between them are
+several. None of them ever exists here: Sinkhorn's targets are a softmax of scores from which each
+prototype's share was taken off, so K numbers tell all of it, and scores are made anew wherever a
+block of rows needs them. That is one more product for each iteration, 0.1 % of a step's FLOPs.
+
+Shapes: M masked patches, K prototypes, D features. Softmaxes and sums run in fp32 (fp64 when given
+fp64), under autocast too; products follow autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slap_fast.losses import chunked
+from slap_fast.precision import product_dtype
+from slap_fast.registration import register
+
+ROWS = 4096
+"""Rows of scores that exist at a time."""
+
+
+class Targets(NamedTuple):
+    """Each row's is softmax(features @ prototypes.T / temperature - bias); carries no gradient."""
+
+    features: Tensor
+    """[M, D], in the dtype of the product."""
+    prototypes: Tensor
+    """[K, D], likewise."""
+    bias: Tensor
+    """[K] fp32 or fp64."""
+    temperature: Tensor
+    """0-d, likewise: as a number, a graph would be made anew for each."""
+
+    def probabilities(self) -> Tensor:
+        """[M, K], all at once."""
+        scores = F.linear(self.features, self.prototypes).to(self.bias.dtype)
+        return (scores / self.temperature - self.bias).softmax(1)
+
+
+@torch.no_grad()
+def sinkhorn(
+    features: Tensor,
+    prototypes: Tensor,
+    temperature: float | Tensor,
+    iterations: int,
+    over_ranks: Callable[[Tensor], Tensor] | None = None,
+    chunk_size: int = ROWS,
+    compiled: bool = False,
+) -> Targets:
+    """Targets that use every prototype about equally (SwAV, arXiv 2006.09882, section 3.1).
+
+    Each iteration normalises the prototypes over the rows, then the rows over the prototypes. It
+    runs on logarithms: exp(scores / temperature) itself overflows.
+
+    Args:
+        features: [M, D], the teacher's; M may be 0.
+        prototypes: [K, D], the teacher's; scores are features @ prototypes.T.
+        temperature: divides the scores; 0-d, where it is a tensor.
+        iterations: at least 1.
+        over_ranks: the logsumexp [K] -> [K] over ranks, which makes their rows one batch
+            (:func:`slap_fast.distributed.logsumexp`); such a call does not compile.
+        chunk_size: rows of scores that exist at a time.
+        compiled: whether what happens to a block of them is a graph; on a GPU it is one whenever
+            the call is compiled.
+
+    Returns:
+        Targets whose rows sum to 1, and whose columns to about M / K.
+
+    Raises:
+        ValueError: iterations below 1.
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations: found {iterations}, expected at least 1")
+    low = product_dtype(features)
+    features, prototypes = (x.detach().to(low) for x in (features, prototypes))
+    temperature = _scalar(temperature, features)
+    options = temperature, iterations, chunk_size, compiled or chunked.in_graph(features)
+    if over_ranks is None:
+        bias = _bias_op(features, prototypes, *options)
+    else:
+        bias = _bias(features, prototypes, *options, over_ranks)
+    return Targets(features, prototypes, bias, temperature)
+
+
+def _bias(
+    features: Tensor,
+    prototypes: Tensor,
+    temperature: Tensor,
+    iterations: int,
+    chunk_size: int,
+    compiled: bool,
+    over_ranks: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """[K]: the logarithm of what each column is divided by in all."""
+    masses_of = chunked.as_graph(_masses) if compiled else _masses
+    bias = None
+    for _ in range(iterations):
+        masses = features.new_full((len(prototypes),), -math.inf, dtype=_wide(features))
+        for block in features.split(chunk_size):
+            masses = torch.logaddexp(masses, masses_of(block, prototypes, temperature, bias))
+        masses = over_ranks(masses)
+        bias = masses if bias is None else bias + masses
+    return bias
+
+
+def _masses(
+    features: Tensor, prototypes: Tensor, temperature: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Logarithms of the columns' sums over a block's rows, [K]; rows sum to 1 after the first."""
+    scores = F.linear(features, prototypes).to(_wide(features)).div_(temperature)
+    if bias is not None:
+        scores = scores.sub_(bias).log_softmax(1)
+    return scores.logsumexp(0)
+
+
+_bias_op = register(
+    "sinkhorn(Tensor features, Tensor prototypes, Tensor temperature, int iterations, "
+    "SymInt chunk_size, bool compiled) -> Tensor",
+    _bias,
+    lambda features, prototypes, *_: features.new_empty(prototypes.shape[0], dtype=_wide(features)),
+)
+
+
+@torch.no_grad()
+def centered_targets(
+    features: Tensor, prototypes: Tensor, center: Tensor, temperature: float | Tensor
+) -> Targets:
+    """softmax((scores - center) / temperature) over the prototypes (DINO).
+
+    features [M, D] and prototypes [K, D] are the teacher's, center [K].
+    """
+    low = product_dtype(features)
+    features, prototypes = (x.detach().to(low) for x in (features, prototypes))
+    temperature = _scalar(temperature, features)
+    return Targets(features, prototypes, center / temperature, temperature)
+
+
+@torch.no_grad()
+def mean_scores(targets: Targets) -> Tensor:
+    """The mean over the M rows of the teacher's scores, towards which DINO's centre moves, [K] fp32
+    (fp64 for fp64); NaN for M = 0."""
+    features, prototypes = (x.to(targets.bias.dtype) for x in targets[:2])
+    with torch.autocast(features.device.type, enabled=False):
+        return prototypes @ features.mean(0)
+
+
+def self_distillation_loss(
+    student_features: Tensor,
+    prototypes: Tensor,
+    targets: Targets,
+    temperature: float,
+    chunk_size: int = ROWS,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the teacher's targets and the student's softmax over prototypes (iBOT).
+
+    Args:
+        student_features: [M, D], at the masked patches, any norm above 0; for M = 0 the loss and
+            its gradients are 0.
+        prototypes: [K, D], the student's.
+        targets: of the same rows (:func:`sinkhorn`, :func:`centered_targets`).
+        temperature: divides the student's scores.
+        chunk_size: rows of scores that exist at a time.
+
+    Returns:
+        The loss, 0-d fp32 (fp64 for fp64), in nats: the mean over the M rows. And its health, by
+        which :func:`collapsed` tells whether it still learns: 0-d tensors without gradient, each
+        NaN when M < 2, as one row tells nothing:
+
+        ``prototype_use``: share of min(M, K) prototypes that are the largest of some row, 0 .. 1.
+        ``target_entropy``: mean entropy of the rows / ln K; 0 one-hot, 1 uniform.
+        ``marginal_entropy``: entropy of the mean row / ln K; 0 one prototype for all, 1 equal use.
+        ``feature_std``: root mean square distance of the unit-norm features from their mean; 0
+        constant, 1 spread over the sphere (SimSiam's, arXiv 2011.10566, times sqrt(D)).
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    found = len(targets.features), len(targets.prototypes)
+    if found != (len(student_features), len(prototypes)):
+        raise ValueError(
+            f"targets: found {list(found)} rows and prototypes, expected "
+            f"{[len(student_features), len(prototypes)]}"
+        )
+    sums = chunked.distillation(
+        student_features,
+        prototypes,
+        targets.features,
+        chunk_size,
+        columns=[targets.prototypes, targets.bias, targets.temperature],
+        option=temperature,
+    )
+    return sums[0] / max(1, len(student_features)), _health(sums.detach(), student_features)
+
+
+@torch.no_grad()
+def _health(sums: Tensor, student_features: Tensor) -> dict[str, Tensor]:
+    """From the sums of :data:`slap_fast.losses.chunked.distillation`."""
+    rows = len(student_features)
+    marginal, used = sums[2:].chunk(2)
+    features = F.normalize(student_features.to(sums.dtype), dim=1)
+    log_k = math.log(len(marginal))
+    health = {
+        "prototype_use": (used > 0).sum() / max(1, min(rows, len(used))),
+        "target_entropy": sums[1] / (max(1, rows) * log_k),
+        "marginal_entropy": torch.special.entr(marginal / max(1, rows)).sum() / log_k,
+        "feature_std": (features - features.mean(0)).square().sum(1).mean().sqrt(),
+    }
+    return health if rows > 1 else {k: torch.full_like(v, math.nan) for k, v in health.items()}
+
+
+def collapsed(health: Mapping[str, Tensor]) -> Tensor:
+    """Whether the health of :func:`self_distillation_loss`, of one batch or averaged, shows a
+    collapse.
+
+    The alarm goes off when any of these holds, and stays silent on NaN:
+    ``feature_std`` < 0.01: the student says the same of every input (mean cosine above 0.9999);
+    ``marginal_entropy`` < 0.05: one prototype takes (almost) every row;
+    ``marginal_entropy - target_entropy`` < 0.001: this is the mutual information of row and
+    prototype, in units of ln K. It is 0 exactly when all rows have one target, uniform or not.
+
+    Returns a 0-d bool tensor (a bool, when given floats).
+    """
+    information = health["marginal_entropy"] - health["target_entropy"]
+    return (
+        (health["feature_std"] < 0.01) | (health["marginal_entropy"] < 0.05) | (information < 1e-3)
+    )
+
+
+def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """0-d, in the dtype of ``like``'s softmax."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, _wide(like))
+    return like.new_full((), value, dtype=_wide(like))  # no copy from the host
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,226 @@
+"""transformers' attention on the packed operation: padded batches are unpadded inside, once each.
+
+transformers 5 asks two functions by name. The mask interface, once per forward pass, says which
+tokens may see which: here a :class:`Packing` instead of a [B, 1, L, L] mask. The attention
+interface, once per layer, reads it. Nothing here reads a value back from the device, except for
+batches that are packed by ``position_ids`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slap_fast import ops
+from slap_fast.precision import product_dtype
+
+NAME = "slap_fast"
+
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache", "output_attentions")
+_PLAIN = (
+    "causal_mask_function",
+    "bidirectional_mask_function",
+    "sliding_window_overlay",
+    "sliding_window_bidirectional_overlay",
+)
+"""What a mask may be made of, beside padding and packing: the attention's own arguments say it."""
+
+
+class Run(NamedTuple):
+    """The real tokens of a padded [B, L] batch as one packed run, the padding behind them."""
+
+    order: Tensor | None
+    """int64 [B x L], the run's rows as positions in the batch; None where nothing is padded."""
+    cu_seqlens: Tensor
+    """int32 [B + 1]."""
+    max_seqlen: int
+    """L, which no sequence exceeds."""
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, H, L, D] -> [B x L, H, D]."""
+        rows = x.transpose(1, 2).flatten(0, 1)
+        return rows if self.order is None else rows.index_select(0, self.order)
+
+    def pad(self, rows: Tensor, batch_size: int) -> Tensor:
+        """[B x L, H, D] -> [B, L, H, D], 0 at the padding."""
+        if self.order is not None:
+            rows = rows.index_select(0, self.order.argsort())
+        return rows.unflatten(0, (batch_size, -1))
+
+
+class Packing(NamedTuple):
+    """What stands in for an attention mask."""
+
+    queries: Run
+    """Of the queries' tokens."""
+    keys: Run
+    """Of the keys': the same, or longer by what a cache holds."""
+    causal: bool | None
+    """No key after the query's position; None: the attention module says it."""
+    windowed: bool
+    """The layer has a sliding window; its attention module says which."""
+
+
+def whole(batch_size: int, length: int, device: torch.device) -> Run:
+    """The run of a batch without padding."""
+    starts = torch.arange(batch_size + 1, device=device, dtype=torch.int32) * length
+    return Run(None, starts, length)
+
+
+def unpad(mask: Tensor) -> Run:
+    """The run of the tokens where ``mask``, bool [B, L], holds; left or right padded."""
+    starts = F.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+    # A stable sort, not nonzero: its shape depends on no value, so it needs no sync and compiles.
+    order = (~mask).flatten().to(torch.uint8).argsort(stable=True)
+    return Run(order, starts, mask.shape[1])
+
+
+def split(segments: Tensor) -> Run:
+    """The run of rows that hold several sequences each: equal numbers, int [B, L], side by side."""
+    first = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+    starts = F.pad(first.flatten().nonzero().flatten(), (0, 1), value=segments.numel())
+    return Run(None, starts.int(), segments.shape[1])
+
+
+def make_packing(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    *,
+    mask_function: Callable[..., Any],
+    attention_mask: Tensor | None = None,
+    device: torch.device,
+    **_: Any,
+) -> Packing:
+    """transformers' mask interface.
+
+    Raises ValueError for a mask that is more than padding, packing, causal and sliding window, and
+    for a cache with room that is not filled yet.
+    """
+    if not isinstance(q_offset, Tensor) and q_offset + q_length != kv_offset + kv_length:
+        raise ValueError(
+            f"past_key_values: found {kv_offset + kv_length} keys for the queries up to "
+            f"{q_offset + q_length}, expected as many: a cache that grows, not a static one"
+        )
+    # Dynamo cannot look into a function made inside its graph.
+    compiling = torch.compiler.is_compiling()
+    leaves = {} if compiling else dict(_leaves(mask_function))
+    unknown = leaves.keys() - {*_PLAIN, "packed_sequence_mask_function"}
+    if unknown:
+        raise ValueError(
+            f"attention mask: found one made by {', '.join(sorted(unknown))}, expected padding, "
+            "packing, causal or a sliding window; patch(..., attention=False) leaves it alone"
+        )
+    if attention_mask is not None:
+        keys = unpad(attention_mask)
+        queries = keys if q_length == kv_length else unpad(attention_mask[:, -q_length:])
+    elif "packed_sequence_mask_function" in leaves:
+        queries = keys = split(leaves["packed_sequence_mask_function"])
+    else:
+        queries = keys = whole(batch_size, q_length, device)
+        if q_length != kv_length:
+            keys = whole(batch_size, kv_length, device)
+    windowed = any(name.startswith("sliding") for name in leaves)
+    causal = None if compiling else "causal_mask_function" in leaves
+    return Packing(queries, keys, causal, windowed)
+
+
+def _leaves(mask_function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """The functions that a mask is the intersection of: (name, what it holds)."""
+    name = mask_function.__qualname__.split(".")[0]
+    held = [cell.cell_contents for cell in mask_function.__closure__ or ()]
+    if name == "and_masks":
+        for function in held[0]:
+            yield from _leaves(function)
+    elif name == "remap_positions_for_packed_sequence":
+        yield from _leaves(next(value for value in held if callable(value)))
+    else:
+        yield name, held[0] if held else None
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Packing | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface.
+
+    query [B, H, L, D], key and value [B, Hkv, Lk, D], already rotated; ``sliding_window`` counts
+    the token itself. With ``cu_seq_lens_q`` (and ``_k``) the batch is one packed row, B = 1, and
+    the mask is not needed. Returns ([B, L, H, D], None), 0 at padded tokens.
+
+    Raises ValueError for what the packed operation has not: dropout, soft caps, sinks, biases, and
+    a mask that is a tensor.
+    """
+    if dropout:
+        raise ValueError(f"dropout: found {dropout}, expected 0: packed attention has none")
+    for name in _UNSUPPORTED:
+        if options.get(name) is not None and options[name] is not False:
+            raise ValueError(f"{name}: found {options[name]!r}, which packed attention has not")
+    if isinstance(attention_mask, Tensor):
+        raise ValueError(
+            f"attention_mask: found a mask of shape {list(attention_mask.shape)}, expected "
+            "[batch, tokens], or none with cu_seq_lens_q"
+        )
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    if attention_mask is not None:
+        if attention_mask.causal is not None:
+            is_causal = attention_mask.causal
+        elif is_causal and attention_mask.queries.order is None and cu_seq_lens_q is None:
+            raise ValueError(
+                "attention_mask: found none under torch.compile, expected one, or cu_seq_lens_q: "
+                "position_ids might pack a causal batch, unseen"
+            )
+        if attention_mask.windowed and sliding_window is None:
+            raise ValueError("sliding_window: found None, expected the window of the layer's mask")
+    if cu_seq_lens_q is not None:
+        queries = Run(None, cu_seq_lens_q, max_length_q)
+        keys = queries if cu_seq_lens_k is None else Run(None, cu_seq_lens_k, max_length_k)
+    elif attention_mask is not None:
+        queries, keys = attention_mask.queries, attention_mask.keys
+    else:
+        queries, keys = (whole(len(x), x.shape[2], x.device) for x in (query, key))
+    # Under autocast a rotation in fp32 leaves q and k so, beside v in the low dtype.
+    query, key, value = (x.to(product_dtype(x)) for x in (query, key, value))
+    side = -1 if sliding_window is None else sliding_window - 1
+    same = query.shape[2] == key.shape[2]
+    out = ops.attention(
+        queries.pack(query),
+        keys.pack(key),
+        keys.pack(value),
+        queries.cu_seqlens,
+        queries.max_seqlen,
+        cu_seqlens_k=None if same else keys.cu_seqlens,
+        max_seqlen_k=None if same else keys.max_seqlen,
+        window_size=(side, side),
+        causal=is_causal,
+        softmax_scale=scaling,
+    )
+    return queries.pad(out, len(query)), None
+
+
+def register() -> None:
+    """Makes ``set_attn_implementation("slap_fast")`` known to transformers."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, make_packing)

@@ -1,0 +1,170 @@
+"""What a step reads: packed audio, packed text, and what belongs to both. Nothing is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+
+
+class PackedPatches(NamedTuple):
+    """Audio clips as one packed run of log-mel patches."""
+
+    patches: Tensor
+    """float32 [T, patch_dim]. A patch is its 16 frames x 16 bins, frame-major; a clip's patches
+    come column by column, lowest bins first."""
+    coords: Tensor
+    """int32 [T, 2], the patch's (time, freq) inside its clip."""
+    cu_seqlens: Tensor
+    """int32 [B + 1], where each clip begins."""
+    max_seqlen: int
+    """Patches of the longest clip."""
+
+
+class PackedText(NamedTuple):
+    """Captions end to end, each with its [CLS] and [SEP]."""
+
+    ids: Tensor
+    """int64 [T]."""
+    positions: Tensor
+    """int32 [T, 1], the position inside the caption."""
+    cu_seqlens: Tensor
+    """int32 [B + 1]."""
+    max_seqlen: int
+    """Tokens of the longest caption."""
+
+    @classmethod
+    def from_ids(cls, captions: Sequence[Sequence[int]]) -> PackedText:
+        """Packs token ids, one sequence per caption."""
+        lengths = torch.tensor([0, *map(len, captions)])
+        ids = torch.tensor([token for caption in captions for token in caption], dtype=torch.int64)
+        starts = lengths.cumsum(0)
+        positions = torch.arange(len(ids)) - starts[:-1].repeat_interleave(lengths[1:])
+        return cls(
+            ids, positions.int()[:, None], starts.int(), int(lengths.max()) if captions else 0
+        )
+
+    @classmethod
+    def from_padded(cls, input_ids: Tensor, attention_mask: Tensor) -> PackedText:
+        """Packs a tokenizer's padded batch: int64 [B, L], and a mask that holds at real tokens."""
+        ids = [
+            row[mask].tolist() for row, mask in zip(input_ids, attention_mask.bool(), strict=True)
+        ]
+        return cls.from_ids(ids)
+
+    def next_token_labels(self) -> Tensor:
+        """int64 [T]: the token that follows inside the caption; IGNORE_INDEX at each last one."""
+        labels = torch.full_like(self.ids, IGNORE_INDEX)
+        labels[:-1] = self.ids[1:]
+        labels[self.cu_seqlens[1:].long() - 1] = IGNORE_INDEX
+        return labels
+
+
+class PackedBatch(NamedTuple):
+    """One forward pass: B clips and their captions."""
+
+    audio: PackedPatches
+    """Patches of all clips."""
+    text: PackedText
+    """One caption per clip."""
+    labels: Tensor
+    """int64 [T of the text], the captions' next tokens."""
+    groups: Tensor
+    """int64 [B, M]: numbers of the meanings that are true of each clip, its caption's first, so
+    that no clip is a negative of a caption that fits it."""
+    mask_indices: Tensor
+    """int64 [M], sorted: the patches that the student does not see."""
+    masked_clips: int
+    """Clips that have masked patches; they come first."""
+    masked_tokens: int
+    """Patches of those clips."""
+
+    @classmethod
+    def from_lengths(
+        cls,
+        patches: Tensor,
+        lengths: Sequence[int],
+        ids: Tensor,
+        text_lengths: Sequence[int],
+        *,
+        patches_per_column: int = 4,
+        groups: Tensor | None = None,
+        mask_indices: Tensor | None = None,
+    ) -> PackedBatch:
+        """A batch from a loader of your own: clips and captions end to end, and their lengths.
+
+        Args:
+            patches: [T, patch_dim], B clips, each of whole columns.
+            lengths: patches of each clip.
+            ids: int64 [T of the text], B captions.
+            text_lengths: tokens of each caption.
+            patches_per_column: patches that cover the same frames.
+            groups: as the field; None: every clip has a meaning of its own.
+            mask_indices: as the field; None: nothing is masked.
+
+        Raises:
+            ValueError: lengths that do not add up, or do not pair.
+        """
+        for name, rows, parts in (
+            ("lengths", patches, lengths),
+            ("text_lengths", ids, text_lengths),
+        ):
+            if sum(parts) != len(rows):
+                raise ValueError(f"{name}: found a sum of {sum(parts)}, expected {len(rows)} rows")
+        if len(lengths) != len(text_lengths):
+            raise ValueError(
+                f"text_lengths: found {len(text_lengths)} captions, expected {len(lengths)}"
+            )
+        text = PackedText.from_ids([part.tolist() for part in ids.split(list(text_lengths))])
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        token = torch.arange(len(patches)) - starts[:-1].repeat_interleave(torch.tensor(lengths))
+        coords = torch.stack([token // patches_per_column, token % patches_per_column], dim=1)
+        audio = PackedPatches(patches, coords.int(), starts.int(), max(lengths, default=0))
+        if groups is None:
+            groups = torch.arange(len(lengths))[:, None]
+        masked = mask_indices is not None
+        return cls(
+            audio,
+            text,
+            text.next_token_labels(),
+            groups,
+            mask_indices if masked else torch.zeros(0, dtype=torch.int64),
+            len(lengths) if masked else 0,
+            len(patches) if masked else 0,
+        )
+
+    @classmethod
+    def empty(cls, patch_dim: int) -> PackedBatch:
+        """No clips: what a rank goes through while the others still have some."""
+        text = PackedText.from_ids([])
+        audio = PackedPatches(
+            torch.zeros(0, patch_dim),
+            torch.zeros(0, 2, dtype=torch.int32),
+            torch.zeros(1, dtype=torch.int32),
+            0,
+        )
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return cls(audio, text, nothing, nothing[:, None], nothing, 0, 0)
+
+    @property
+    def masked_audio(self) -> PackedPatches:
+        """The clips that have masked patches: all that self-distillation looks at."""
+        patches, coords, cu_seqlens, max_seqlen = self.audio
+        clips, tokens = self.masked_clips, self.masked_tokens
+        return PackedPatches(patches[:tokens], coords[:tokens], cu_seqlens[: clips + 1], max_seqlen)
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The batch on another device."""
+
+        def move(value):
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        return PackedBatch(
+            PackedPatches(*map(move, self.audio)),
+            PackedText(*map(move, self.text)),
+            *map(move, self[2:]),
+        )

@@ -1,0 +1,75 @@
+"""What a run writes as it goes: ``metrics.jsonl``, ``bad_clips.jsonl``, and TensorBoard by option.
+
+A run that goes on from a checkpoint first cuts both files back to it, so that no step and no bad
+clip is listed twice, and no line is half a line.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slap_fast.atomic_files import replace_file
+
+
+class Journal:
+    """The files of a run; on ranks other than 0 nothing is written.
+
+    Args:
+        out: the run's folder.
+        step: steps done so far.
+        writes: False on ranks other than 0.
+        tensorboard: also write TensorBoard events.
+    """
+
+    def __init__(self, out: Path, step: int, *, writes: bool, tensorboard: bool) -> None:
+        self.tokens = 0
+        """Audio tokens since the last row."""
+        self._since = time.perf_counter()
+        self._metrics, self._bad = out / "metrics.jsonl", out / "bad_clips.jsonl"
+        self._writes, self._board = writes, None
+        if writes:
+            for path in (self._metrics, self._bad):
+                _cut_back(path, step)
+        if writes and tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Adds the speed to a row of figures, and writes it."""
+        now = time.perf_counter()
+        row["tokens_per_second"] = self.tokens / (now - self._since)
+        self.tokens, self._since = 0, now
+        self._append(self._metrics, [row])
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, row["step"])
+
+    def bad_clips(self, step: int, clips: Sequence[dict[str, str]]) -> None:
+        """Lists clips that step ``step`` (from 1) left out."""
+        self._append(self._bad, [{"step": step, **clip} for clip in clips])
+
+    def _append(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
+        if self._writes and rows:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _cut_back(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if kept != lines:
+        replace_file(path, "".join(kept))

@@ -1,0 +1,91 @@
+"""The compile report: it tells a good kernel from one that spills and one that does not compile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+pytest.importorskip("triton")
+
+TOY = """
+import sys
+sys.path.insert(0, {root!r})
+import json
+from benchmarks.report import compile_report  # before triton: it turns the interpreter off
+import triton
+import triton.language as tl
+
+@triton.jit
+def matmul(x_ptr, stride, ROWS: tl.constexpr, KIND: tl.constexpr):
+    i = tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, 64)[None, :]
+    x = tl.load(x_ptr + i)
+    if KIND == "wrong":
+        x = x.no_such_method()
+    if KIND == "fp32":
+        x = x.to(tl.float32)
+    y = tl.dot(x, tl.trans(x), input_precision="ieee")
+    if KIND == "two products":
+        z = y * 0
+        for _ in range(stride):
+            y = tl.dot(x, tl.trans(x), y)
+            z = tl.dot(x, tl.trans(x), z)
+        y = y * z
+    j = tl.arange(0, ROWS)
+    tl.store(x_ptr + j[:, None] * stride + j[None, :], y.to(tl.bfloat16))
+
+def row(target, rows=64, kind="", warps=4):
+    signature = {{"x_ptr": "*bf16", "stride": "i64", "ROWS": "constexpr", "KIND": "constexpr"}}
+    constants = {{"ROWS": rows, "KIND": kind}}
+    case = compile_report.CompileCase("toy", matmul, signature, constants, warps, 2, True)
+    return compile_report.compile_case(case, target)
+
+rows = [row(target) for target in compile_report.TARGETS]
+rows.append(row("sm_90", 128, warps=1))
+rows.append(row("sm_90", kind="wrong"))
+rows.append(row("sm_100", 256, "two products"))  # there is tensor memory for one
+rows.append(row("sm_100", kind="fp32"))
+compile_report.SHARED["sm_90"] = 1_000
+rows.append(row("sm_90"))
+print(json.dumps([row._asdict() | {{"fails": row.fails}} for row in rows]))
+"""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+
+
+def test_good_and_bad_kernels(tmp_path):
+    script = tmp_path / "toy.py"
+    script.write_text(TOY.format(root=str(ROOT)))
+    done = run(str(script))
+    assert done.returncode == 0, done.stderr
+    *good, spilling, wrong, trap, rounding, too_much = json.loads(done.stdout)
+    assert [row["products"] for row in good] == ["mma.sync", "wgmma", "tcgen05.mma", "v_mfma"]
+    assert all(row["registers"] > 0 and row["shared"] > 0 for row in good)
+    assert not any(row["fails"] for row in good)
+    assert spilling["spilled"] > 0 and spilling["fails"]
+    assert "no_such_method" in wrong["error"] and wrong["fails"]
+    assert trap["error"] == "compiles to a trap" and trap["fails"]
+    assert rounding["error"] == "rounds fp32 products to tf32" and rounding["fails"]
+    assert "bytes of shared memory, sm_90 has 1000" in too_much["error"] and too_much["fails"]
+
+
+@pytest.mark.slow
+def test_what_the_tables_select_compiles_for_hopper_and_does_not_spill(figure, tmp_path):
+    out = tmp_path / "report.json"
+    options = ["--selected", "--targets", "sm_90", "--out", str(out)]
+    done = run("-m", "benchmarks.report.compile_report", *options)
+    rows = json.loads(out.read_text())["rows"]
+    for number in figure("K7", ci=len(rows), soak=len(rows)):
+        row = rows[number]
+        assert row["error"] is None and not row["spilled"], row
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -1,0 +1,137 @@
+"""The reliability figures: how often a promise was tried, and how often it was broken.
+
+A test draws its seeds from the ``figure`` fixture::
+
+    def test_resume_after_kill(figure):
+        for seed in figure("C1", ci=60, soak=1000):
+            ...
+
+Every run of the tests makes ``ci`` trials. ``make soak`` runs the tests that have a figure and no
+others; each makes ``soak`` trials, or as many as fit in ``--soak-minutes`` but no fewer than
+``ci``, and what came of it is written to ``benchmarks/results/reliability.json`` at once, beside
+what earlier soaks tried elsewhere. A figure that was never tried is listed there as not run; a
+trial that raises, or ends the process, is a failure, and ends its test.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import machine
+from tests.helpers.paths import ROOT
+
+IDS = (
+    *(f"K{i}" for i in range(1, 13)),
+    *(f"D{i}" for i in range(1, 9)),
+    *(f"C{i}" for i in range(1, 8)),
+    *(f"A{i}" for i in range(1, 10)),
+)
+"""Kernels, distributed and training, checkpoints, data and security."""
+
+
+class Figure:
+    """Counts the trials of one test; called with a figure's id, it yields their seeds."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self.config, self.test = request.config, request.node.nodeid
+        self.soak: bool = self.config.getoption("--soak")
+        """Whether these are the long forms."""
+        self.records: list[dict[str, Any]] = []
+
+    def __call__(self, name: str, *, ci: int, soak: int, batch: int = 1) -> Iterator[int]:
+        """Seeds 0, 1, ... of the trials; a trial counts once the next one is asked for.
+
+        A test that makes ``batch`` trials at a time gets the first seed of each batch.
+        """
+        assert name in IDS, name
+        wanted, budget = ci, float("inf")
+        if self.soak:
+            wanted, budget = soak, 60 * self.config.getoption("--soak-minutes")
+        started = time.perf_counter()
+        record = {"figure": name, "test": self.test, "wanted": wanted, "n": 0, "seconds": 0.0}
+        self.records.append(record)
+        for seed in range(0, wanted, batch):
+            record |= {"failures": 1, "failed_seed": seed}  # until the trial has come to its end
+            if self.soak and seed == 0:
+                self.write()  # what a trial that ends this process leaves
+            yield seed
+            seconds = time.perf_counter() - started
+            record |= {"n": seed + batch, "failures": 0, "seconds": round(seconds, 1)}
+            record["seeds"] = [0, seed + batch - 1]
+            del record["failed_seed"]
+            if seconds > budget and seed + batch >= ci:
+                return
+
+    def write(self) -> None:
+        """Puts what there is so far into the report."""
+        write(self.config.getoption("--soak-to"), self.records, self.config.rootpath)
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
+    """Seeds of a reliability figure's trials; see the module."""
+    counter = Figure(request)
+    yield counter
+    if counter.soak:
+        counter.write()
+
+
+def write(path: Path, records: list[dict[str, Any]], root: Path) -> None:
+    """Puts records in the place of those of the same tests on the same kind of device; those of
+    tests that ``root`` no longer has go."""
+    report = machine.record()
+    ran_on = report["machine"]
+    has_gpu = torch.cuda.is_available()
+    where = {
+        "runs_on": ran_on["device"] if has_gpu else "CPU, kernels interpreted",
+        "commit": ran_on["commit"],
+    }
+    fresh = [record | where for record in records]
+    replaced = {(record["test"], record["figure"], record["runs_on"]) for record in fresh}
+    kept = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else []
+    kept = [r for r in kept if (r["test"], r["figure"], r["runs_on"]) not in replaced]
+    kept = [r for r in kept if is_there(r["test"], root)]
+    report["figures"] = sorted(kept + fresh, key=lambda r: (IDS.index(r["figure"]), r["test"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tried = {record["figure"] for record in report["figures"]}
+    report["not_run"] = [name for name in IDS if name not in tried]
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def is_there(test: str, root: Path) -> bool:
+    """Whether a test of this id is still written."""
+    path, *_, name = test.split("::")
+    text = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else ""
+    return f"def {name.partition('[')[0]}(" in text
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="only the figures, in their long forms")
+    parser.addoption("--soak-minutes", type=float, default=5.0, help="at most, for each figure")
+    parser.addoption(
+        "--soak-to",
+        type=Path,
+        default=ROOT / "benchmarks" / "results" / "reliability.json",
+        help="where they are recorded",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    processes = config.getoption("numprocesses", None)  # of xdist, which may be missing
+    if config.getoption("--soak") and processes:
+        raise pytest.UsageError(f"--soak: found -n {processes}, expected none: one file is written")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--soak"):
+        return
+    chosen = [item for item in items if "figure" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen

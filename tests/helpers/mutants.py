@@ -1,0 +1,305 @@
+"""Bugs planted one at a time in a copy of the package, and the tests that have to notice.
+
+``python -m tests.helpers.mutants FOLDER`` makes the copy in FOLDER and prints pytest's exit codes
+as JSON: first that of all those tests on the copy as it is, then that of each bug. Every pytest is
+a fork of one process, so that what takes long to load is loaded once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.helpers.paths import ROOT
+
+LENGTHS = "kernels/test_attention.py::test_lengths_about_a_block"
+ONE_HOT = "kernels/test_attention.py::test_exact_mask_by_one_hot_values"
+NO_KEY = "kernels/test_attention.py::test_rows_without_a_key[tiled-some]"
+FAR = "kernels/test_attention_safety.py::test_strides_past_2_31[rows-tiled]"
+POOL = "kernels/test_map_pool.py::test_forward_and_gradients[torch.float32-100-3]"
+MEAN = "kernels/test_map_pool.py::test_a_mean_of_x_does_not_drown_the_gradient[torch.float16]"
+LOSSES = "losses/test_losses.py"
+DISTILLATION = "losses/test_self_distillation.py"
+TRAIN = "training/test_train.py"
+OF_ITS_NUMBER = (
+    f"{TRAIN}::test_a_step_has_the_temperatures_and_the_teacher_of_its_number"
+    "[sinkhorn-2-0.06-0.925]"
+)
+
+
+class Mutant(NamedTuple):
+    """A bug: ``old``, which the file has once, becomes ``new``; the test fails."""
+
+    path: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    # Masks and windows.
+    Mutant("kernels/attention.py", "& (j < len_k)", "& (j <= len_k)", f"{LENGTHS}[whole-17]"),
+    Mutant(
+        "kernels/attention.py",
+        "(distance <= right)",
+        "(distance < right)",
+        f"{ONE_HOT}[whole-(31, 32)]",
+    ),
+    Mutant(
+        "kernels/attention.py",
+        "(distance >= -left)",
+        "(distance > -left)",
+        f"{ONE_HOT}[tiled-(31, 32)]",
+    ),
+    Mutant(
+        "kernels/attention.py",
+        "position + BLOCK + after",
+        "position + after",
+        f"{ONE_HOT}[tiled-(31, 32)]",
+    ),
+    Mutant(
+        "kernels/attention.py",
+        "            p = tl.where(seen, p, 0.0)\n            dv +=",
+        "            dv +=",
+        f"{LENGTHS}[tiled-65]",
+    ),
+    Mutant(
+        "kernels/map_pool.py",
+        "tl.where(rows < stop, tl.exp(s - lse[:, None]), 0.0)",
+        "tl.exp(s - lse[:, None])",
+        POOL,
+    ),
+    # The softmax and its gradient.
+    Mutant(
+        "kernels/attention.py", "acc * rescale[:, None] + dot", "acc + dot", f"{LENGTHS}[tiled-129]"
+    ),
+    Mutant(
+        "kernels/attention.py",
+        'tl.where(new_high == float("-inf"), 0.0, new_high)',
+        "new_high",
+        NO_KEY,
+    ),
+    Mutant(
+        "kernels/attention.py",
+        "dk_stride, rows_k, valid_k, dk * scale,",
+        "dk_stride, rows_k, valid_k, dk,",
+        f"{LENGTHS}[tiled-65]",
+    ),
+    Mutant(
+        "kernels/attention.py",
+        "delta -= tl.load(dlse_ptr",
+        "delta += tl.load(dlse_ptr",
+        f"{LENGTHS}[tiled-65]",
+    ),
+    Mutant("kernels/map_pool.py", "(before[j] - ds_sum[:, None] * pooled,)", "(before[j],)", MEAN),
+    # Rows, heads, addresses, positions.
+    Mutant(
+        "kernels/attention.py",
+        "end = tl.maximum(tl.load(cu_ptr + num_sequences), 0)",
+        "end = total",
+        "kernels/test_attention.py::test_nothing_at_all[tiled-7]",
+    ),
+    Mutant(
+        "kernels/attention.py",
+        "head_kv * GROUP + member",
+        "head_kv * GROUP",
+        "kernels/test_attention.py::test_shared_keys[tiled-gqa-q_k_v]",
+    ),
+    Mutant("kernels/attention.py", "begin_k.to(tl.int64)", "begin_k", FAR),
+    Mutant(
+        "kernels/attention.py",
+        "right=True",
+        "right=False",
+        "kernels/test_attention.py::test_schedule",
+    ),
+    Mutant(
+        "slap_fast/ops/validation.py",
+        "not torch.equal(schedule, make())",
+        "False",
+        "kernels/test_attention.py::test_a_schedule_of_other_sequences_is_refused",
+    ),
+    Mutant(
+        "kernels/_packed.py",
+        "lower * cos + upper * sin)",
+        "lower * cos - upper * sin)",
+        f"{LENGTHS}[tiled-65]",
+    ),
+    Mutant(
+        "slap_fast/reference/rope.py",
+        "coords.double()[",
+        "coords.double().flip(1)[",
+        "reference/test_rope.py::test_tables_entry_by_entry[2d-theta1e4]",
+    ),
+    # Losses, the teacher, ranks.
+    Mutant(
+        "slap_fast/losses/__init__.py",
+        "logit_scale * rows,",
+        "rows,",
+        f"{LOSSES}::TestPairFormulas::test_contrastive[no_groups]",
+    ),
+    Mutant(
+        "slap_fast/losses/__init__.py",
+        "(labels != ignore_index).sum()",
+        "labels.new_tensor(len(labels))",
+        f"{LOSSES}::TestCaption",
+    ),
+    Mutant(
+        "slap_fast/losses/self_distillation.py",
+        "sub_(bias).log_softmax(1)",
+        "sub_(bias)",
+        f"{DISTILLATION}::TestTargets::test_sinkhorn_marginals",
+    ),
+    Mutant(
+        "slap_fast/losses/chunked.py",
+        ".sub_(wanted).div_(temperature)",
+        ".sub_(wanted)",
+        f"{DISTILLATION}::TestSelfDistillation",
+    ),
+    Mutant(
+        "slap_fast/losses/chunked.py",
+        "logits.mul_(counts / total)",
+        "logits.div_(total)",
+        f"{LOSSES}::TestCaption",
+    ),
+    Mutant(
+        "slap_fast/models/slap.py",
+        "theirs)], 1.0 - momentum)",
+        "theirs)], momentum)",
+        "models/test_slap.py::test_teacher_follows_the_student_by_its_momentum",
+    ),
+    Mutant(
+        "slap_fast/distributed.py",
+        "dist.all_reduce(grad)\n",
+        "dist.all_reduce(grad)\n        grad /= world_size()\n",
+        "training/test_distributed.py::test_losses_and_gradients_equal_those_of_one_rank[2]",
+    ),
+    # A step, and what a checkpoint keeps of a run.
+    Mutant(
+        "slap_fast/training/loop.py",
+        "clip_grad_norm_(trained, config.clip_grad_norm)",
+        "clip_grad_norm_(trained, math.inf)",
+        f"{TRAIN}::test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm",
+    ),
+    Mutant(
+        "slap_fast/training/loop.py",
+        "for group in state.optimizer.param_groups:\n",
+        "for group in state.optimizer.param_groups[:1]:\n",
+        f"{TRAIN}::test_a_step_moves_by_the_rate_of_its_number[4-0.0055]",
+    ),
+    Mutant(
+        "slap_fast/training/loop.py",
+        "len(batch.mask_indices), len(batch.labels)",
+        "batch.masked_clips, len(batch.labels)",
+        f"{TRAIN}::test_the_gradient_of_uneven_packs_is_that_of_one[ssl]",
+    ),
+    Mutant(
+        "slap_fast/training/loop.py",
+        "teacher.update(model, ema_momentum(config, step))",
+        "teacher.update(model, config.ema_momentum)",
+        OF_ITS_NUMBER,
+    ),
+    Mutant(
+        "slap_fast/training/objective.py",
+        "config.model.ssl.student_temperature",
+        "temperature",
+        OF_ITS_NUMBER,
+    ),
+    Mutant(
+        "slap_fast/training/objective.py",
+        "dloss.to(x.dtype) * x for x",
+        "x for x",
+        f"{TRAIN}::test_the_gradient_of_uneven_packs_is_that_of_one[weights]",
+    ),
+    Mutant(
+        "slap_fast/training/state.py",
+        '"skipped", "skipped_in_a_row", "evaluated"',
+        '"skipped", "evaluated"',
+        "training/test_resume.py::test_a_checkpoint_keeps_every_counter_and_the_random_numbers[0.25]",
+    ),
+    # Words in and out.
+    Mutant(
+        "slap_fast/inference/slap.py",
+        "for text in templates for label in labels]",
+        "for label in labels for text in templates]",
+        "inference/test_slap.py::test_several_templates_are_the_mean_of_their_vectors",
+    ),
+    Mutant(
+        "slap_fast/models/tokenizer.py",
+        "*line.ids[:room]",
+        "*line.ids[-room:]",
+        "models/test_tokenizer.py::test_a_long_caption_keeps_its_first_words_and_both_ends",
+    ),
+    # Tars of other tools.
+    Mutant(
+        "slap_fast/data/shards/tar_members.py",
+        "if any(rest):",
+        "if not rest:",
+        "data/shards/test_import_tars.py::test_a_broken_tar_is_told_once[a_header_of_zeros]",
+    ),
+    Mutant(
+        "slap_fast/data/shards/import_tars.py",
+        "if digest in first:",
+        "if not first:",
+        "data/shards/test_import_tars.py::test_of_two_tars_with_a_key_the_first_has_it",
+    ),
+]
+
+
+def copy_package(folder: Path) -> None:
+    """The package as an installation has it, with ``kernels`` inside."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "slap_fast", folder / "slap_fast", ignore=ignored)
+    shutil.copytree(ROOT / "kernels", folder / "slap_fast" / "kernels", ignore=ignored)
+
+
+def plant(mutant: Mutant, folder: Path) -> tuple[Path, str]:
+    """Writes the bug; returns the file and what it held."""
+    path = folder / mutant.path.replace("kernels/", "slap_fast/kernels/", 1)
+    text = path.read_text(encoding="utf-8")
+    assert text.count(mutant.old) == 1, mutant
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    return path, text
+
+
+def exit_code(tests: list[str], folder: Path) -> int:
+    """pytest's, of the tests on the package in the folder: 1 where one failed, -n for a signal."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        sys.path.insert(0, str(folder))
+        sys.path.append(str(ROOT))  # where ranks find the tests they run
+        import pytest
+
+        import slap_fast
+
+        assert Path(slap_fast.__file__).is_relative_to(folder)
+        paths = [str(ROOT / "tests" / test) for test in tests]
+        options = ["-x", "-q", "--durations=0", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+        os._exit(pytest.main([*options, *paths]))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(folder: Path) -> None:
+    copy_package(folder)
+    # The same tests once, in this order: whatever fails now does not tell a bug.
+    codes = [exit_code(list(dict.fromkeys(mutant.test for mutant in MUTANTS)), folder)]
+    for mutant in MUTANTS:
+        path, text = plant(mutant, folder)
+        codes.append(exit_code([mutant.test], folder))
+        path.write_text(text, encoding="utf-8")
+    print(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    os.environ["TRITON_INTERPRET"] = "1"
+    sys.dont_write_bytecode = True  # a bug of the same length in the same second would be missed
+    import torch  # noqa: F401
+    import triton  # noqa: F401
+    from transformers.models.modernbert import modeling_modernbert  # noqa: F401
+
+    main(Path(sys.argv[1]))

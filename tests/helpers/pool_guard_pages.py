@@ -1,0 +1,31 @@
+"""Runs map_pool on guarded tensors, see :mod:`guard_pages`; its results are as on any others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slap_fast.kernels import map_pool as kernels
+from tests.helpers import guard_pages
+from tests.kernels.test_map_pool import inputs, run
+
+LENGTHS = [0, 1, 15, 16, 63, 64, 66, 129]
+
+
+def trial(seed: int) -> None:
+    at_end = seed % 2 == 0
+    lengths = [LENGTHS[i] for i in torch.randint(len(LENGTHS), (1 + seed % 4,)).tolist()]
+    hidden_size, num_heads = [(20, 2), (100, 3), (16, 1)][seed % 3]
+    dtype = [torch.float32, torch.float16][seed // 2 % 2]
+    x, *others = inputs(hidden_size, num_heads, dtype, lengths)
+    given = x[: sum(lengths)].contiguous() if seed // 4 % 2 else x, *others
+    want = run(*given, "triton")
+    with pytest.MonkeyPatch.context() as patch:
+        guard_pages.guard_allocations(patch, at_end=at_end)
+        found = run(*(guard_pages.guarded(x, at_end=at_end) for x in given), "triton")
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+if __name__ == "__main__":
+    kernels.SPLIT = 64
+    guard_pages.main(trial)

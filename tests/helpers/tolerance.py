@@ -1,0 +1,22 @@
+"""The one tolerance rule of the suite. Nothing loosens it: no argument, no environment variable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from slap_fast.diagnostics import parity
+
+
+def assert_accurate(
+    actual: Tensor,
+    eager: Tensor,
+    truth: Tensor,
+    *,
+    operands: Sequence[Tensor],
+    gradient: bool = False,
+) -> None:
+    """:func:`slap_fast.diagnostics.parity.checks`, all passed; it has the arguments."""
+    for check in parity.checks(actual, eager, truth, operands=operands, gradient=gradient):
+        assert check.passed, f"{check.name} {check.found:.3g}, allowed {check.allowed:.3g}"
