@@ -30,8 +30,8 @@ def test_guard_pages(figure):
 @interpreted
 def test_guard_pages_guard():
     program = (
-        "import ctypes, torch; from tests.helpers import guard_pages; "
-        "x = guard_pages.guarded(torch.ones(3), at_end=True); ctypes.string_at(x.data_ptr() + 12, 1)"
+        "import ctypes, torch; from tests.helpers.guard_pages import guarded; "
+        "x = guarded(torch.ones(3), at_end=True); ctypes.string_at(x.data_ptr() + 12, 1)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
     assert done.returncode == -11

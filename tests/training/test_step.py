@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from slap_fast import losses
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
+from slap_fast.losses import self_distillation
 from slap_fast.ops import dispatch
 from slap_fast.packed import IGNORE_INDEX
 from slap_fast.training import loop as training
