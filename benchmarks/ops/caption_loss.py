@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import harness
-from slap_fast import losses
-from slap_fast.losses import chunked
+from slap_fast import compilation, losses
 
 SHAPES = {"cuda": (82_000, 768, 50_368), "cpu": (2_048, 128, 8_192)}
 """Tokens, hidden size and words."""
@@ -41,7 +40,7 @@ def ours_compiled() -> Loss:
     """As a compiled run has it: what happens to a block of logits is a graph, on a GPU alone."""
     if harness.device().type == "cpu":
         raise harness.NotInstalled("needs a GPU")
-    return chunked.as_graph(losses.caption_loss)
+    return compilation.compile_for_any_size(losses.caption_loss)
 
 
 def whole_logits() -> Loss:

@@ -11,7 +11,6 @@ about 50 (counted, not measured yet). On a CPU it would take twice the time.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,20 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slap_fast import compilation
 from slap_fast.precision import product_dtype
 from slap_fast.registration import register
-
-
-@functools.cache
-def as_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, compiled for tensors of any size; not before it is needed, as that is slow."""
-    return torch.compile(function, dynamic=True)
-
-
-def in_graph(x: Tensor) -> bool:
-    """Whether what happens to a block of ``x`` is to be a graph."""
-    return x.is_cuda and torch.compiler.is_compiling()
-
 
 LossAndSlope = Callable[[Tensor, Tensor, list[Tensor], float], tuple[Tensor, Tensor]]
 """(logits [n, V] fp32 or fp64, targets of its rows and of all columns, option) -> (sums over the
@@ -69,7 +57,7 @@ def _linear_loss(
         learns: bool,
         compiled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        loss_of = as_graph(of_block) if compiled else of_block
+        loss_of = compilation.compile_for_any_size(of_block) if compiled else of_block
         wide = torch.promote_types(rows.dtype, torch.float32)
         sums = rows.new_zeros(num_sums(len(matrix)), dtype=wide)
         low = matrix.to(dtype)
@@ -129,7 +117,7 @@ def _linear_loss(
         option: float = 0.0,
     ) -> Tensor:
         learns = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
-        how = block_size, product_dtype(rows), learns, in_graph(rows)
+        how = block_size, product_dtype(rows), learns, compilation.compiles_chunks(rows)
         return op(rows, matrix, targets, [*columns], option, *how)[0]
 
     return loss

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slap_fast import compilation
 from slap_fast.losses import chunked
 from slap_fast.precision import product_dtype
 from slap_fast.registration import register
@@ -83,7 +84,7 @@ def sinkhorn(
     low = product_dtype(features)
     features, prototypes = (x.detach().to(low) for x in (features, prototypes))
     temperature = _scalar(temperature, features)
-    options = temperature, iterations, chunk_size, compiled or chunked.in_graph(features)
+    options = temperature, iterations, chunk_size, compiled or compilation.compiles_chunks(features)
     if over_ranks is None:
         bias = _bias_op(features, prototypes, *options)
     else:
@@ -101,7 +102,7 @@ def _bias(
     over_ranks: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
     """[K]: the logarithm of what each column is divided by in all."""
-    masses_of = chunked.as_graph(_masses) if compiled else _masses
+    masses_of = compilation.compile_for_any_size(_masses) if compiled else _masses
     bias = None
     for _ in range(iterations):
         masses = features.new_full((len(prototypes),), -math.inf, dtype=_wide(features))

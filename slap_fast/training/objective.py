@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from slap_fast import distributed, losses
+from slap_fast import compilation, distributed, losses
 from slap_fast.config import TrainConfig
-from slap_fast.losses import chunked, self_distillation
+from slap_fast.losses import self_distillation
 from slap_fast.losses.self_distillation import Targets
 from slap_fast.packed import PackedBatch
 from slap_fast.precision import product_dtype
@@ -210,7 +210,7 @@ def teacher_targets(
 
 def as_graph(config: TrainConfig, function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, compiled for tensors of any size where the run is."""
-    return chunked.as_graph(function) if config.compile else function
+    return compilation.compile_for_any_size(function) if config.compile else function
 
 
 def _rng_state(device: torch.device) -> list[Tensor]:

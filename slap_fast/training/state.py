@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slap_fast import atomic_files, checkpoint, distributed
+from slap_fast import atomic_files, checkpoint, compilation, distributed
 from slap_fast.config import TrainConfig, from_dict
 from slap_fast.data.source import ClipSource
 from slap_fast.models.slap import SlapModel, Teacher
@@ -57,7 +56,7 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
     if config.compile:
         # FSDP's gathers would break a graph: there each block is one of its own.
         whole = [model] if teacher is None else [model, teacher]
-        _compile([*towers, *heard] if sharded else whole, device)
+        compilation.compile_modules([*towers, *heard] if sharded else whole, device)
     replica = model
     if sharded:
         distributed.shard(model, towers, device, trains=True)
@@ -66,43 +65,6 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
     else:
         replica = distributed.replicate(model)
     return TrainState(config, model, replica, teacher, make_optimizer(model, config), device)
-
-
-MOST_GRAPHS = 32
-"""Of one forward; one more would run as it is. A gradient cache on uneven ranks makes over 8."""
-
-
-def _compile(modules: Sequence[nn.Module], device: torch.device) -> None:
-    """Compiles their forwards in place, so that parameters keep their names."""
-    from torch._dynamo import config
-
-    # Sizes of 0, 1 and more are graphs of their own, with gradient and without.
-    config.recompile_limit = max(config.recompile_limit, MOST_GRAPHS)
-    config.specialize_float = True  # what changes is a tensor; else each graph is traced twice
-    if device.type == "cpu":
-        from torch._inductor import cpp_builder, exc
-
-        try:
-            cpp_builder.get_cpp_compiler()
-        except exc.InvalidCxxCompiler as error:
-            raise ValueError(
-                "compile: found no C++ compiler, expected g++, or one that CXX names, to compile "
-                "for a CPU; or set compile=false"
-            ) from error
-    for module in modules:
-        module.compile(dynamic=True, backend=lean)
-
-
-def lean(
-    graph: torch.fx.GraphModule, inputs: Sequence[Any], backend: str = "inductor"
-) -> Callable[..., Any]:
-    """torch.compile's ``backend``, but what norms and gates give is made again in the backward: by
-    itself it keeps what a product's gradient needs."""
-    from torch._dynamo import lookup_backend
-    from torch._functorch import config
-
-    with config.patch(ban_recompute_materialized_backward=False):
-        return lookup_backend(backend)(graph, inputs)
 
 
 def begin(

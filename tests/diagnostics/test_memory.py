@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from slap_fast import cli
+from slap_fast import cli, compilation
 from slap_fast.config import override, slap_base
 from slap_fast.data.loader import TrainSteps
 from slap_fast.diagnostics import memory as plan
@@ -60,10 +60,10 @@ def test_a_forward_keeps_what_is_estimated(compiled, student_pass, monkeypatch):
     monkeypatch.setattr(dispatch, "choose", fused)
     if compiled:
 
-        def lean(graph, inputs):
-            return runstate.lean(graph, inputs, "aot_eager_decomp_partition")
+        def backend(graph, inputs):
+            return compilation.recompute_backend(graph, inputs, "aot_eager_decomp_partition")
 
-        state.model.compile(backend=lean, dynamic=True)
+        state.model.compile(backend=backend, dynamic=True)
         state.model(batch, config.loss)
     found = kept_bytes(state.model, batch, config.loss)
     saved = plan.saved_for_backward(config.model, compiled)

@@ -7,10 +7,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from slap_fast import distributed, ops
+from slap_fast import compilation, distributed, ops
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
-from slap_fast.losses import chunked
 from slap_fast.models.slap import SlapModel, Teacher
 from slap_fast.packed import PackedBatch
 from slap_fast.reference import attention as reference_attention
@@ -118,7 +117,7 @@ def test_student_and_teacher_are_compiled_to_keep_less(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", spy)
     start(COMPILED)
     assert compiled == dict.fromkeys(
-        (SlapModel, Teacher), {"dynamic": True, "backend": runstate.lean}
+        (SlapModel, Teacher), {"dynamic": True, "backend": compilation.recompute_backend}
     )
 
 
@@ -162,8 +161,8 @@ def test_fifty_packs_make_no_graph_break_and_two_recompiles_at_most(dynamo, figu
             made.append(CompileCounterWithBackend("aot_eager"))
             module.compile(backend=made[-1], dynamic=True)
 
-    monkeypatch.setattr(runstate, "_compile", count)
-    monkeypatch.setattr(chunked, "as_graph", counted)
+    monkeypatch.setattr(compilation, "compile_modules", count)
+    monkeypatch.setattr(compilation, "compile_for_any_size", counted)
     for seed in figure("K10", ci=1, soak=3):
         made = []
         counted.cache_clear()
@@ -181,9 +180,9 @@ def test_fifty_packs_make_no_graph_break_and_two_recompiles_at_most(dynamo, figu
 def test_packs_of_no_and_of_one_clip_are_compiled_too(dynamo, monkeypatch):
     """In both passes of a gradient cache; Dynamo's own limit of 8 would leave one of them as it is,
     and here raise."""
-    monkeypatch.setattr(runstate, "lean", lambda graph, inputs: graph.forward)
+    monkeypatch.setattr(compilation, "recompute_backend", lambda graph, inputs: graph.forward)
     eager = functools.partial(torch.compile, backend="eager", dynamic=True)
-    monkeypatch.setattr(chunked, "as_graph", functools.cache(eager))
+    monkeypatch.setattr(compilation, "compile_for_any_size", functools.cache(eager))
     small = {"batch_size": 9, "max_tokens": 60, "grad_cache": True, "model.ssl.mask_clips": 0.25}
     limits = {"recompile_limit": 8, "fail_on_recompile_limit_hit": True}
     with torch._dynamo.config.patch(limits):
