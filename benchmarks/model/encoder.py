@@ -12,7 +12,6 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import cases, harness
+from benchmarks.examples import padded
 from slap_fast.config import MelConfig, slap_base, slap_tiny
 from slap_fast.diagnostics import flops
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.layers import RMSNorm, SwiGLU
 from slap_fast.packed import PackedPatches
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-import padded
 
 TOLERANCE = {"cuda": 3e-2, "cpu": 1e-4}
 """Of the relative L2 difference from slap-fast."""

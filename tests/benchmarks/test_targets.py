@@ -35,7 +35,8 @@ def records():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "device", lambda: runs.CPU)
         patch.setattr(mel, "PEERS", {})  # torch.stft is one
-        patch.setattr(step, "WAYS", {name: way | {"compiled": False} for name, way in WAYS.items()})
+        uncompiled = {name: it | {"compiled": False} for name, it in step.VARIANTS.items()}
+        patch.setattr(step, "VARIANTS", uncompiled)
         found = {"mel_cpu": {"rows": rows_of("mel")}}
         peers = dict.fromkeys(attention_peers.VARIANTS, attention_peers.ours)
         patch.setattr(attention, "VARIANTS", peers)
@@ -49,9 +50,6 @@ def records():
         *_, found["step_gpu"] = step.bench_step(config, 300, 1, runs.CPU)
         found["step_cpu"] = found["step_gpu"]
     return found
-
-
-WAYS = dict(step.WAYS)
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.what)
