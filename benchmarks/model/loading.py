@@ -28,7 +28,8 @@ from benchmarks import cases, harness
 from slap_fast import ops
 from slap_fast.config import MelConfig, slap_tiny
 from slap_fast.data.builtin.scenes import SoundSet
-from slap_fast.data.source import BuiltinClips, clip_patches, open_source, pack_patches
+from slap_fast.data.patches import clip_patches, pack_patches
+from slap_fast.data.source import BuiltinClips, open_source
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.packed import PackedPatches
 

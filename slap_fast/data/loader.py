@@ -29,7 +29,8 @@ from slap_fast.config import MelConfig, TrainConfig
 from slap_fast.data.audio.decode import AudioError
 from slap_fast.data.augment import mask_indices, spec_augment
 from slap_fast.data.order import Order
-from slap_fast.data.source import BadClip, ClipSource, bad_clip, clip_patches, pack_patches
+from slap_fast.data.patches import clip_patches, pack_patches
+from slap_fast.data.source import BadClip, ClipSource, bad_clip
 from slap_fast.data.sources.mixture import MixedClips
 from slap_fast.models.tokenizer import CaptionTokenizer
 from slap_fast.packed import PackedBatch, PackedText

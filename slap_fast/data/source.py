@@ -1,4 +1,4 @@
-"""Clips from a manifest of files, shards, a mix of them or the built-in sounds; one as patches.
+"""Clips from a manifest of files, shards, a mix of them or the built-in sounds.
 
 Anything with the methods of :class:`ClipSource` can be trained on.
 """
@@ -12,17 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-import torch
-
-from slap_fast import ops
-from slap_fast.config import MelConfig
 from slap_fast.data.audio.decode import IN_PROCESS, Audio, AudioError, Decoder
 from slap_fast.data.builtin.scenes import SoundSet
 from slap_fast.data.manifest import Row, read_manifest
 from slap_fast.data.shards.index import INDEX, ShardClips, read_index
 from slap_fast.data.sources.mixture import MixedClips, read_mix
-from slap_fast.packed import PackedPatches
 
 FULL_WORDINGS = 3
 """Of a built-in scene's captions, as many say all there is to it; one more names the source
@@ -204,23 +198,6 @@ def _fingerprint(audio: Path | bytes) -> tuple[int, str]:
             return 0, ""
         audio = audio.read_bytes()
     return len(audio), hashlib.sha1(audio, usedforsecurity=False).hexdigest()[:8]
-
-
-def clip_patches(waveform: np.ndarray, mel: MelConfig) -> PackedPatches:
-    """One clip's patches: waveform [num_samples] float32 or int16 -> a packed run of one."""
-    cu_samples = torch.tensor([0, len(waveform)])
-    return ops.mel_patches(torch.from_numpy(waveform), cu_samples, mel)
-
-
-def pack_patches(clips: Sequence[torch.Tensor], mel: MelConfig) -> PackedPatches:
-    """Clips [T_i, patch_dim], each whole columns, end to end."""
-    lengths = torch.tensor([0, *map(len, clips)])
-    starts = lengths.cumsum(0)
-    token = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(lengths[1:])
-    bands = mel.patches_per_column
-    coords = torch.stack([token // bands, token % bands], dim=1).int()
-    patches = torch.cat(list(clips)) if clips else torch.zeros(0, mel.patch_dim)
-    return PackedPatches(patches, coords, starts.int(), int(lengths.max()))
 
 
 BUILTIN_SIZES = {"train": 5_000, "validation": 200, "test": 500}

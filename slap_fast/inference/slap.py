@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from slap_fast import atomic_files, checkpoint
 from slap_fast.data.audio.decode import AudioError, as_waveform, decode, stream
-from slap_fast.data.source import clip_patches, pack_patches
+from slap_fast.data.patches import clip_patches, pack_patches
 from slap_fast.models.generate import generate
 from slap_fast.models.layers import Segments
 from slap_fast.models.slap import SlapModel

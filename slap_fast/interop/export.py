@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast.config import MelConfig
-from slap_fast.data.source import clip_patches
+from slap_fast.data.patches import clip_patches
 from slap_fast.models.layers import Attention, Segments
 from slap_fast.models.slap import SlapModel
 from slap_fast.packed import PackedPatches

@@ -18,7 +18,7 @@ from transformers import (
 
 from slap_fast.config import MelConfig, from_dict, to_dict
 from slap_fast.data.audio.decode import as_waveform
-from slap_fast.data.source import clip_patches
+from slap_fast.data.patches import clip_patches
 from slap_fast.models.tokenizer import END, START, CaptionTokenizer
 
 

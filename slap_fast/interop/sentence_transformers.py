@@ -17,7 +17,7 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
 from slap_fast.data.audio.items import audio_item
-from slap_fast.data.source import clip_patches, pack_patches
+from slap_fast.data.patches import clip_patches, pack_patches
 from slap_fast.inference.slap import Slap
 from slap_fast.packed import PackedPatches, PackedText
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def check_tensor(
     name: str,

@@ -1,8 +1,9 @@
-"""Bugs planted one at a time in a copy of the package, and the tests that have to notice.
+"""Mutants: bugs planted one at a time in a copy of the package, and the test that must catch each.
 
-``python -m tests.helpers.mutants FOLDER`` makes the copy in FOLDER and prints pytest's exit codes
-as JSON: first that of all those tests on the copy as it is, then that of each bug. Every pytest is
-a fork of one process, so that what takes long to load is loaded once.
+``python -m tests.helpers.mutants FOLDER [WORD]`` copies the package to FOLDER and prints pytest's
+exit codes as JSON: first that of all the tests on the unchanged copy, then that of each mutant.
+WORD selects the mutants whose file or test contains it. Every pytest is a fork of one process,
+so that what takes long to import is imported once.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ OF_ITS_NUMBER = (
 
 
 class Mutant(NamedTuple):
-    """A bug: ``old``, which the file has once, becomes ``new``; the test fails."""
+    """One bug: ``old`` becomes ``new``, and the test must fail."""
 
     path: str
+    """From the top of the checkout."""
     old: str
+    """Occurs once in that file."""
     new: str
     test: str
+    """Id from ``tests/``: one test, or all of a class."""
 
 
 MUTANTS = [
@@ -250,14 +254,14 @@ MUTANTS = [
 
 
 def copy_package(folder: Path) -> None:
-    """The package as an installation has it, with ``kernels`` inside."""
-    ignored = shutil.ignore_patterns("__pycache__")
+    """Copies the package as an installation has it, with ``kernels`` inside."""
+    ignored = shutil.ignore_patterns("__pycache__", "kernels")
     shutil.copytree(ROOT / "slap_fast", folder / "slap_fast", ignore=ignored)
     shutil.copytree(ROOT / "kernels", folder / "slap_fast" / "kernels", ignore=ignored)
 
 
 def plant(mutant: Mutant, folder: Path) -> tuple[Path, str]:
-    """Writes the bug; returns the file and what it held."""
+    """Writes the bug into the copy; returns the file and its text before."""
     path = folder / mutant.path.replace("kernels/", "slap_fast/kernels/", 1)
     text = path.read_text(encoding="utf-8")
     assert text.count(mutant.old) == 1, mutant
@@ -266,28 +270,27 @@ def plant(mutant: Mutant, folder: Path) -> tuple[Path, str]:
 
 
 def exit_code(tests: list[str], folder: Path) -> int:
-    """pytest's, of the tests on the package in the folder: 1 where one failed, -n for a signal."""
+    """pytest's code of tests on the package in the folder: 1 if one failed, -n for signal n."""
     child = os.fork()
     if child == 0:
         os.dup2(os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-        sys.path.insert(0, str(folder))
-        sys.path.append(str(ROOT))  # where ranks find the tests they run
-        import pytest
-
+        # The copy before the checkout, where the tests are; ranks inherit this path.
+        checkout = ("", str(ROOT))
+        sys.path[:] = [str(folder), *(p for p in sys.path if p not in checkout), str(ROOT)]
         import slap_fast
 
-        assert Path(slap_fast.__file__).is_relative_to(folder)
+        assert Path(slap_fast.__file__).is_relative_to(folder), slap_fast.__file__
         paths = [str(ROOT / "tests" / test) for test in tests]
         options = ["-x", "-q", "--durations=0", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
         os._exit(pytest.main([*options, *paths]))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, mutants: list[Mutant]) -> None:
     copy_package(folder)
-    # The same tests once, in this order: whatever fails now does not tell a bug.
-    codes = [exit_code(list(dict.fromkeys(mutant.test for mutant in MUTANTS)), folder)]
-    for mutant in MUTANTS:
+    # A test that fails on the unchanged copy, or in this order, proves nothing about a mutant.
+    codes = [exit_code(list(dict.fromkeys(mutant.test for mutant in mutants)), folder)]
+    for mutant in mutants:
         path, text = plant(mutant, folder)
         codes.append(exit_code([mutant.test], folder))
         path.write_text(text, encoding="utf-8")
@@ -297,9 +300,11 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     os.chdir(ROOT)
     os.environ["TRITON_INTERPRET"] = "1"
-    sys.dont_write_bytecode = True  # a bug of the same length in the same second would be missed
+    sys.dont_write_bytecode = True  # bytecode of the same size and second would be taken as fresh
+    import pytest
     import torch  # noqa: F401
     import triton  # noqa: F401
     from transformers.models.modernbert import modeling_modernbert  # noqa: F401
 
-    main(Path(sys.argv[1]))
+    target, *words = sys.argv[1:]
+    main(Path(target), [m for m in MUTANTS if all(w in f"{m.path} {m.test}" for w in words)])

@@ -12,7 +12,7 @@ import torch
 
 from slap_fast import Slap
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.source import clip_patches
+from slap_fast.data.patches import clip_patches
 from slap_fast.training import loop as training
 from slap_fast.training import state as runstate
 

@@ -10,7 +10,7 @@ import torch
 
 from slap_fast.cli import main
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.source import clip_patches
+from slap_fast.data.patches import clip_patches
 from slap_fast.inference.slap import Slap
 from slap_fast.interop import export
 from slap_fast.models.slap import SlapModel

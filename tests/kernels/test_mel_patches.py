@@ -12,6 +12,7 @@ from slap_fast import ops
 from slap_fast.config import MelConfig
 from slap_fast.data.audio.decode import decode
 from slap_fast.data.augment import draw_masks
+from slap_fast.ops.dispatch import DEFAULT_MEL
 from slap_fast.packed import PackedPatches
 from slap_fast.reference import mel_patches as reference
 from tests.helpers.mel_signals import assert_accurate, hostile, noise
@@ -37,7 +38,7 @@ def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernel, "LAUNCH", {128: kernel.Launch(64, 128, 128, 4, 1)})
 
 
-def run(waveform, cu_samples, config=ops.DEFAULT_MEL, masks=None) -> PackedPatches:
+def run(waveform, cu_samples, config=DEFAULT_MEL, masks=None) -> PackedPatches:
     masks = None if masks is None else masks.to(DEVICE)
     found = ops.mel_patches(
         waveform.to(DEVICE), cu_samples.to(DEVICE), config, masks=masks, impl="triton"
@@ -103,7 +104,7 @@ def test_a_clip_ignores_its_neighbours():
         for a, b in itertools.pairwise(cu_samples.tolist())
     ]
     assert torch.equal(torch.cat(alone).nan_to_num(9.0), packed.patches.nan_to_num(9.0))
-    want = reference.mel_patches(waveform, cu_samples, ops.DEFAULT_MEL)[0]
+    want = reference.mel_patches(waveform, cu_samples, DEFAULT_MEL)[0]
     assert torch.equal(packed.patches.isnan(), want.isnan())
 
 
@@ -122,12 +123,12 @@ def test_masks():
     waveform, cu_samples = noise(5_000, 0, 1, 25_000)
     plain = run(waveform, cu_samples)
     masks = draw_masks(
-        plain.cu_seqlens, ops.DEFAULT_MEL, time_masks=2, time_mask_share=0.4, freq_masks=2,
+        plain.cu_seqlens, DEFAULT_MEL, time_masks=2, time_mask_share=0.4, freq_masks=2,
         freq_mask_bins=20, rng=np.random.default_rng(0),
     )  # fmt: skip
     masks = torch.from_numpy(masks)[torch.randperm(len(masks))]
     found = run(waveform, cu_samples, masks=masks).patches
-    want = reference.mel_patches(waveform, cu_samples, ops.DEFAULT_MEL, masks)[0]
+    want = reference.mel_patches(waveform, cu_samples, DEFAULT_MEL, masks)[0]
     assert torch.equal(found == 0, want == 0)
     assert torch.equal(found[want != 0], plain.patches[want != 0])
 
@@ -141,7 +142,7 @@ def test_nothing_gives_no_patches(bounds):
 
 def test_the_registered_operation_passes_opcheck():
     waveform, cu_samples = (x.to(DEVICE) for x in noise(400, 3_000))
-    config, device = ops.DEFAULT_MEL, waveform.device
+    config, device = DEFAULT_MEL, waveform.device
     plain = run(waveform, cu_samples)
     masks = torch.empty(0, 4, dtype=torch.int32, device=device)
     starts = torch.zeros(3, dtype=torch.int32, device=device)

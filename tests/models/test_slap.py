@@ -15,7 +15,7 @@ from slap_fast.config import (
     TextEncoderConfig,
     slap_base,
 )
-from slap_fast.data.source import pack_patches
+from slap_fast.data.patches import pack_patches
 from slap_fast.losses import self_distillation
 from slap_fast.models.slap import SlapModel, Teacher
 from slap_fast.packed import PackedBatch, PackedText

@@ -16,6 +16,7 @@ from slap_fast.config import MelConfig
 from slap_fast.data.audio.decode import decode
 from slap_fast.data.augment import draw_masks, spec_augment
 from slap_fast.ops import dispatch
+from slap_fast.ops.mel_patches import cpp_engine
 from slap_fast.packed import PackedPatches
 from slap_fast.reference import mel_patches as reference
 from tests.helpers.mel_signals import assert_accurate, hostile, noise
@@ -42,7 +43,7 @@ NO_MASKS = np.zeros((0, 4), np.int32)
 
 
 def run(instruction_set, waveform, cu_samples, config, masks=NO_MASKS, num_threads=1):
-    mel = ops._mel_cpp(config, instruction_set)
+    mel = cpp_engine(config, instruction_set)
     arrays = mel(waveform.numpy(), cu_samples.numpy(), masks, num_threads)
     return PackedPatches(*map(torch.from_numpy, arrays[:3]), arrays[3])
 
@@ -213,7 +214,7 @@ def test_runs_beside_other_threads():
 
 @pytest.mark.parametrize("bounds", [[], [1, 9], [0, 5, 4], [0, 101], [0, -1], [0, 2**62]], ids=str)
 def test_the_extension_refuses_bounds_outside_the_waveform(bounds):
-    mel = ops._mel_cpp(MelConfig())
+    mel = cpp_engine(MelConfig())
     with pytest.raises(ValueError, match="cu_samples: expected 0 first"):
         mel(np.zeros(100, np.float32), np.array(bounds, np.int64), NO_MASKS, 1)
 

@@ -16,6 +16,7 @@ from slap_fast import ops
 from slap_fast.config import MelConfig
 from slap_fast.ops import dispatch
 from slap_fast.ops import validation as checks
+from slap_fast.ops.attention import _attention_module
 from slap_fast.packed import PackedPatches
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference import map_pool as reference_map_pool
@@ -338,11 +339,11 @@ def test_obstacles(monkeypatch):
 @pytest.mark.parametrize("head_dim, dtype", [(129, torch.bfloat16), (64, torch.float64)], ids=str)
 def test_heads_without_a_kernel_run_on_the_reference(head_dim, dtype):
     q = types.SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(T, H, head_dim))
-    assert ops._attention_module(None, q, {})[0] is reference_attention
+    assert _attention_module(None, q, {})[0] is reference_attention
     told = dispatch.which("attention", device="cuda", dtype=dtype, head_dim=head_dim)["attention"]
     assert told.startswith("reference: triton has no kernels for ")
     with pytest.raises(NotImplementedError, match="'triton', which has no kernels for .*impl=None"):
-        ops._attention_module("triton", q, {})
+        _attention_module("triton", q, {})
 
 
 @pytest.mark.parametrize("hidden_size, num_heads", [(1025, 1), (64, 17)])

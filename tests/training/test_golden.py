@@ -12,7 +12,7 @@ import torch
 
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
-from slap_fast.data.source import pack_patches
+from slap_fast.data.patches import pack_patches
 from slap_fast.losses import self_distillation
 from slap_fast.packed import PackedBatch, PackedText
 from slap_fast.training import loop as training

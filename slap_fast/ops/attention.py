@@ -1,0 +1,205 @@
+"""Packed attention: the arguments, the checks, and the choice of what runs."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from slap_fast.ops import compiled_reference, dispatch, flash_attention
+from slap_fast.ops.validation import (
+    FLOATS,
+    check_rope,
+    check_schedule,
+    check_sequences,
+    check_tensor,
+    check_window,
+)
+from slap_fast.reference import attention as reference_attention
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
+    rope: tuple[Tensor, Tensor] | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    return_lse: bool = False,
+    schedule: Tensor | None = None,
+    schedule_k: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale q k^T) v inside each packed sequence, local or global, rotary included.
+
+    Args:
+        q: [T, H, D], any strides with a dense last axis; fp16, bf16, fp32 or fp64.
+        k: [Tk, Hkv, D], H a multiple of Hkv: H / Hkv consecutive query heads share a key head.
+        v: [Tk, Hkv, D].
+        cu_seqlens: int32 [B + 1], where each sequence begins.
+        max_seqlen: length of the longest.
+        cu_seqlens_k: int32 [B + 1] of k and v, where they differ from q's (cross-attention);
+            query i then sits at position i + len_k - len_q among its keys.
+        max_seqlen_k: length of the longest of those, required with ``cu_seqlens_k``.
+        rope: (cos, sin), each fp32 [T, D / 2], rotating the pairs (j, j + D / 2) of q and k; not
+            with ``cu_seqlens_k``.
+        window_size: (left, right) token distances, inclusive, -1 open.
+        causal: no key after the query's position.
+        softmax_scale: None: D ** -0.5.
+        return_lse: also return the log-sum-exp of the scaled scores.
+        schedule: of ``cu_seqlens``, by :func:`attention_schedule`; None: built in the call.
+        schedule_k: of ``cu_seqlens_k``, likewise.
+        impl: see the module.
+
+    Returns:
+        out [T, H, D] in q's dtype; with ``return_lse`` also lse [H, T], natural log, fp32 (fp64 for
+        fp64 inputs), differentiable. A row that sees no key gives 0 and -inf.
+
+    Source: FlashAttention's ``flash_attn_varlen_func`` (arXiv 2307.08691), whose words these are.
+    """
+    check_tensor("q", q, FLOATS, ("T", "H", "D"))
+    for name, x in (("k", k), ("v", v)):
+        check_tensor(name, x, (q.dtype,), ("Tk", "Hkv", q.shape[2]), q.device)
+    if v.shape != k.shape:
+        raise ValueError(f"v: found shape {list(v.shape)}, expected k's, {list(k.shape)}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(f"k: found {k.shape[1]} heads, expected a divisor of q's {q.shape[1]}")
+    check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, q, "q")
+    if cu_seqlens_k is None:
+        if len(k) != len(q):
+            raise ValueError(f"k: found {len(k)} rows, expected {len(q)} as q without cu_seqlens_k")
+        if max_seqlen_k is not None:
+            raise ValueError(
+                f"max_seqlen_k: found {max_seqlen_k}, expected None without cu_seqlens_k"
+            )
+        if schedule_k is not None:
+            raise ValueError("schedule_k: found tiles, expected None without cu_seqlens_k")
+    else:
+        check_sequences("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k, "k")
+        if len(cu_seqlens_k) != len(cu_seqlens):
+            raise ValueError(
+                f"cu_seqlens_k: found {len(cu_seqlens_k)} entries, expected {len(cu_seqlens)} as "
+                "in cu_seqlens"
+            )
+        if rope is not None:
+            raise ValueError("rope: found tables, expected None with cu_seqlens_k: rotate before")
+    check_rope(rope, q)
+    check_window(window_size)
+    options = {
+        "cu_seqlens_k": cu_seqlens_k,
+        "max_seqlen_k": max_seqlen_k,
+        "rope": rope,
+        "window_size": window_size,
+        "causal": causal,
+        "softmax_scale": softmax_scale,
+        "return_lse": return_lse,
+    }
+    schedules = {
+        "schedule": (schedule, cu_seqlens, len(q)),
+        "schedule_k": (schedule_k, cu_seqlens_k, len(k)),
+    }
+    module, schedules = _attention_module(impl, q, schedules)
+    return module.attention(q, k, v, cu_seqlens, max_seqlen, **options, **schedules)
+
+
+def attention_qkvpacked(
+    qkv: Tensor,
+    num_heads_kv: int,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    rope: tuple[Tensor, Tensor] | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    return_lse: bool = False,
+    schedule: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`attention` on a projection as it comes; its backward writes one gradient.
+
+    Args:
+        qkv: [T, H + 2 Hkv, D]: H query heads, then Hkv key heads, then Hkv value heads.
+        num_heads_kv: Hkv.
+        schedule: by :func:`attention_schedule`, for all calls with the same ``cu_seqlens``; None:
+            built in the call.
+
+    The other arguments and the result are those of :func:`attention`.
+    """
+    check_tensor("qkv", qkv, FLOATS, ("T", "H + 2 Hkv", "D"))
+    num_heads = qkv.shape[1] - 2 * num_heads_kv
+    if num_heads_kv < 1 or num_heads < 1 or num_heads % num_heads_kv:
+        raise ValueError(
+            f"num_heads_kv: found {num_heads_kv}, expected Hkv >= 1 such that qkv's "
+            f"{qkv.shape[1]} heads are H + 2 Hkv, H a multiple of Hkv"
+        )
+    check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
+    check_rope(rope, qkv)
+    check_window(window_size)
+    options = {
+        "rope": rope,
+        "window_size": window_size,
+        "causal": causal,
+        "softmax_scale": softmax_scale,
+        "return_lse": return_lse,
+    }
+    schedules = {"schedule": (schedule, cu_seqlens, len(qkv))}
+    module, schedules = _attention_module(impl, qkv, schedules)
+    return module.attention_qkvpacked(
+        qkv, num_heads_kv, cu_seqlens, max_seqlen, **options, **schedules
+    )
+
+
+def attention_schedule(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tensor | None:
+    """What a GPU works off for packed sequences: built once per batch, shared by all its layers.
+
+    Args:
+        cu_seqlens: int32 [B + 1], where each sequence begins.
+        max_seqlen: length of the longest.
+        total_tokens: T, the rows of what is attended to.
+
+    Returns:
+        For ``schedule``: an int32 tensor of the device, made without a sync; None where attention
+        needs none.
+    """
+    check_tensor("cu_seqlens", cu_seqlens, (torch.int32,), ("B + 1",))
+    if dispatch.choose("attention", None, cu_seqlens.device, torch.float32) != "triton":
+        return None
+    from slap_fast.kernels import attention
+
+    return attention.schedule_tiles(cu_seqlens, total_tokens)
+
+
+def _attention_module(
+    impl: str | None,
+    q: Tensor,
+    schedules: dict[str, tuple[Tensor | None, Tensor | None, int]],
+) -> tuple[ModuleType, dict[str, Tensor | None]]:
+    """The module that runs attention on q (or qkv), and which of the schedules it takes.
+
+    Each of them comes with the starts and the number of rows that it has to be of.
+    """
+    for name, (schedule, _, _) in schedules.items():
+        if schedule is not None:
+            check_tensor(name, schedule, (torch.int32,), ("tiles", 2), q.device)
+    impl = dispatch.choose("attention", impl, q.device, q.dtype, dispatch.head_limits(q.shape[2]))
+    if impl == "reference" and torch.compiler.is_compiling():
+        return compiled_reference, {}
+    if impl != "triton":
+        return (flash_attention if impl == "flash" else reference_attention), {}
+    # Here, so that importing the package does not import triton.
+    from slap_fast.kernels import attention
+
+    for name, (schedule, starts, num_rows) in schedules.items():
+        if schedule is not None:
+            make = functools.partial(attention.schedule_tiles, starts, num_rows)
+            check_schedule(name, schedule, attention.num_tiles(starts, num_rows), make)
+    return attention, {name: schedule for name, (schedule, _, _) in schedules.items()}

@@ -1,0 +1,94 @@
+"""Log-mel patches of packed clips: the arguments, the checks, and the choice of what runs."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slap_fast.config import MelConfig
+from slap_fast.ops import dispatch
+from slap_fast.ops.dispatch import DEFAULT_MEL
+from slap_fast.ops.validation import check_masks, check_starts, check_tensor
+from slap_fast.packed import PackedPatches
+from slap_fast.reference import mel_patches as reference
+
+
+def mel_patches(
+    waveform: Tensor,
+    cu_samples: Tensor,
+    config: MelConfig = DEFAULT_MEL,
+    *,
+    masks: Tensor | None = None,
+    impl: str | None = None,
+) -> PackedPatches:
+    """Log-mel patches of packed clips (SLAP, arXiv 2601.12594, section 3). Not differentiable.
+
+    Args:
+        waveform: [num_samples] float32 in -1 .. 1 or int16, all clips end to end.
+        cu_samples: int64 [B + 1], where each clip begins; its last entry is where the last ends.
+        config: the front end.
+        masks: int32 [M, 4] = (clip, axis, start, stop), SpecAugment's spans: frames (axis 0) or mel
+            bins (axis 1) start .. stop - 1 of the clip become 0, the mean of the normalised
+            log-mel. :func:`slap_fast.data.augment.draw_masks` draws them.
+        impl: see the module.
+
+    A clip without samples has no patches; any other has at least one column, filled with silence. A
+    frame with a sample that is not finite is NaN, and no other frame is. A waveform that requires a
+    gradient is refused: patches are data. On a GPU two numbers are read from the device, which
+    syncs: how many patches there are, and the longest clip.
+    """
+    check_tensor("waveform", waveform, (torch.float32, torch.int16), ("num_samples",))
+    check_starts("cu_samples", cu_samples, torch.int64, waveform, "waveform")
+    if masks is not None:
+        check_masks(masks, cu_samples)
+    if waveform.requires_grad and torch.is_grad_enabled():
+        raise ValueError("waveform: found requires_grad, expected data: patches carry no gradient")
+    chosen = dispatch.choose(
+        "mel_patches", impl, waveform.device, waveform.dtype, dispatch.mel_limits(config)
+    )
+    if chosen == "triton":
+        from slap_fast.kernels import mel_patches as triton_mel_patches
+
+        constants = reference.constants
+        return PackedPatches(
+            *triton_mel_patches.mel_patches(waveform, cu_samples, config, constants, masks)
+        )
+    if chosen == "cpp":
+        return _on_cpp(waveform, cu_samples, config, masks)
+    return PackedPatches(*reference.mel_patches(waveform, cu_samples, config, masks))
+
+
+def _on_cpp(
+    waveform: Tensor, cu_samples: Tensor, config: MelConfig, masks: Tensor | None
+) -> PackedPatches:
+    if masks is None:
+        masks = torch.empty(0, 4, dtype=torch.int32)
+    *arrays, max_seqlen = cpp_engine(config)(
+        waveform.detach().numpy(),
+        cu_samples.numpy(),
+        masks.contiguous().numpy(),
+        torch.get_num_threads(),
+    )
+    return PackedPatches(*map(torch.from_numpy, arrays), max_seqlen)
+
+
+@functools.lru_cache(maxsize=16)
+def cpp_engine(config: MelConfig, instruction_set: str | None = None) -> Any:
+    """A ``_C.MelPatches``, by default for the best instruction set of this machine."""
+    window, filterbank = reference.constants(config, torch.float32, torch.device("cpu"))
+    return dispatch.EXTENSION.MelPatches(
+        kaldi=config.preset == "kaldi",
+        n_fft=config.n_fft,
+        hop_length=config.hop_length,
+        patch_time=config.patch_time,
+        patch_freq=config.patch_freq,
+        floor=config.floor,
+        mean=config.mean,
+        std=config.std,
+        window=window.numpy(),
+        filterbank=filterbank.numpy(),
+        instruction_set=instruction_set or dispatch.EXTENSION.mel_instruction_sets()[0],
+    )
