@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from slap_fast import losses
 from slap_fast.config import ModelConfig, TrainConfig
-from slap_fast.losses import self_distillation
+from slap_fast.losses import captioning, self_distillation
 from slap_fast.models.slap import SlapModel
 
 TOKENS_PER_CAPTION = 40
@@ -80,7 +79,7 @@ def plan(config: TrainConfig, memory: float) -> dict[str, Any]:
     teacher = counts.pop("teacher") * bool(config.loss.ssl)
     trained = sum(counts.values())
     largest_block = max(
-        losses.CAPTION_ROWS * model.text.vocab_size, self_distillation.ROWS * ssl.prototypes
+        captioning.CHUNK_ROWS * model.text.vocab_size, self_distillation.CHUNK_ROWS * ssl.prototypes
     )
     fixed = {
         "parameters": 4 * trained,

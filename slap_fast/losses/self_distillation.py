@@ -1,10 +1,11 @@
 """Self-distillation over prototypes (DINO, arXiv 2104.14294; iBOT, arXiv 2111.07832).
 
 Student and teacher each score M masked patches against K prototypes. At 131,072 patches and 8,192
-prototypes one matrix of scores is 4 GB in fp32, and scores, targets and what lies between them are
-several. None of them ever exists here: Sinkhorn's targets are a softmax of scores from which each
-prototype's share was taken off, so K numbers tell all of it, and scores are made anew wherever a
-block of rows needs them. That is one more product for each iteration, 0.1 % of a step's FLOPs.
+prototypes one matrix of scores is 4 GB in fp32, and a textbook loss keeps several: scores, targets
+and what lies between them. Here none of them ever exists: Sinkhorn's targets are a softmax of
+scores minus a bias for each prototype, so K numbers describe them, and a chunk's scores are
+recomputed wherever they are needed. That is one more product for each iteration, 0.1 % of a step's
+FLOPs.
 
 Shapes: M masked patches, K prototypes, D features. Softmaxes and sums run in fp32 (fp64 when given
 fp64), under autocast too; products follow autocast.
@@ -22,27 +23,28 @@ from torch import Tensor
 
 from slap_fast import compilation
 from slap_fast.losses import chunked
+from slap_fast.losses.chunked import TeacherTargets, accumulation_dtype
 from slap_fast.precision import product_dtype
 from slap_fast.registration import register
 
-ROWS = 4096
+CHUNK_ROWS = 4096
 """Rows of scores that exist at a time."""
 
 
 class Targets(NamedTuple):
-    """Each row's is softmax(features @ prototypes.T / temperature - bias); carries no gradient."""
+    """Target probabilities softmax(features @ prototypes.T / temperature - bias), no gradient."""
 
     features: Tensor
-    """[M, D], in the dtype of the product."""
+    """[M, D], in the compute dtype."""
     prototypes: Tensor
     """[K, D], likewise."""
     bias: Tensor
     """[K] fp32 or fp64."""
     temperature: Tensor
-    """0-d, likewise: as a number, a graph would be made anew for each."""
+    """0-d, likewise: as a number, each value would be a recompilation."""
 
     def probabilities(self) -> Tensor:
-        """[M, K], all at once."""
+        """[M, K], not chunked."""
         scores = F.linear(self.features, self.prototypes).to(self.bias.dtype)
         return (scores / self.temperature - self.bias).softmax(1)
 
@@ -54,24 +56,24 @@ def sinkhorn(
     temperature: float | Tensor,
     iterations: int,
     over_ranks: Callable[[Tensor], Tensor] | None = None,
-    chunk_size: int = ROWS,
+    chunk_size: int = CHUNK_ROWS,
     compiled: bool = False,
 ) -> Targets:
     """Targets that use every prototype about equally (SwAV, arXiv 2006.09882, section 3.1).
 
-    Each iteration normalises the prototypes over the rows, then the rows over the prototypes. It
-    runs on logarithms: exp(scores / temperature) itself overflows.
+    Each iteration normalises the prototypes over the rows, then the rows over the prototypes, in
+    logarithms: exp(scores / temperature) itself overflows.
 
     Args:
         features: [M, D], the teacher's; M may be 0.
         prototypes: [K, D], the teacher's; scores are features @ prototypes.T.
         temperature: divides the scores; 0-d, where it is a tensor.
         iterations: at least 1.
-        over_ranks: the logsumexp [K] -> [K] over ranks, which makes their rows one batch
+        over_ranks: the logsumexp over ranks, [K] -> [K], which makes their rows one batch
             (:func:`slap_fast.distributed.logsumexp`); such a call does not compile.
         chunk_size: rows of scores that exist at a time.
-        compiled: whether what happens to a block of them is a graph; on a GPU it is one whenever
-            the call is compiled.
+        compiled: whether the work on a chunk of them is compiled; on a GPU it is whenever the call
+            is.
 
     Returns:
         Targets whose rows sum to 1, and whose columns to about M / K.
@@ -81,8 +83,8 @@ def sinkhorn(
     """
     if iterations < 1:
         raise ValueError(f"iterations: found {iterations}, expected at least 1")
-    low = product_dtype(features)
-    features, prototypes = (x.detach().to(low) for x in (features, prototypes))
+    compute_dtype = product_dtype(features)
+    features, prototypes = (x.detach().to(compute_dtype) for x in (features, prototypes))
     temperature = _scalar(temperature, features)
     options = temperature, iterations, chunk_size, compiled or compilation.compiles_chunks(features)
     if over_ranks is None:
@@ -101,13 +103,15 @@ def _bias(
     compiled: bool,
     over_ranks: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """[K]: the logarithm of what each column is divided by in all."""
-    masses_of = compilation.compile_for_any_size(_masses) if compiled else _masses
+    """[K]: logarithm of the product of all that a column of exp(scores) is divided by."""
+    chunk_masses = compilation.compile_for_any_size(_masses) if compiled else _masses
     bias = None
     for _ in range(iterations):
-        masses = features.new_full((len(prototypes),), -math.inf, dtype=_wide(features))
-        for block in features.split(chunk_size):
-            masses = torch.logaddexp(masses, masses_of(block, prototypes, temperature, bias))
+        masses = features.new_full(
+            (len(prototypes),), -math.inf, dtype=accumulation_dtype(features)
+        )
+        for chunk in features.split(chunk_size):
+            masses = torch.logaddexp(masses, chunk_masses(chunk, prototypes, temperature, bias))
         masses = over_ranks(masses)
         bias = masses if bias is None else bias + masses
     return bias
@@ -116,8 +120,8 @@ def _bias(
 def _masses(
     features: Tensor, prototypes: Tensor, temperature: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Logarithms of the columns' sums over a block's rows, [K]; rows sum to 1 after the first."""
-    scores = F.linear(features, prototypes).to(_wide(features)).div_(temperature)
+    """Logarithms of the columns' sums over a chunk's rows, [K]; with a bias, its rows sum to 1."""
+    scores = F.linear(features, prototypes).to(accumulation_dtype(features)).div_(temperature)
     if bias is not None:
         scores = scores.sub_(bias).log_softmax(1)
     return scores.logsumexp(0)
@@ -127,7 +131,9 @@ _bias_op = register(
     "sinkhorn(Tensor features, Tensor prototypes, Tensor temperature, int iterations, "
     "SymInt chunk_size, bool compiled) -> Tensor",
     _bias,
-    lambda features, prototypes, *_: features.new_empty(prototypes.shape[0], dtype=_wide(features)),
+    lambda features, prototypes, *_: features.new_empty(
+        prototypes.shape[0], dtype=accumulation_dtype(features)
+    ),
 )
 
 
@@ -139,8 +145,8 @@ def centered_targets(
 
     features [M, D] and prototypes [K, D] are the teacher's, center [K].
     """
-    low = product_dtype(features)
-    features, prototypes = (x.detach().to(low) for x in (features, prototypes))
+    compute_dtype = product_dtype(features)
+    features, prototypes = (x.detach().to(compute_dtype) for x in (features, prototypes))
     temperature = _scalar(temperature, features)
     return Targets(features, prototypes, center / temperature, temperature)
 
@@ -159,7 +165,7 @@ def self_distillation_loss(
     prototypes: Tensor,
     targets: Targets,
     temperature: float,
-    chunk_size: int = ROWS,
+    chunk_size: int = CHUNK_ROWS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of the teacher's targets and the student's softmax over prototypes (iBOT).
 
@@ -172,9 +178,8 @@ def self_distillation_loss(
         chunk_size: rows of scores that exist at a time.
 
     Returns:
-        The loss, 0-d fp32 (fp64 for fp64), in nats: the mean over the M rows. And its health, by
-        which :func:`collapsed` tells whether it still learns: 0-d tensors without gradient, each
-        NaN when M < 2, as one row tells nothing:
+        The loss, 0-d fp32 (fp64 for fp64), in nats: the mean over the M rows. And health figures
+        for :func:`collapsed`: 0-d tensors without gradient, each NaN when M < 2:
 
         ``prototype_use``: share of min(M, K) prototypes that are the largest of some row, 0 .. 1.
         ``target_entropy``: mean entropy of the rows / ln K; 0 one-hot, 1 uniform.
@@ -185,26 +190,23 @@ def self_distillation_loss(
     Raises:
         ValueError: shapes that do not fit.
     """
-    found = len(targets.features), len(targets.prototypes)
-    if found != (len(student_features), len(prototypes)):
-        raise ValueError(
-            f"targets: found {list(found)} rows and prototypes, expected "
-            f"{[len(student_features), len(prototypes)]}"
-        )
+    target_sizes, sizes = (
+        [len(x), len(y)] for x, y in (targets[:2], (student_features, prototypes))
+    )
+    if target_sizes != sizes:
+        raise ValueError(f"targets: found {target_sizes} rows and prototypes, expected {sizes}")
     sums = chunked.distillation(
         student_features,
         prototypes,
-        targets.features,
+        TeacherTargets(*targets, student_temperature=temperature),
         chunk_size,
-        columns=[targets.prototypes, targets.bias, targets.temperature],
-        option=temperature,
     )
     return sums[0] / max(1, len(student_features)), _health(sums.detach(), student_features)
 
 
 @torch.no_grad()
 def _health(sums: Tensor, student_features: Tensor) -> dict[str, Tensor]:
-    """From the sums of :data:`slap_fast.losses.chunked.distillation`."""
+    """Health figures from the sums of :data:`slap_fast.losses.chunked.distillation`."""
     rows = len(student_features)
     marginal, used = sums[2:].chunk(2)
     features = F.normalize(student_features.to(sums.dtype), dim=1)
@@ -219,14 +221,14 @@ def _health(sums: Tensor, student_features: Tensor) -> dict[str, Tensor]:
 
 
 def collapsed(health: Mapping[str, Tensor]) -> Tensor:
-    """Whether the health of :func:`self_distillation_loss`, of one batch or averaged, shows a
-    collapse.
+    """Whether health figures of :func:`self_distillation_loss`, or their means, show a collapse.
 
-    The alarm goes off when any of these holds, and stays silent on NaN:
-    ``feature_std`` < 0.01: the student says the same of every input (mean cosine above 0.9999);
+    They do when any of these holds; a NaN never does:
+    ``feature_std`` < 0.01: the student's features hardly depend on the input (mean cosine above
+    0.9999);
     ``marginal_entropy`` < 0.05: one prototype takes (almost) every row;
-    ``marginal_entropy - target_entropy`` < 0.001: this is the mutual information of row and
-    prototype, in units of ln K. It is 0 exactly when all rows have one target, uniform or not.
+    ``marginal_entropy - target_entropy`` < 0.001: the mutual information of row and prototype, in
+    units of ln K; 0 exactly when all rows have the same target, uniform or not.
 
     Returns a 0-d bool tensor (a bool, when given floats).
     """
@@ -239,9 +241,5 @@ def collapsed(health: Mapping[str, Tensor]) -> Tensor:
 def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
     """0-d, in the dtype of ``like``'s softmax."""
     if isinstance(value, Tensor):
-        return value.to(like.device, _wide(like))
-    return like.new_full((), value, dtype=_wide(like))  # no copy from the host
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+        return value.to(like.device, accumulation_dtype(like))
+    return like.new_full((), value, dtype=accumulation_dtype(like))  # no copy from the host

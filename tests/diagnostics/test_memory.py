@@ -14,7 +14,7 @@ from slap_fast.ops import dispatch
 from slap_fast.training import loop as training
 from slap_fast.training import state as runstate
 from tests.helpers import runs
-from tests.losses.test_losses import Peak
+from tests.helpers.memory import Peak
 
 TOLERANCE = 0.1
 SIZED = {

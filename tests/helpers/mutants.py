@@ -23,7 +23,7 @@ NO_KEY = "kernels/test_attention.py::test_rows_without_a_key[tiled-some]"
 FAR = "kernels/test_attention_safety.py::test_strides_past_2_31[rows-tiled]"
 POOL = "kernels/test_map_pool.py::test_forward_and_gradients[torch.float32-100-3]"
 MEAN = "kernels/test_map_pool.py::test_a_mean_of_x_does_not_drown_the_gradient[torch.float16]"
-LOSSES = "losses/test_losses.py"
+CAPTION = "losses/test_captioning.py::TestCaption"
 DISTILLATION = "losses/test_self_distillation.py"
 TRAIN = "training/test_train.py"
 OF_ITS_NUMBER = (
@@ -140,16 +140,16 @@ MUTANTS = [
     ),
     # Losses, the teacher, ranks.
     Mutant(
-        "slap_fast/losses/__init__.py",
+        "slap_fast/losses/contrastive.py",
         "logit_scale * rows,",
         "rows,",
-        f"{LOSSES}::TestPairFormulas::test_contrastive[no_groups]",
+        "losses/test_contrastive.py::TestFormulas::test_contrastive[no_groups]",
     ),
     Mutant(
-        "slap_fast/losses/__init__.py",
+        "slap_fast/losses/captioning.py",
         "(labels != ignore_index).sum()",
         "labels.new_tensor(len(labels))",
-        f"{LOSSES}::TestCaption",
+        CAPTION,
     ),
     Mutant(
         "slap_fast/losses/self_distillation.py",
@@ -159,15 +159,15 @@ MUTANTS = [
     ),
     Mutant(
         "slap_fast/losses/chunked.py",
-        ".sub_(wanted).div_(temperature)",
-        ".sub_(wanted)",
+        ".sub_(teacher_probs).div_(student_temperature)",
+        ".sub_(teacher_probs)",
         f"{DISTILLATION}::TestSelfDistillation",
     ),
     Mutant(
         "slap_fast/losses/chunked.py",
         "logits.mul_(counts / total)",
         "logits.div_(total)",
-        f"{LOSSES}::TestCaption",
+        CAPTION,
     ),
     Mutant(
         "slap_fast/models/slap.py",

@@ -1,4 +1,4 @@
-"""Self-distillation a block at a time against whole matrices of scores, and the collapse alarm."""
+"""Chunked self-distillation against whole matrices of scores, and the collapse alarm."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from slap_fast.losses import self_distillation
-from tests.losses.test_losses import CHUNKS, F64, log_softmax, normal, unit
+from tests.helpers.losses import CHUNKS, F64, log_softmax, normal, unit
 
 
-def given(targets):
-    """Targets [M, K] that are what they are."""
-    log_targets = targets.clamp(min=1e-30).log()
-    prototypes, bias = torch.eye(targets.shape[1]).to(targets), targets.new_zeros(targets.shape[1])
-    return self_distillation.Targets(log_targets, prototypes, bias, torch.ones(()).to(bias))
+def targets_of(probabilities):
+    """Targets that have the given probabilities [M, K]."""
+    logs = probabilities.clamp(min=1e-30).log()
+    bias = logs.new_zeros(logs.shape[1])
+    prototypes, temperature = torch.eye(len(bias)).to(bias), torch.ones(()).to(bias)
+    return self_distillation.Targets(logs, prototypes, bias, temperature)
 
 
 class TestTargets:
@@ -34,14 +35,14 @@ class TestTargets:
         )
         np.testing.assert_allclose(targets.probabilities().numpy(), expected, rtol=1e-11)
 
-    def test_a_block_compiled_is_the_block_as_it_is(self):
-        plain, compiled = (
+    def test_a_compiled_chunk_equals_the_eager_one(self):
+        eager, compiled = (
             self_distillation.sinkhorn(
                 normal(12, 3), normal(5, 3, seed=1), 0.3, 3, None, 5, compiled
             )
             for compiled in (False, True)
         )
-        torch.testing.assert_close(compiled.bias, plain.bias, rtol=0, atol=1e-12)
+        torch.testing.assert_close(compiled.bias, eager.bias, rtol=0, atol=1e-12)
 
     def test_sinkhorn_marginals(self):
         features, prototypes = normal(96, 8), normal(16, 8, seed=1)
@@ -184,7 +185,7 @@ def collapse(kind, seed):
     if kind == "one_prototype_but_for_a_few":
         targets = torch.eye(64)[torch.zeros(1000, dtype=torch.int64)]
         targets[:5] = torch.eye(64)[1:6]
-        return health_by(given(targets), unit(1000, 32, seed=seed))
+        return health_by(targets_of(targets), unit(1000, 32, seed=seed))
     return health_of(features, 1e-3 * prototypes)  # uniform targets: every score is about 0
 
 
@@ -202,7 +203,7 @@ class TestHealth:
     def test_figures_by_hand(self):
         targets = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0.5, 0.5, 0, 0]], dtype=F64)
         features = torch.tensor([[3.0, 0], [0, 0.5], [0, -2.0]], dtype=F64)
-        health = health_by(given(targets), features)
+        health = health_by(targets_of(targets), features)
         assert health["prototype_use"].item() == pytest.approx(2 / 3)
         assert health["target_entropy"].item() == pytest.approx(math.log(2) / 3 / math.log(4))
         assert health["marginal_entropy"].item() == pytest.approx(math.log(2) / math.log(4))
@@ -224,7 +225,7 @@ class TestHealth:
 
     @pytest.mark.parametrize("rows", [0, 1])
     def test_one_row_tells_nothing(self, rows):
-        health = health_by(given(torch.eye(4)[:rows]), torch.eye(3)[:rows])
+        health = health_by(targets_of(torch.eye(4)[:rows]), torch.eye(3)[:rows])
         assert all(value.isnan() for value in health.values())
         assert not self_distillation.collapsed(health)
 

@@ -17,7 +17,7 @@ from slap_fast.data.source import BuiltinClips, ManifestClips
 from slap_fast.losses import self_distillation
 from slap_fast.training import loop as training
 from slap_fast.training import state as runstate
-from tests.losses.test_losses import Peak
+from tests.helpers.memory import Peak
 
 SMALL = override(
     slap_tiny(),
