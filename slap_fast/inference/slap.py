@@ -305,11 +305,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", MANIFEST]
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", MANIFEST]))
     except (HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{name}: found no such folder, nor a hub model of that name that can be reached "

@@ -117,8 +117,8 @@ def _forwards_and_backwards(
 ) -> dict[str, Tensor]:
     """Adds the step's gradients, of ``counts`` by forward and rank; returns its metrics."""
     config, metrics = state.config, {}
-    empty = PackedBatch.empty(config.model.mel.patch_dim)
-    batches = [*batches, *[empty] * (len(counts) - len(batches))]
+    missing = len(counts) - len(batches)
+    batches = [*batches, *[PackedBatch.empty(config.model.mel.patch_dim)] * missing]
     temperature = teacher_temperature(config, state.step)
     cached = [None] * len(batches)
     if config.grad_cache and len(batches) > 1:
