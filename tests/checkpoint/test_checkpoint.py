@@ -1,4 +1,4 @@
-"""Checkpoint folders: whole or not at all, refused by name when wrong, old ones load."""
+"""Checkpoint folders: refused by name when wrong, old versions load, weights are exported."""
 
 import json
 import shutil
@@ -6,17 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from slap_fast.atomic_files import find_folder, write_folder
-from slap_fast.checkpoint.format import CheckpointError, write_files
+from slap_fast import atomic_files
+from slap_fast.checkpoint.format import (
+    MODEL_FILES,
+    CheckpointError,
+    write_files,
+)
+from slap_fast.checkpoint.model import read_model
 from slap_fast.checkpoint.training import read_training
+from slap_fast.checkpoint.weights import export_weights
 from slap_fast.data.loader import TrainSteps
 from slap_fast.inference.slap import Slap
 from slap_fast.training.optimizer import make_optimizer
 from slap_fast.training.state import begin, snapshot
 from slap_fast.training.step import train_step
 from tests.helpers import runs
+from tests.helpers.folders import names
 
 VERSION_1 = Path(__file__).parent / "v1"
 
@@ -116,24 +124,25 @@ def test_a_folder_that_is_not_there_says_so(tmp_path):
         Slap.from_pretrained(tmp_path / "nothing here")
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path):
-    target = tmp_path / "last"
-    write_folder(target, lambda path: (path / "a").write_text("old"))
-
-    def fails(path):
-        (path / "a").write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(target, fails)
-    assert (target / "a").read_text() == "old"
-    write_folder(target, lambda path: (path / "a").write_text("new"))
-    assert (target / "a").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+def test_a_checkpoint_shares_no_memory_with_the_model_that_trains_on():
+    state, words = begin(runs.TINY, None, None, runs.CPU)
+    files = snapshot(state, words, {}, {})
+    before = files["model.safetensors"]["audio_head.probe"].clone()
+    state.model.audio_head.probe.data.zero_()
+    assert torch.equal(files["model.safetensors"]["audio_head.probe"], before)
 
 
-def test_a_rename_that_was_cut_short_is_found(tmp_path):
-    target = tmp_path / "last"
-    write_folder(target, lambda path: (path / "a").write_text("good"))
-    target.rename(tmp_path / "last.old")
-    assert (find_folder(target) / "a").read_text() == "good"
+def test_student_and_teacher_are_exported_alone(finished, tmp_path):
+    stored = load_file(finished / "last" / "training.safetensors")
+    for weights in ("student", "teacher"):
+        export_weights(finished / "last", tmp_path / weights, weights)
+        assert names(tmp_path / weights) == sorted([*MODEL_FILES, atomic_files.MANIFEST])
+    student, teacher = (
+        read_model(tmp_path / weights)[0].state_dict() for weights in ("student", "teacher")
+    )
+    name = "audio_encoder.patch_embedding.weight"
+    assert torch.equal(teacher[name], stored[f"teacher.{name}"])
+    assert not torch.equal(teacher[name], student[name])
+    assert torch.equal(teacher["audio_head.probe"], student["audio_head.probe"])
+    with pytest.raises(ValueError, match="weights: found 'both', expected student or teacher"):
+        export_weights(finished / "last", tmp_path / "x", "both")

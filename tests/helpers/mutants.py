@@ -25,10 +25,9 @@ POOL = "kernels/test_map_pool.py::test_forward_and_gradients[torch.float32-100-3
 MEAN = "kernels/test_map_pool.py::test_a_mean_of_x_does_not_drown_the_gradient[torch.float16]"
 CAPTION = "losses/test_captioning.py::TestCaption"
 DISTILLATION = "losses/test_self_distillation.py"
-TRAIN = "training/test_train.py"
+STEP = "training/test_step.py"
 OF_ITS_NUMBER = (
-    f"{TRAIN}::test_a_step_has_the_temperatures_and_the_teacher_of_its_number"
-    "[sinkhorn-2-0.06-0.925]"
+    f"{STEP}::test_a_step_has_the_temperatures_and_the_teacher_of_its_number[sinkhorn-2-0.06-0.925]"
 )
 
 
@@ -186,19 +185,19 @@ MUTANTS = [
         "slap_fast/training/step.py",
         "clip_grad_norm_(trained, config.clip_grad_norm)",
         "clip_grad_norm_(trained, math.inf)",
-        f"{TRAIN}::test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm",
+        f"{STEP}::test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm",
     ),
     Mutant(
         "slap_fast/training/step.py",
         "for group in state.optimizer.param_groups:\n",
         "for group in state.optimizer.param_groups[:1]:\n",
-        f"{TRAIN}::test_a_step_moves_by_the_rate_of_its_number[4-0.0055]",
+        f"{STEP}::test_a_step_moves_by_the_rate_of_its_number[4-0.0055]",
     ),
     Mutant(
         "slap_fast/training/step.py",
         "len(batch.mask_indices), len(batch.labels)",
         "batch.masked_clips, len(batch.labels)",
-        f"{TRAIN}::test_the_gradient_of_uneven_packs_is_that_of_one[ssl]",
+        f"{STEP}::test_the_gradient_of_uneven_packs_is_that_of_one[ssl]",
     ),
     Mutant(
         "slap_fast/training/step.py",
@@ -216,7 +215,7 @@ MUTANTS = [
         "slap_fast/training/grad_cache.py",
         "dloss.to(x.dtype) * x for x",
         "x for x",
-        f"{TRAIN}::test_the_gradient_of_uneven_packs_is_that_of_one[weights]",
+        f"{STEP}::test_the_gradient_of_uneven_packs_is_that_of_one[weights]",
     ),
     Mutant(
         "slap_fast/training/state.py",

@@ -49,6 +49,27 @@ TINY = override(
         "save_every": 2,
     },
 )
+SMALL = override(
+    slap_tiny(),
+    {
+        "model.audio.hidden_size": 32,
+        "model.audio.num_heads": 2,
+        "model.audio.intermediate_size": 48,
+        "model.text.hidden_size": 32,
+        "model.text.num_heads": 2,
+        "model.text.num_layers": 2,
+        "model.text.intermediate_size": 48,
+        "model.caption.hidden_size": 32,
+        "model.caption.num_heads": 2,
+        "model.ssl.prototypes": 32,
+        "model.ssl.mask_clips": 1.0,
+        "steps": 6,
+        "batch_size": 4,
+        "warmup_steps": 2,
+        "log_every": 1,
+        "save_every": 3,
+    },
+)
 CPU = torch.device("cpu")
 
 

@@ -1,0 +1,78 @@
+"""Files and folders on disk: whole or not at all, by one writer."""
+
+import pytest
+
+from slap_fast import atomic_files
+from slap_fast.atomic_files import find_folder, write_folder
+from tests.helpers import runs
+from tests.helpers.folders import names, write
+
+
+def test_the_manifest_is_what_sha256sum_reads(tmp_path):
+    atomic_files.write_folder(tmp_path / "x", write("abc"))
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (tmp_path / "x" / atomic_files.MANIFEST).read_text() == f"{known}  a\n"
+
+
+def test_the_one_before_is_kept_by_option(tmp_path):
+    for text in "123":
+        atomic_files.write_folder(tmp_path / "last", write(text), keep_old=True)
+        atomic_files.write_folder(tmp_path / "best", write(text))
+    assert (tmp_path / "last.old" / "a").read_text() == "2"
+    assert names(tmp_path) == ["best", "last", "last.old"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    target = tmp_path / "last"
+    write_folder(target, lambda path: (path / "a").write_text("old"))
+
+    def fails(path):
+        (path / "a").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(target, fails)
+    assert (target / "a").read_text() == "old"
+    write_folder(target, lambda path: (path / "a").write_text("new"))
+    assert (target / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_rename_that_was_cut_short_is_found(tmp_path):
+    target = tmp_path / "last"
+    write_folder(target, lambda path: (path / "a").write_text("good"))
+    target.rename(tmp_path / "last.old")
+    assert (find_folder(target) / "a").read_text() == "good"
+
+
+def test_a_write_in_the_background_raises_when_it_is_waited_for(tmp_path):
+    def fails():
+        raise OSError("disk full")
+
+    with atomic_files.BackgroundWriter(background=True) as writer:
+        writer.submit(fails)
+        with pytest.raises(OSError, match="disk full"):
+            writer.submit(lambda: None)
+        writer.submit(lambda: atomic_files.write_folder(tmp_path / "x", write("1")))
+    assert (tmp_path / "x" / "a").exists()
+
+
+def hold(folder, ready, done):
+    with atomic_files.only_writer(folder):
+        ready.set()
+        done.wait(30)
+
+
+def test_two_writers_do_not_meet(tmp_path, figure):
+    """C3. The second is refused; a lock ends with its process, whatever ended that."""
+    for _ in figure("C3", ci=1, soak=1):
+        ready, done = runs.server().Event(), runs.server().Event()
+        other = runs.start(hold, tmp_path, ready, done)
+        assert ready.wait(60)
+        with pytest.raises(ValueError, match="another process is writing there"):
+            with atomic_files.only_writer(tmp_path):
+                pass
+        other.kill()
+        other.join()
+        with atomic_files.only_writer(tmp_path):
+            pass
