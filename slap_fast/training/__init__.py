@@ -1,1 +1,1 @@
-"""The trainer: state, step, loop, and what a run writes."""
+"""Training: the step, the loop around it, the state of a run and the files it writes."""

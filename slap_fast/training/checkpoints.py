@@ -15,10 +15,10 @@ from slap_fast.training.state import TrainState, snapshot
 class Checkpoints:
     """``last/``, with the one before it as ``last.old/``, and ``best/``, written by rank 0.
 
-    A context that waits at its end for what is still being written. All ranks call the methods.
+    A context that waits at its end for the last write. All ranks call the methods.
 
     Args:
-        state: the run; what it is now needs no saving.
+        state: the run, of which the present step is saved or needs no saving.
         tokenizer: the captions' tokenizer.
         out: the run's folder.
         run: the content of ``run.json``.

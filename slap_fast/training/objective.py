@@ -37,7 +37,7 @@ def batch_losses(
         batch: this rank's pack.
         clips: number of clips in each rank's pack.
         temperature: the teacher's.
-        cached: of the first pass over the step's packs, where there was one.
+        cached: the pack's result of a gradient cache's first pass.
     """
     config, weights = state.config, state.config.loss
     targets = cached and cached.targets

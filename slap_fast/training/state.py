@@ -1,4 +1,4 @@
-"""A run between two steps: how it begins, what a checkpoint keeps of it, and how it goes on."""
+"""The state of a run between two steps: new, saved in a checkpoint, and restored."""
 
 from __future__ import annotations
 

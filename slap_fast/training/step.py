@@ -103,7 +103,7 @@ def train_step(state: TrainState, batches: Sequence[PackedBatch]) -> dict[str, T
 
 
 def _counts_of_forwards(batches: Sequence[PackedBatch]) -> list[tuple[LossCounts, ...]]:
-    """The counts of each forward of the step, by rank; all ranks have as many forwards."""
+    """The counts of each forward of the step, by rank; 0 where a rank has no more packs."""
     ranks = distributed.exchange([LossCounts.of(batch) for batch in batches])
     counts = ([LossCounts(*pack) for pack in packs] for packs in ranks)
     return list(itertools.zip_longest(*counts, fillvalue=LossCounts()))

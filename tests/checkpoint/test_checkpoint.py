@@ -40,7 +40,7 @@ def edit(path: Path, change) -> None:
     path.write_text(json.dumps(value))
 
 
-def test_the_committed_version_1_checkpoint_still_loads_and_means_the_same(folder):
+def test_the_committed_version_1_checkpoint_still_loads_with_the_same_embeddings(folder):
     slap = Slap.from_pretrained(folder)
     expected = load_file(VERSION_1 / "expected.safetensors")
     tone = np.sin(np.arange(16_000) * 0.2).astype(np.float32)
@@ -49,10 +49,10 @@ def test_the_committed_version_1_checkpoint_still_loads_and_means_the_same(folde
 
 
 def test_all_of_the_optimizer_goes_where_its_parameters_are(tmp_path):
-    """The count of steps too: AdamW's fused kernel on a GPU takes it from nowhere else."""
-    state, words = begin(runs.TINY, None, None, runs.CPU)
-    train_step(state, TrainSteps(runs.clips(), words, state.config)[0].batches)
-    write_files(tmp_path, snapshot(state, words, {}, {}))
+    """The step counter too: AdamW's fused kernel on a GPU reads it on its parameter's device."""
+    state, tokenizer = begin(runs.TINY, None, None, runs.CPU)
+    train_step(state, TrainSteps(runs.clips(), tokenizer, state.config)[0].batches)
+    write_files(tmp_path, snapshot(state, tokenizer, {}, {}))
     elsewhere = state.model.to("meta")
     optimizer = make_optimizer(elsewhere, state.config)
     read_training(tmp_path, elsewhere, None, optimizer)
@@ -119,14 +119,14 @@ def test_another_tokenizer_is_refused(folder):
         Slap.from_pretrained(folder)
 
 
-def test_a_folder_that_is_not_there_says_so(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="found no such folder"):
         Slap.from_pretrained(tmp_path / "nothing here")
 
 
 def test_a_checkpoint_shares_no_memory_with_the_model_that_trains_on():
-    state, words = begin(runs.TINY, None, None, runs.CPU)
-    files = snapshot(state, words, {}, {})
+    state, tokenizer = begin(runs.TINY, None, None, runs.CPU)
+    files = snapshot(state, tokenizer, {}, {})
     before = files["model.safetensors"]["audio_head.probe"].clone()
     state.model.audio_head.probe.data.zero_()
     assert torch.equal(files["model.safetensors"]["audio_head.probe"], before)

@@ -81,7 +81,7 @@ FAULTS = {
 def test_a_write_that_fails_says_why_and_keeps_what_was_saved(
     finished, tmp_path, monkeypatch, figure, name
 ):
-    """C3, with the three tests below."""
+    """C3, with the two tests below and the lock of :mod:`tests.test_atomic_files`."""
     apply, message = FAULTS[name]
     for _ in figure("C3", ci=1, soak=1):
         out = Path(shutil.copytree(finished, tmp_path / "run"))
@@ -122,8 +122,8 @@ def train_on_a_small_disk(folder):
     mount_small_disk(folder)
     with pytest.raises(OSError, match="last: cannot be written.*kept: .*No space left"):
         runs.go(folder, runs.override(runs.TINY, {"save_every": 1}))
-    _, found = stored_run(folder)
-    assert json.loads((found / "training.json").read_text())["step"] == 2
+    _, checkpoint = stored_run(folder)
+    assert json.loads((checkpoint / "training.json").read_text())["step"] == 2
 
 
 def test_a_run_on_a_disk_that_is_full_keeps_what_it_saved(tmp_path, figure):

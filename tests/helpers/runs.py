@@ -81,15 +81,15 @@ def clips(size: int = 10) -> ClipSource:
 def go(
     out: Path, config: TrainConfig = TINY, source: ClipSource | None = None, **options: Any
 ) -> TrainState:
-    """Starts the run in ``out``, or goes on with it, as ``slap-fast train [--resume]`` does."""
+    """Starts the run in ``out``, or resumes it, as ``slap-fast train [--resume]`` does."""
     folder = None
     if (out / "run.json").exists():
         stored, folder = stored_run(out)
         config = stored_config(stored)
-    state, words = begin(config, None, None, CPU)
+    state, tokenizer = begin(config, None, None, CPU)
     if folder:
         restore(state, folder)
-    train(state, source or clips(), words, out, progress=False, **options)
+    train(state, source or clips(), tokenizer, out, progress=False, **options)
     return state
 
 
@@ -118,8 +118,8 @@ def tensors(state: TrainState) -> dict[str, torch.Tensor]:
 def server() -> ForkServerContext:
     """Starts processes as copies of one that has imported torch and used no thread of it."""
     context = multiprocessing.get_context("forkserver")
-    # Nothing of ours: the server has not this process's sys.path, and would take the folder of the
-    # demo's runs for this file, or the installed package for the one under test.
+    # No module of this project: without this process's sys.path, the server would import the demo's
+    # folder ``runs`` for this file, or the installed package for the one under test.
     context.set_forkserver_preload(["transformers.models.modernbert.modeling_modernbert"])
     return context
 
@@ -147,7 +147,7 @@ def ranks(
 ) -> list[Any]:
     """``function(*args)`` on gloo ranks, each a process: what each returned, or raised, by rank.
 
-    Of the first ``wait_for`` ranks, or of all; None for one that ended without either, or said
+    Of the first ``wait_for`` ranks, or of all; None for one that ended without either, or sent
     nothing for ``patience`` seconds.
     """
     with socket.socket() as listener:
@@ -172,7 +172,7 @@ def _on_rank(
     names: dict[str, Any], timeout: float, writer: Any, function: Any, args: tuple[Any, ...]
 ) -> None:
     os.environ.update({name: str(value) for name, value in names.items()})
-    multiprocessing.set_start_method("fork", force=True)  # for loaders: a server loads torch anew
+    multiprocessing.set_start_method("fork", force=True)  # a server would load torch again
     try:
         with distributed.process_group(timeout, CPU):
             result = function(*args)

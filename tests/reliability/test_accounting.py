@@ -34,7 +34,7 @@ CONFIG = override(
 
 @pytest.fixture
 def shards(tmp_path):
-    """Shards of 20 clips, some with a fault, and what is said of each such clip by its key."""
+    """Shards of 20 clips, some with a fault, and the error code of each faulty clip by its key."""
     rows = ["path,caption,end"]
     for i in range(20):
         wave = runs.clips(20).audio(i).waveform * (i % 5 != 2)
@@ -78,8 +78,8 @@ def train_until(out, folder, workers, dies_at):
 def test_seen_is_trained_and_left_out_whatever_happened(shards, tmp_path, figure):
     """A4: two kills, each time another number of ranks and of workers."""
     folder, codes = shards
-    source, words = open_source(folder, None, fallback="train"), None
-    data = TrainSteps(source, words, CONFIG)
+    source = open_source(folder, None, fallback="train")
+    data = TrainSteps(source, None, CONFIG)
     drawn = [(step + 1, clip) for step in range(12) for _, clip in data.clips_of(step)]
     warned = Counter(
         code for _, clip in drawn if clip not in codes for code in source.audio(clip).warnings
@@ -98,5 +98,5 @@ def test_seen_is_trained_and_left_out_whatever_happened(shards, tmp_path, figure
         saved = json.loads((out / "last" / "training.json").read_text())
         assert saved["step"] == 12 and {k: saved["clips"][k] for k in expected} == expected
         lines = map(json.loads, (out / "bad_clips.jsonl").read_text().splitlines())
-        told = [(line["step"], int(line["key"]), line["code"]) for line in lines]
-        assert sorted(told) == sorted((n, i, codes[i]) for n, i in drawn if i in codes)
+        listed = [(line["step"], int(line["key"]), line["code"]) for line in lines]
+        assert sorted(listed) == sorted((n, i, codes[i]) for n, i in drawn if i in codes)

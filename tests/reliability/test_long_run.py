@@ -31,23 +31,23 @@ def holdings(out: Path) -> dict[str, int]:
     (worker,) = multiprocessing.active_children()
     pids = {"rank": os.getpid(), "worker": worker.pid}
     shared = [f for f in os.listdir("/dev/shm") if any(str(pid) in f for pid in pids.values())]
-    found = {"shared memory": len(shared), "files": len(os.listdir(out))}
+    counts = {"shared memory": len(shared), "files": len(os.listdir(out))}
     for name, pid in pids.items():
         process = Path(f"/proc/{pid}")
         status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-        found[f"{name}'s kB"] = int(status["VmRSS"].split()[0])
-        found[f"{name}'s threads"] = int(status["Threads"])
-        found[f"{name}'s descriptors"] = len(os.listdir(process / "fd"))
-    return found
+        counts[f"{name}'s kB"] = int(status["VmRSS"].split()[0])
+        counts[f"{name}'s threads"] = int(status["Threads"])
+        counts[f"{name}'s descriptors"] = len(os.listdir(process / "fd"))
+    return counts
 
 
 def watched_run(out: Path, steps: int) -> list[dict[str, int]]:
     """What this rank holds every few steps of a run."""
-    real, read, found = loop.train_step, TrainSteps.__getitem__, []
+    real, read, samples = loop.train_step, TrainSteps.__getitem__, []
 
     def step(state, batches):
         if state.step % EVERY == 0:
-            found.append(holdings(out))
+            samples.append(holdings(out))
         return real(state, batches)
 
     def clips(self: TrainSteps, index: int):
@@ -58,7 +58,7 @@ def watched_run(out: Path, steps: int) -> list[dict[str, int]]:
     TrainSteps.__getitem__ = clips  # the worker is a fork of this process
     changes = {"steps": steps, "save_every": 25, "saving": "background", "data.cache_gb": 0.0}
     runs.go(out, override(runs.TINY, changes), workers=1, evaluate=lambda _: {"score": 0.0})
-    return found
+    return samples
 
 
 def slope(counts: np.ndarray) -> float:
@@ -69,18 +69,18 @@ def slope(counts: np.ndarray) -> float:
 
 def grows(samples: list[dict[str, int]], most_kb: float) -> list[str]:
     """What grows over the second half of a run; what is made on first use fills the first."""
-    late, found = samples[len(samples) // 2 :], []
+    late, growing = samples[len(samples) // 2 :], []
     for name in late[0]:
         counts = np.array([each[name] for each in late], dtype=float)
         if name.endswith("kB"):
             rate = slope(counts)
             if rate >= most_kb:
-                found.append(f"{name}: {rate:+,.0f} in 1,000 steps")
+                growing.append(f"{name}: {rate:+,.0f} in 1,000 steps")
         else:  # those of a write, or of a batch on its way, come and go
             first, _, last = map(np.median, np.array_split(counts, 3))
             if last > first + 2:
-                found.append(f"{name}: {first:g} to {last:g}")
-    return found
+                growing.append(f"{name}: {first:g} to {last:g}")
+    return growing
 
 
 def test_a_leak_is_seen_through_the_noise():
@@ -100,5 +100,5 @@ def test_a_long_run_grows_nothing(tmp_path, figure):
     steps, most_kb = (3_000, 1_000) if figure.soak else (300, 2_000)
     for seed in figure("A9", ci=steps, soak=48_000, batch=steps):
         out = tmp_path / str(seed)
-        for found in runs.ranks(2, watched_run, out, steps, patience=3_600.0):
-            assert not grows(found, most_kb), found[::10]
+        for samples in runs.ranks(2, watched_run, out, steps, patience=3_600.0):
+            assert not grows(samples, most_kb), samples[::10]

@@ -1,4 +1,4 @@
-"""Clips by what became of them: added up over ranks, stopped where too many are lost."""
+"""Clip counts: added up over ranks; a run stops where too many clips are lost."""
 
 import json
 
@@ -13,7 +13,7 @@ from slap_fast.training.clip_counts import WINDOW, ClipCounts
 from tests.helpers import runs
 
 
-def said(seen, bad=(), warned=None):
+def message(seen, bad=(), warned=None):
     return {"seen": seen, "bad": list(bad), "warned": warned or {}}
 
 
@@ -21,12 +21,12 @@ def lost(shard, code="E_SHARD_MISSING"):
     return {"shard": shard, "code": code}
 
 
-def test_ranks_add_up_and_a_stored_tally_is_the_same():
+def test_ranks_add_up_and_a_stored_count_is_the_same():
     first = ClipCounts().after(
-        [said(4, [lost("a.tar")], {"W_SILENT": 1}), said(3, [lost("/x", "E_DECODE")])]
+        [message(4, [lost("a.tar")], {"W_SILENT": 1}), message(3, [lost("/x", "E_DECODE")])]
     )
     assert (first.seen, first.bad) == (7, {"E_SHARD_MISSING": 1, "E_DECODE": 1})
-    second = first.after([said(4, warned={"W_SILENT": 2, "W_CROPPED": 1}), said(4)])
+    second = first.after([message(4, warned={"W_SILENT": 2, "W_CROPPED": 1}), message(4)])
     assert (second.seen, second.bad.total(), first.seen) == (15, 2, 7)
     assert second.warned == {"W_SILENT": 3, "W_CROPPED": 1}
     assert ClipCounts.from_dict(json.loads(json.dumps(second.to_dict()))) == second
@@ -35,31 +35,30 @@ def test_ranks_add_up_and_a_stored_tally_is_the_same():
 def test_the_share_is_that_of_the_last_clips():
     """A disk that fails after a long run is noticed at once, and an old failure forgotten."""
     bad = [lost("/x", "E_MISSING")]
-    tally = ClipCounts()
+    counts = ClipCounts()
     for _ in range(4):
-        tally = tally.after([said(WINDOW)])
-    assert tally.recent == [[0, 0], [WINDOW, 0]] and tally.seen == 4 * WINDOW
-    assert not tally.after([said(500, 500 * bad)]).problem(0.01)
-    failing = tally.after([said(600, 600 * bad)])
+        counts = counts.after([message(WINDOW)])
+    assert counts.recent == [[0, 0], [WINDOW, 0]] and counts.seen == 4 * WINDOW
+    assert not counts.after([message(500, 500 * bad)]).problem(0.01)
+    failing = counts.after([message(600, 600 * bad)])
     assert failing.problem(0.01).startswith(
         "600 of the last 50600 clips are bad, more than data.max"
     )
     for _ in range(2):
-        failing = failing.after([said(WINDOW)])
+        failing = failing.after([message(WINDOW)])
     assert not failing.problem(0.01) and failing.bad == {"E_MISSING": 600}
 
 
 def test_shards_that_fail_one_after_the_other_are_a_disk_that_is_gone():
-    tally = ClipCounts()
+    counts = ClipCounts()
     for i in range(5):
-        tally = tally.after([said(2, [lost(f"{i}.tar"), lost(f"{i}.tar")])])
-        assert not tally.problem(1.0)
-    assert (
-        tally.after([said(1, [lost("5.tar")])]).problem(1.0).startswith("6 shards in a row cannot")
-    )
-    assert not tally.after([said(1, [lost("4.tar")])]).problem(1.0)
-    assert not tally.after([said(1, [lost("/x", "E_DECODE")])]).problem(1.0)
-    one_was_read = tally.after([said(2, [lost("5.tar")])])
+        counts = counts.after([message(2, [lost(f"{i}.tar"), lost(f"{i}.tar")])])
+        assert not counts.problem(1.0)
+    sixth = counts.after([message(1, [lost("5.tar")])])
+    assert sixth.problem(1.0).startswith("6 shards in a row cannot")
+    assert not counts.after([message(1, [lost("4.tar")])]).problem(1.0)
+    assert not counts.after([message(1, [lost("/x", "E_DECODE")])]).problem(1.0)
+    one_was_read = counts.after([message(2, [lost("5.tar")])])
     assert one_was_read.lost_shards == [] and not one_was_read.problem(1.0)
 
 

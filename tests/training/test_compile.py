@@ -21,8 +21,8 @@ COMPILED = override(runs.TINY, {"steps": 50, "batch_size": 6, "compile": True})
 
 
 def start(config):
-    state, words = begin(config, None, None, runs.CPU)
-    return state, TrainSteps(runs.clips(), words, config)
+    state, tokenizer = begin(config, None, None, runs.CPU)
+    return state, TrainSteps(runs.clips(), tokenizer, config)
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def test_the_reference_is_one_node_of_a_graph(dynamo):
         )
         inputs = [x.requires_grad_() for x in (qkv, k, w)]
         rope = ops.rope_tables(torch.arange(sum(lengths))[:, None].int(), 8)
-        want, found = (f(*inputs, starts, starts_k, rope) for f in (run, compiled))
-        assert torch.equal(want, found)
-        for a, b in zip(*(torch.autograd.grad(x, inputs) for x in (want, found)), strict=True):
+        eager, in_graph = (f(*inputs, starts, starts_k, rope) for f in (run, compiled))
+        assert torch.equal(eager, in_graph)
+        for a, b in zip(*(torch.autograd.grad(x, inputs) for x in (eager, in_graph)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert counter.frame_count <= 2  # the first lengths have sizes in common that others have not
 
@@ -123,16 +123,16 @@ def test_student_and_teacher_are_compiled_to_keep_less(monkeypatch):
 
 def losses_of_ranks(kind, compile):
     config = override(COMPILED, {"ranks": kind, "compile": compile})
-    state, words = begin(config, None, None, runs.CPU)
+    state, tokenizer = begin(config, None, None, runs.CPU)
     ranks = distributed.rank(), distributed.world_size()
-    data = TrainSteps(runs.clips(), words, config, None, *ranks)
+    data = TrainSteps(runs.clips(), tokenizer, config, None, *ranks)
     graphs = counters["stats"]
     graphs.clear()
-    found = []
+    losses = []
     for state.step in range(5):
         metrics = train_step(state, data[state.step].batches)
-        found.append([float(metrics[name]) for name in LOSSES])
-    return found, graphs["unique_graphs"], sum(counters["graph_break"].values())
+        losses.append([float(metrics[name]) for name in LOSSES])
+    return losses, graphs["unique_graphs"], sum(counters["graph_break"].values())
 
 
 @pytest.mark.slow
@@ -141,9 +141,9 @@ def test_compiled_ranks_have_the_losses_of_ranks_as_they_are(kind):
     plain, compiled = (
         runs.ranks(2, losses_of_ranks, kind, compile, patience=600.0) for compile in (False, True)
     )
-    for (want, none, _), (found, graphs, breaks) in zip(plain, compiled, strict=True):
+    for (eager_losses, none, _), (losses, graphs, breaks) in zip(plain, compiled, strict=True):
         assert none == 0 < graphs and not breaks
-        a, b = (torch.tensor(x, dtype=torch.float64) for x in (found, want))
+        a, b = (torch.tensor(x, dtype=torch.float64) for x in (losses, eager_losses))
         assert ((a - b).abs() / b.abs()).max() < 1e-5
 
 
@@ -197,14 +197,14 @@ def test_packs_of_no_and_of_one_clip_are_compiled_too(dynamo, monkeypatch):
 
 @pytest.mark.slow
 def test_a_compiled_run_has_the_losses_of_the_run_as_it_is():
-    found = []
+    losses = []
     for changes in ({}, {"compile": False}):
         state, data = start(override(COMPILED, changes))
-        found.append([])
+        losses.append([])
         for state.step in range(20):
             metrics = train_step(state, data[state.step].batches)
-            found[-1].append([float(metrics[name]) for name in LOSSES])
+            losses[-1].append([float(metrics[name]) for name in LOSSES])
         names = set(state.model.state_dict())
         assert not any("_orig_mod" in name for name in names)
-    a, b = torch.tensor(found, dtype=torch.float64)
+    a, b = torch.tensor(losses, dtype=torch.float64)
     assert ((a - b).abs() / b.abs()).max() < 1e-5

@@ -46,7 +46,7 @@ def test_ranks_start_beside_a_folder_of_runs(tmp_path):
     assert done.stdout == f"{[str(tmp_path)]}\n", done.stderr
 
 
-def test_more_ranks_than_gpus_is_said(monkeypatch):
+def test_more_ranks_than_gpus_is_an_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -69,7 +69,7 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(monkeypatch):
 
 
 def saves(out):
-    """How often this rank made a checkpoint's files."""
+    """How often this rank collected a checkpoint's files."""
     made, snapshot = [], checkpoints.snapshot
     checkpoints.snapshot = lambda *given: made.append(1) or snapshot(*given)
     runs.go(out, override(runs.TINY, {"save_every": 5}))
@@ -85,21 +85,21 @@ def all_gradients(seed):
     """Even and uneven batches; for seeds above 0 two sizes at random."""
     runs.in_fp64()
     sizes = random.Random(seed).sample(range(1, 11), 2) if seed else SIZES
-    found = {}
+    gradients = {}
     for case, changes in CASES.items():
         for size in sizes:
             sized = {"seed": seed, "batch_size": size, "clip_grad_norm": 1e9, **changes}
-            found[case, size] = gradients_of(override(runs.TINY, sized))
-    return found
+            gradients[case, size] = gradients_of(override(runs.TINY, sized))
+    return gradients
 
 
 def check_equals_one_rank(world_size, seed):
     (expected,) = runs.ranks(1, all_gradients, seed)
-    for found in runs.ranks(world_size, all_gradients, seed):
+    for gradients in runs.ranks(world_size, all_gradients, seed):
         for case, values in expected.items():
-            assert found[case].keys() == values.keys()
+            assert gradients[case].keys() == values.keys()
             for name, value in values.items():
-                worst = abs(found[case][name] - value).max()
+                worst = abs(gradients[case][name] - value).max()
                 assert worst <= 1e-12, (world_size, case, name, worst)
 
 
@@ -123,9 +123,9 @@ def test_so_do_those_of_numbers_of_ranks_that_divide_nothing(figure):
 def trained(kind, steps):
     runs.in_fp64()
     config = override(runs.TINY, {"ranks": kind, "batch_size": 6})
-    state, words = begin(config, None, None, runs.CPU)
+    state, tokenizer = begin(config, None, None, runs.CPU)
     data = TrainSteps(
-        runs.clips(), words, config, None, distributed.rank(), distributed.world_size()
+        runs.clips(), tokenizer, config, None, distributed.rank(), distributed.world_size()
     )
     for state.step in range(steps):
         train_step(state, data[state.step % len(data)].batches)
@@ -139,9 +139,9 @@ def test_twenty_steps_equal_those_of_one_rank(kind, figure):
     """D2."""
     for seed in figure("D2", ci=1, soak=2):
         (expected,) = runs.ranks(1, trained, kind, 20)
-        for found in runs.ranks(2 * (seed + 1), trained, kind, 20):
+        for tensors in runs.ranks(2 * (seed + 1), trained, kind, 20):
             for name, value in expected.items():
-                worst = abs(found[name] - value).max()
+                worst = abs(tensors[name] - value).max()
                 assert worst <= 1e-12, (name, worst)
 
 
@@ -170,11 +170,11 @@ def test_a_run_goes_on_with_another_number_of_ranks(kind, tmp_path, figure):
     for seed in figure("C5", ci=4, soak=52, batch=4):
         out, sizes = tmp_path / str(seed), random.Random(seed).sample((1, 2, 3, 4), 4)
         for world_size, stop_at in zip(sizes, (3, 7, 9, 10), strict=True):
-            found = runs.ranks(world_size, go_on, out, kind, stop_at)
-            assert found == [stop_at] * world_size
-        found = metrics(out)
-        assert [row["step"] for row in found] == list(range(1, 11))
-        for a, b in zip(expected, found, strict=True):
+            steps = runs.ranks(world_size, go_on, out, kind, stop_at)
+            assert steps == [stop_at] * world_size
+        resumed = metrics(out)
+        assert [row["step"] for row in resumed] == list(range(1, 11))
+        for a, b in zip(expected, resumed, strict=True):
             for name in (*LOSSES, "grad_norm", "logit_scale", "seen"):
                 assert b[name] == pytest.approx(a[name], abs=1e-11, rel=1e-12), (a["step"], name)
 
@@ -187,7 +187,7 @@ PHASES = ("patches", "teacher", "loss", "gradient")
 
 
 def spoil(state, batches, phase, value):
-    """Makes one value of this rank's next step not finite; returns how to take that back."""
+    """Makes one value of this rank's next step not finite; returns a function that undoes it."""
     if phase == "patches":
         batches[0].audio.patches[0, 0] = value
         return lambda: None
@@ -202,10 +202,10 @@ def spoil(state, batches, phase, value):
 
 
 def skipped_steps(world_size):
-    """A step for each phase, value and rank; a line for each that did not do what it must."""
+    """A step for each phase, value and rank: their number, and what went wrong."""
     config = override(runs.TINY, {"model.ssl.targets": "centering", "model.ssl.mask_clips": 1.0})
-    state, words = begin(config, None, None, runs.CPU)
-    data = TrainSteps(runs.clips(), words, config, None, distributed.rank(), world_size)
+    state, tokenizer = begin(config, None, None, runs.CPU)
+    data = TrainSteps(runs.clips(), tokenizer, config, None, distributed.rank(), world_size)
     train_step(state, data[0].batches)
     before = {name: value.clone() for name, value in runs.tensors(state).items()}
     wrong, count = [], 0
@@ -264,8 +264,8 @@ def test_a_rank_that_is_lost_ends_the_others_who_name_the_step(how, tmp_path, fi
 
 
 def random_runs(world_size, seeds):
-    """Runs of random sizes; the metrics' last line and what was seen, of each."""
-    found = []
+    """The last metrics of runs of random sizes."""
+    last_metrics = []
     for seed in seeds:
         rng = random.Random(seed)
         changes = {
@@ -277,13 +277,13 @@ def random_runs(world_size, seeds):
             "ranks": rng.choice(["ddp", "fsdp"]),
         }
         config = override(runs.TINY, changes)
-        state, words = begin(config, None, None, runs.CPU)
+        state, tokenizer = begin(config, None, None, runs.CPU)
         source = runs.clips(rng.randint(1, 12))
-        data = TrainSteps(source, words, config, None, distributed.rank(), world_size)
+        data = TrainSteps(source, tokenizer, config, None, distributed.rank(), world_size)
         for state.step in range(2):
             metrics = train_step(state, data[state.step].batches)
-        found.append({name: float(value) for name, value in metrics.items()})
-    return found
+        last_metrics.append({name: float(value) for name, value in metrics.items()})
+    return last_metrics
 
 
 @pytest.mark.slow
@@ -303,9 +303,9 @@ def test_the_order_of_the_clips_does_not_depend_on_the_number_of_ranks(world_siz
     """C5: the ranks' shares of a step are its clips, and about as long as each other."""
     for seed in figure("C5", ci=10, soak=100):
         config = override(runs.TINY, {"seed": seed, "batch_size": 24, "steps": 9})
-        source, words = runs.clips(40), None
-        one = TrainSteps(source, words, config)
-        shares = [TrainSteps(source, words, config, None, r, world_size) for r in range(world_size)]
+        source = runs.clips(40)
+        one = TrainSteps(source, None, config)
+        shares = [TrainSteps(source, None, config, None, r, world_size) for r in range(world_size)]
         for step in range(9):
             parts = [data.share_of(step) for data in shares]
             assert sorted(clip for part in parts for clip in part) == sorted(one.clips_of(step))
@@ -321,10 +321,10 @@ def test_torchrun_trains_as_the_documentation_says(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     train = ["--nproc-per-node", "2", "-m", "slap_fast.cli", "train", "--data", "m.csv"]
     settings = ["steps=3", "batch_size=4", "model.audio.num_layers=1", "ranks=fsdp"]
-    words = [*torchrun, *train, "--out", "run", "--workers", "0"]
-    words += [word for setting in settings for word in ("--set", setting)]
+    command = [*torchrun, *train, "--out", "run", "--workers", "0"]
+    command += [word for setting in settings for word in ("--set", setting)]
     manifest(tmp_path)
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps 0 to 3") == 1, "rank 0 alone speaks"
     saved = json.loads((tmp_path / "run" / "last" / "training.json").read_text())

@@ -28,13 +28,13 @@ SMALLER = {  # half the programs, or less, to interpret
 def losses_of(steps: int, seed: int, compile: bool = False) -> torch.Tensor:
     """[steps, 4]: the losses of a run's first steps."""
     config = override(runs.TINY, SMALLER | {"steps": 50, "seed": seed, "compile": compile})
-    state, words = begin(config, None, None, runs.CPU)
-    data = TrainSteps(runs.clips(), words, state.config)
-    found = []
+    state, tokenizer = begin(config, None, None, runs.CPU)
+    data = TrainSteps(runs.clips(), tokenizer, state.config)
+    losses_of_steps = []
     for state.step in range(steps):
         metrics = train_step(state, data[state.step].batches)
-        found.append([float(metrics[name]) for name in LOSSES])
-    return torch.tensor(found, dtype=torch.float64)
+        losses_of_steps.append([float(metrics[name]) for name in LOSSES])
+    return torch.tensor(losses_of_steps, dtype=torch.float64)
 
 
 def textbook(patch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def textbook(patch: pytest.MonkeyPatch) -> None:
 def follows(steps: int, seed: int, compile: bool = False) -> None:
     with pytest.MonkeyPatch.context() as patch:
         textbook(patch)
-        want = losses_of(steps, seed)
+        expected = losses_of(steps, seed)
     with pytest.MonkeyPatch.context() as patch:
         choose, ran = dispatch.choose, set()
 
@@ -84,13 +84,13 @@ def follows(steps: int, seed: int, compile: bool = False) -> None:
         patch.setattr(dispatch, "choose", fused)
         torch._dynamo.reset()
         counters.clear()
-        found = losses_of(steps, seed, compile)
+        actual = losses_of(steps, seed, compile)
     assert {("map_pool", "triton"), ("attention", "triton")} <= ran
     if compile:  # student, teacher, targets and three losses, each as it is and for other sizes
         assert not counters["graph_break"]
         assert 6 <= counters["stats"]["unique_graphs"] <= 18
     # A pack of clips that are all each other's positives has a contrastive loss of 0.
-    torch.testing.assert_close(found, want, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0.0)
 
 
 def test_the_fused_step_follows_the_reference() -> None:

@@ -58,16 +58,17 @@ def golden_losses():
             norm.weight.fill_(1.0)
         state.model.log_logit_scale.fill_(2.0)
     state.teacher.load_state_dict(state.model.state_dict(), strict=False)
-    found = []
+    losses = []
     for state.step in range(50):
         metrics = train_step(state, [exact_batch(state, state.step)])
-        found.append({name: float(metrics[name]).hex() for name in LOSSES})
-    return found
+        losses.append({name: float(metrics[name]).hex() for name in LOSSES})
+    return losses
 
 
 @pytest.mark.slow
 def test_fifty_losses_are_the_known_ones(figure):
-    """A change that is meant to change them records new ones: python -m NAME_OF_THIS_MODULE."""
+    """A change that is meant to change them records new ones by
+    ``python -m tests.training.test_golden``."""
     known = json.loads(GOLDEN.read_text())
     if known["torch"] != torch.__version__:
         pytest.skip(f"the known losses are those of torch {known['torch']}")
@@ -81,8 +82,8 @@ def test_fifty_losses_are_the_known_ones(figure):
 def healthy(seed, steps):
     """A run, and the alarm of each of its steps so far."""
     config = override(runs.TINY, {"seed": seed, "steps": 100, "model.ssl.mask_clips": 1.0})
-    state, words = begin(config, None, None, runs.CPU)
-    data = TrainSteps(runs.clips(40), words, config)
+    state, tokenizer = begin(config, None, None, runs.CPU)
+    data = TrainSteps(runs.clips(40), tokenizer, config)
     return state, data, [alarm(state, data) for _ in range(steps)]
 
 

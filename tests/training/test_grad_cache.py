@@ -37,19 +37,19 @@ def all_gradients(split):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_split_step_equals_the_whole_one(world_size):
     (expected,) = runs.ranks(1, all_gradients, {})
-    for found in runs.ranks(world_size, all_gradients, SPLIT):
+    for gradients in runs.ranks(world_size, all_gradients, SPLIT):
         for case, values in expected.items():
-            assert found[case].keys() == values.keys()
+            assert gradients[case].keys() == values.keys()
             for name, value in values.items():
-                worst = abs(found[case][name] - value).max()
+                worst = abs(gradients[case][name] - value).max()
                 assert worst <= 1e-12, (case, name, worst)
 
 
 def split_run(changes):
     """A run, and a step's packs: more than two."""
     config = config_of(changes)
-    state, words = begin(config, None, None, runs.CPU)
-    batches = TrainSteps(runs.clips(), words, config)[0].batches
+    state, tokenizer = begin(config, None, None, runs.CPU)
+    batches = TrainSteps(runs.clips(), tokenizer, config)[0].batches
     assert len(batches) > 2
     return state, batches
 
@@ -93,14 +93,14 @@ def test_the_first_pass_keeps_features_of_clips_and_targets_alone(monkeypatch):
 def test_one_pack_needs_no_first_pass(monkeypatch):
     monkeypatch.setattr(step, "first_pass", None)
     config = config_of({"grad_cache": True})
-    state, words = begin(config, None, None, runs.CPU)
-    train_step(state, TrainSteps(runs.clips(), words, config)[0].batches)
+    state, tokenizer = begin(config, None, None, runs.CPU)
+    train_step(state, TrainSteps(runs.clips(), tokenizer, config)[0].batches)
 
 
-def test_packs_may_differ_in_how_many_meanings_a_clip_has():
+def test_packs_may_differ_in_how_many_groups_a_clip_is_in():
     changes = {**SPLIT, **NO_LOSS, "loss.contrastive": 1.0}
     state, batches = split_run(changes)
     groups = batches[0].groups
     batches[0] = batches[0]._replace(groups=torch.cat([groups, groups[:, :1]], 1))
-    found = train_step(state, batches)
-    assert torch.equal(found["loss"], train_step(*split_run(changes))["loss"])
+    metrics = train_step(state, batches)
+    assert torch.equal(metrics["loss"], train_step(*split_run(changes))["loss"])

@@ -1,4 +1,4 @@
-"""A run that is stopped anyhow, anywhere, goes on to exactly the losses of one that was not."""
+"""A run that is stopped in any way resumes to exactly the losses of one that was not."""
 
 import contextlib
 import json
@@ -185,7 +185,7 @@ def test_sigterm_saves_and_stops_in_every_phase(whole, tmp_path, figure, phase, 
         check_same(out, state, whole)
 
 
-def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path):
+def test_an_evaluation_that_was_cut_short_is_repeated(tmp_path):
     in_evaluation(tmp_path, 0)
     seen = []
     runs.go(tmp_path, evaluate=lambda _: seen.append(0) or {"score": 0.0})
@@ -218,11 +218,11 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_the_metrics(whole, tmp_path):
 @pytest.mark.parametrize("best", [0.25, -math.inf])
 def test_a_checkpoint_keeps_every_counter_and_the_random_numbers(tmp_path, best):
     counters = {"step": 7, "skipped": 5, "skipped_in_a_row": 3, "evaluated": 6, "best": best}
-    state, words = begin(runs.TINY, None, None, runs.CPU)
+    state, tokenizer = begin(runs.TINY, None, None, runs.CPU)
     for name, value in counters.items():
         setattr(state, name, value)
     torch.rand(3)
-    files = snapshot(state, words, {}, {})
+    files = snapshot(state, tokenizer, {}, {})
     drawn = torch.rand(3)
     atomic_files.write_folder(tmp_path / "last", lambda path: write_files(path, files=files))
     again, _ = begin(runs.TINY, None, None, runs.CPU)
@@ -236,7 +236,7 @@ CHAIN = runs.override(runs.TINY, {"steps": 40, "save_every": 1})
 
 
 def train_chain(out, begins):
-    """In another process: goes on with the run, and says when it begins to train."""
+    """In another process: goes on with the run, and reports when it begins to train."""
 
     def make(real):
         def write(*args, **kwargs):
@@ -292,7 +292,7 @@ def test_kill_9_loses_nothing(tmp_path, figure):
 
 
 def train_and_name_the_workers(out, pipe):
-    """In another process: in its first step says who loads its data, and waits."""
+    """In another process: in its first step reports its loader's processes, and waits."""
 
     def make(real):
         def step(*args):

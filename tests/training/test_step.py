@@ -52,8 +52,8 @@ def test_weight_decay_is_on_matrices_only():
     assert len(decayed["params"]) + len(free["params"]) == trained
 
 
-def first_batches(source, state, words):
-    return TrainSteps(source, words, state.config)[0].batches
+def first_batches(source, state, tokenizer):
+    return TrainSteps(source, tokenizer, state.config)[0].batches
 
 
 def gradients(state, batches):
@@ -68,14 +68,14 @@ def gradients(state, batches):
 
 
 def test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm(source):
-    found = []
+    by_largest = []
     for largest in (1e9, 0.01):
-        state, words = start(override(SMALL, {"clip_grad_norm": largest}))
-        found.append(gradients(state, first_batches(source, state, words)))
-    (_, whole), (_, short) = found
+        state, tokenizer = start(override(SMALL, {"clip_grad_norm": largest}))
+        by_largest.append(gradients(state, first_batches(source, state, tokenizer)))
+    (_, whole), (_, short) = by_largest
     norm = float(torch.stack([grad.norm() for grad in whole.values()]).norm())
     assert norm > 1.0
-    for metrics, _ in found:
+    for metrics, _ in by_largest:
         assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
     for name, grad in whole.items():
         torch.testing.assert_close(short[name], grad * (0.01 / norm), rtol=1e-4, atol=0.0)
@@ -85,7 +85,7 @@ def test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm(source):
 def test_a_step_moves_by_the_rate_of_its_number(source, step, rate):
     """AdamW's first step is the rate in the gradient's direction, whatever its size."""
     config = override(SMALL, {"lr": 1e-2, "lr_final": 1e-3, "weight_decay": 0.5})
-    state, words = start(config)
+    state, tokenizer = start(config)
     named, grads = dict(state.model.named_parameters()), {}
     before = {name: p.detach().clone() for name, p in named.items()}
 
@@ -94,7 +94,7 @@ def test_a_step_moves_by_the_rate_of_its_number(source, step, rate):
 
     state.optimizer.register_step_pre_hook(keep)
     state.step = step
-    train_step(state, first_batches(source, state, words))
+    train_step(state, first_batches(source, state, tokenizer))
     for name, grad in grads.items():
         decay = 0.5 if grad.ndim >= 2 else 0.0
         want = before[name] * (1 - rate * decay) - rate * grad / (grad.abs() + 1e-8)
@@ -102,8 +102,8 @@ def test_a_step_moves_by_the_rate_of_its_number(source, step, rate):
 
 
 def test_no_activations_are_alive_beside_the_teachers(source, monkeypatch):
-    state, words = start()
-    (batch,) = TrainSteps(source, words, SMALL)[0].batches
+    state, tokenizer = start()
+    (batch,) = TrainSteps(source, tokenizer, SMALL)[0].batches
     teacher, alive = state.teacher.forward, []
 
     def forward(*given):
@@ -132,8 +132,8 @@ def test_a_step_has_the_temperatures_and_the_teacher_of_its_number(
         "ema_momentum": 0.9,
         "lr": 1e-2,
     }
-    state, words = start(override(SMALL, changes))
-    (batch,) = first_batches(source, state, words)
+    state, tokenizer = start(override(SMALL, changes))
+    (batch,) = first_batches(source, state, tokenizer)
     teacher, student = (
         [*each.audio_encoder.parameters(), *each.prototype_head.parameters()]
         for each in (state.teacher, state.model)
@@ -142,16 +142,16 @@ def test_a_step_has_the_temperatures_and_the_teacher_of_its_number(
         state.teacher.center.normal_()
         for parameter in teacher:
             parameter += 0.1 * torch.randn_like(parameter)
-        out, taught = state.model(batch, state.config.loss), state.teacher(batch)
-        scores = taught[0] @ taught[1].T
+        out, teacher_out = state.model(batch, state.config.loss), state.teacher(batch)
+        scores = teacher_out[0] @ teacher_out[1].T
         center, before = state.teacher.center.clone(), [p.clone() for p in teacher]
         wanted = ((scores - center) / temperature).softmax(1)
         if targets == "sinkhorn":
-            wanted = self_distillation.sinkhorn(*taught, temperature, 3).probabilities()
+            wanted = self_distillation.sinkhorn(*teacher_out, temperature, 3).probabilities()
         log_p = (out.student_features @ out.prototypes.T / 0.2).log_softmax(1)
     state.step = step
-    found = train_step(state, [batch])["ssl"]
-    torch.testing.assert_close(found, -(wanted * log_p).sum(1).mean(), rtol=1e-5, atol=0.0)
+    loss = train_step(state, [batch])["ssl"]
+    torch.testing.assert_close(loss, -(wanted * log_p).sum(1).mean(), rtol=1e-5, atol=0.0)
     for old, new, other in zip(before, teacher, student, strict=True):
         want = momentum * old + (1 - momentum) * other.detach()
         torch.testing.assert_close(new.detach(), want, rtol=0.0, atol=1e-6)
@@ -161,7 +161,7 @@ def test_a_step_has_the_temperatures_and_the_teacher_of_its_number(
 
 @pytest.mark.parametrize("targets", ["sinkhorn", "centering"])
 @pytest.mark.parametrize("student_pass", ["shared", "separate"])
-def test_one_batch_can_be_learned_by_heart(source, targets, student_pass):
+def test_one_batch_can_be_overfitted(source, targets, student_pass):
     changes = {
         "model.ssl.targets": targets,
         "model.ssl.student_pass": student_pass,
@@ -171,8 +171,8 @@ def test_one_batch_can_be_learned_by_heart(source, targets, student_pass):
         "data.freq_masks": 0,
     }
     config = override(SMALL, changes)
-    state, words = start(config)
-    batches = TrainSteps(source, words, config)[0].batches
+    state, tokenizer = start(config)
+    batches = TrainSteps(source, tokenizer, config)[0].batches
     first = train_step(state, batches)
     for state.step in range(1, 60):
         last = train_step(state, batches)
@@ -185,8 +185,8 @@ def test_one_batch_can_be_learned_by_heart(source, targets, student_pass):
 
 
 def test_accumulating_a_batch_twice_equals_taking_it_once(source):
-    state, words = start()
-    batch = TrainSteps(source, words, SMALL)[0].batches[0]
+    state, tokenizer = start()
+    batch = TrainSteps(source, tokenizer, SMALL)[0].batches[0]
     once = train_step(state, [batch])
     state, _ = start()
     twice = train_step(state, [batch, batch])
@@ -199,8 +199,8 @@ def test_a_batch_split_by_the_token_budget_gives_the_same_step(source):
     config = override(SMALL, {"loss.contrastive": 0.0, "loss.ssl": 0.0, "batch_size": 8})
     stepped = []
     for max_tokens in (65_536, 110):
-        state, words = start(config)
-        data = TrainSteps(source, words, dataclasses.replace(config, max_tokens=max_tokens))
+        state, tokenizer = start(config)
+        data = TrainSteps(source, tokenizer, dataclasses.replace(config, max_tokens=max_tokens))
         batches = data[0].batches
         stepped.append((len(batches), train_step(state, batches)))
     (one, whole), (several, split) = stepped
@@ -229,10 +229,10 @@ IN_PACKS = {
 @pytest.mark.parametrize("changes", IN_PACKS.values(), ids=IN_PACKS)
 def test_the_gradient_of_uneven_packs_is_that_of_one(source, changes):
     """In fp64, but for what ModernBERT rounds to fp32."""
-    found = []
+    results = []
     for max_tokens in (65_536, 60):
         sizes = {"batch_size": 9, "max_tokens": max_tokens, "clip_grad_norm": 1e9}
-        state, words = start(override(SMALL, sizes | changes))
+        state, tokenizer = start(override(SMALL, sizes | changes))
         state.model.double()
         if state.teacher is not None:
             state.teacher.double()
@@ -240,14 +240,14 @@ def test_the_gradient_of_uneven_packs_is_that_of_one(source, changes):
             torch.nn.init.normal_(state.teacher.center)
         batches = [
             batch._replace(audio=batch.audio._replace(patches=batch.audio.patches.double()))
-            for batch in first_batches(source, state, words)
+            for batch in first_batches(source, state, tokenizer)
         ]
         counts = [LossCounts.of(batch) for batch in batches]
-        found.append(gradients(state, batches))
+        results.append(gradients(state, batches))
         if state.teacher is not None:
-            found[-1][1]["centre"] = state.teacher.center
+            results[-1][1]["centre"] = state.teacher.center
     assert len(set(counts)) == len(counts) > 2
-    (one, whole), (several, split) = found
+    (one, whole), (several, split) = results
     for name in (*LOSSES, "grad_norm"):
         assert (name in one) == (name in several)
         if name in one:
@@ -270,9 +270,9 @@ def test_the_gradient_of_uneven_packs_is_that_of_one(source, changes):
 )
 def test_ablations_train_only_what_they_name(source, changes):
     config = override(SMALL, changes)
-    state, words = start(config)
+    state, tokenizer = start(config)
     before = {n: p.detach().clone() for n, p in state.model.named_parameters()}
-    metrics = train_step(state, TrainSteps(source, words, config)[0].batches)
+    metrics = train_step(state, TrainSteps(source, tokenizer, config)[0].batches)
     weights: LossConfig = config.loss
     for name in ("contrastive", "ssl", "caption"):
         assert (name in metrics) == (getattr(weights, name) > 0)

@@ -33,15 +33,15 @@ def losses_of(out):
     return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
 
 
-def run(state, words, source, out, **kwargs):
-    return train(state, source, words, out, progress=False, **kwargs)
+def run(state, tokenizer, source, out, **kwargs):
+    return train(state, source, tokenizer, out, progress=False, **kwargs)
 
 
 def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(source, tmp_path):
-    state, words = start()
-    assert run(state, words, source, tmp_path / "whole")
+    state, tokenizer = start()
+    assert run(state, tokenizer, source, tmp_path / "whole")
 
-    half, words = start()
+    half, tokenizer = start()
     part = tmp_path / "part"
 
     class Stop(Exception):
@@ -56,13 +56,13 @@ def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(sour
     loop.train_step = interrupted
     try:
         with pytest.raises(Stop):
-            run(half, words, source, part)
+            run(half, tokenizer, source, part)
     finally:
         loop.train_step = original
-    again, words = begin(SMALL, None, part / "last", runs.CPU)
+    again, tokenizer = begin(SMALL, None, part / "last", runs.CPU)
     restore(again, part / "last")
     assert again.step == 3
-    assert run(again, words, source, part)
+    assert run(again, tokenizer, source, part)
     resumed = dict(losses_of(part))
     assert resumed == dict(losses_of(tmp_path / "whole"))
     for a, b in ((again.model, state.model), (again.teacher, state.teacher)):
@@ -73,7 +73,7 @@ def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(sour
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_signal_saves_and_stops(source, tmp_path, number):
-    state, words = start()
+    state, tokenizer = start()
 
     def evaluate(_):
         os.kill(os.getpid(), number)
@@ -81,7 +81,7 @@ def test_a_signal_saves_and_stops(source, tmp_path, number):
 
     config = dataclasses.replace(SMALL, eval_every=2)
     state = dataclasses.replace(state, config=config)
-    assert run(state, words, source, tmp_path, evaluate=evaluate) is False
+    assert run(state, tokenizer, source, tmp_path, evaluate=evaluate) is False
     assert state.step == 2
     again, _ = begin(SMALL, None, tmp_path / "last", runs.CPU)
     restore(again, tmp_path / "last")
@@ -95,9 +95,9 @@ def test_too_many_bad_clips_stop_the_run_and_are_listed(tmp_path):
     (tmp_path / "m.csv").write_text(f"path,caption\n{rows}")
     bad = ManifestClips(read_manifest(tmp_path / "m.csv"))
     config = override(SMALL, {"steps": 100})
-    state, words = start(config)
+    state, tokenizer = start(config)
     with pytest.raises(RuntimeError, match="104 of the last 104 clips are bad, more than"):
-        run(state, words, bad, tmp_path / "out")
+        run(state, tokenizer, bad, tmp_path / "out")
     lines = (tmp_path / "out" / "bad_clips.jsonl").read_text().splitlines()
     assert len(lines) == 104 and json.loads(lines[0])["code"] == "E_FORMAT"
     saved = json.loads((tmp_path / "out" / "last" / "training.json").read_text())
@@ -106,9 +106,9 @@ def test_too_many_bad_clips_stop_the_run_and_are_listed(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(source, tmp_path):
     changes = {"lr": 1e30, "warmup_steps": 0, "save_every": 1, "max_skipped_steps": 2}
-    state, words = start(override(SMALL, changes))
+    state, tokenizer = start(override(SMALL, changes))
     with pytest.raises(RuntimeError, match="step 4: .* is not finite, as in 3 steps in a row"):
-        run(state, words, source, tmp_path)
+        run(state, tokenizer, source, tmp_path)
     saved = json.loads((tmp_path / "last" / "training.json").read_text())
     assert (saved["step"], saved["skipped"]) == (3, 2)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
