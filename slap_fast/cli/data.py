@@ -8,12 +8,12 @@ from pathlib import Path
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
-from slap_fast.console import console, emit, progress
+from slap_fast.console import emit, make_console, show_progress
 
 app = SubcommandApp()
 
-SHOWN = 20
-"""Problems that are listed; all of them are in the JSON."""
+MAX_LISTED = 20
+"""Problems that are printed; all of them are in the JSON."""
 
 
 @app.command
@@ -37,20 +37,20 @@ def check(
     """
     from rich.table import Table
 
-    from slap_fast.data import validate as checks
+    from slap_fast.data import validate
 
-    report = checks.check(data, split, workers=workers, progress=progress(json))
+    report = validate.check(data, split, workers=workers, progress=show_progress(json))
     table = Table("", "clips", title=f"{report.clips} clips, {report.seconds / 3600:.2f} h")
     for kind, count in report.counts().items():
         table.add_row(kind, str(count), style="red" if count else "dim")
-    out = console(json)
-    out.print(table)
-    for problem in report.problems[:SHOWN]:
+    console = make_console(json)
+    console.print(table)
+    for problem in report.problems[:MAX_LISTED]:
         place = f"line {problem.line}: " if problem.line else ""
-        out.print(f"{problem.kind}: {place}{problem.message}", highlight=False)
-    if len(report.problems) > SHOWN:
-        out.print(f"and {len(report.problems) - SHOWN} more; --json lists them all")
-    emit(checks.to_json(report), json)
+        console.print(f"{problem.kind}: {place}{problem.message}", highlight=False)
+    if len(report.problems) > MAX_LISTED:
+        console.print(f"and {len(report.problems) - MAX_LISTED} more; --json lists them all")
+    emit(validate.to_json(report), json)
     return 1 if report.problems else 0
 
 
@@ -83,7 +83,7 @@ def pack(
     from slap_fast.data.shards.writer import write_clips, write_shards
 
     tars, ignored = find_tars(data), Counter[str]()
-    options = {"shard_mb": shard_mb, "progress": progress(json)}
+    options = {"shard_mb": shard_mb, "progress": show_progress(json)}
     if tars:
         if split is not None:
             raise ValueError(f"--split: found {split!r}, expected none: tars are packed whole")
@@ -94,13 +94,13 @@ def pack(
         raise ValueError(f"--data: found {len(data)} paths, expected one, or tars")
     index = read_index(out)
     clips = index.rows + skipped.total()
-    shown = console(json)
-    shown.print(f"{index.rows} of {clips} clips in {len(index.shards)} shards: {out}")
+    console = make_console(json)
+    console.print(f"{index.rows} of {clips} clips in {len(index.shards)} shards: {out}")
     for code, count in skipped.items():
-        shown.print(f"{count} left out: {code}; see {out / 'skipped.jsonl'}")
+        console.print(f"{count} left out: {code}; see {out / 'skipped.jsonl'}")
     if ignored:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(SHOWN))
-        shown.print(f"{ignored.total()} other members in the tars: {kinds}", highlight=False)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(MAX_LISTED))
+        console.print(f"{ignored.total()} other members in the tars: {kinds}", highlight=False)
     result = {"clips": clips, "packed": index.rows, "skipped": dict(skipped)}
     emit(result | ({"ignored": dict(ignored)} if tars else {}), json)
     return 0

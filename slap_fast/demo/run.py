@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,17 @@ from rich.text import Text
 
 from slap_fast.checkpoint import write_json
 from slap_fast.config import TrainConfig, override, slap_tiny
-from slap_fast.console import console as console_of
+from slap_fast.console import emit, make_console, show_progress
 from slap_fast.data.builtin.scenes import LABELS
 from slap_fast.data.patches import clip_patches
 from slap_fast.data.source import BuiltinClips, open_source
-from slap_fast.demo.report import Check, ReportClip, ReportQuery, write_report
-from slap_fast.evaluation import card as evaluate
+from slap_fast.demo.content import Promise, ReportClip, ReportQuery
+from slap_fast.demo.report import write_report
+from slap_fast.evaluation.card import evaluate
+from slap_fast.evaluation.table import render
 from slap_fast.inference.slap import Slap
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training.loop import train
+from slap_fast.training.state import begin, describe
 
 EXAMPLES = 12
 TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
@@ -40,7 +41,7 @@ TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
 
 def run(out: Path, *, workers: int, json: bool) -> int:
     """Trains, evaluates, prints and writes ``out``; 1 when a figure misses its threshold."""
-    console = console_of(json)
+    console = make_console(json)
     if out.exists():
         if not (out / "run.json").exists() and any(out.iterdir()):
             raise ValueError(
@@ -50,21 +51,20 @@ def run(out: Path, *, workers: int, json: bool) -> int:
     # A few epochs of clean, generated scenes leave nothing for SpecAugment to prevent.
     config = override(slap_tiny(), {"data.time_masks": 0, "data.freq_masks": 0})
     source = open_source("builtin", "train", fallback="train")
-    state, words = runstate.begin(config, None, None, torch.device("cpu"))
-    console.print(runstate.describe(state, source))
+    state, tokenizer = begin(config, None, None, torch.device("cpu"))
+    console.print(describe(state, source))
     started = time.perf_counter()
-    progress = sys.stderr.isatty() and not json
-    if not training.train(state, source, words, out, workers=workers, progress=progress):
+    if not train(state, source, tokenizer, out, workers=workers, progress=show_progress(json)):
         return 130
     seconds = time.perf_counter() - started
 
-    slap = Slap(state.model, words)
+    slap = Slap(state.model, tokenizer)
     test = open_source("builtin", "test", fallback="test")
     console.print(f"trained in {seconds:.0f} s; evaluating on {len(test)} unseen scenes")
-    card = evaluate.evaluate(slap, test, template=TEMPLATES)
+    card = evaluate(slap, test, template=TEMPLATES)
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     history = [json_module.loads(line) for line in lines]
-    checks = _checks(config, card, history)
+    promises = _promises(config, card, history)
     facts = {
         "trained for": f"{seconds:.0f} s, {config.steps} steps",
         "device": f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores",
@@ -72,7 +72,7 @@ def run(out: Path, *, workers: int, json: bool) -> int:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    card = {**card, "checks": [check._asdict() for check in checks], "facts": facts}
+    card = {**card, "checks": [promise._asdict() for promise in promises], "facts": facts}
     slap.card = card
     slap.save_pretrained(out / "model")
     write_json(out / "card.json", card)
@@ -81,32 +81,31 @@ def run(out: Path, *, workers: int, json: bool) -> int:
         out / "report.html",
         card=card,
         history=history,
-        checks=checks,
+        promises=promises,
         clips=clips,
         queries=queries,
         facts=facts,
     )
-    evaluate.render(card, console)
+    render(card, console)
     _render_examples(clips, queries, console)
-    _render_checks(checks, console)
+    _render_promises(promises, console)
     console.print(f"report: {out / 'report.html'}\nmodel:  {out / 'model'}")
-    if json:
-        print(json_module.dumps(card, indent=2))
-    return 0 if all(check.passed for check in checks) else 1
+    emit(card, json)
+    return 0 if all(promise.passed for promise in promises) else 1
 
 
-def _checks(
+def _promises(
     config: TrainConfig, card: dict[str, Any], history: list[dict[str, float]]
-) -> list[Check]:
-    """What a healthy run reaches; thresholds are the project's promises for this command."""
+) -> list[Promise]:
+    """What a healthy run reaches; the project's promises for this command."""
     first, last = history[0], history[-1]
     t2a, caption = card["retrieval"]["t2a"], card["caption"]
 
-    def at_least(name: str, value: float, threshold: float) -> Check:
-        return Check(name, value, threshold, value >= threshold, True)
+    def at_least(name: str, value: float, threshold: float) -> Promise:
+        return Promise(name, value, threshold, value >= threshold, True)
 
-    def below(name: str, value: float, threshold: float) -> Check:
-        return Check(name, value, threshold, value < threshold, False)
+    def below(name: str, value: float, threshold: float) -> Promise:
+        return Promise(name, value, threshold, value < threshold, False)
 
     return [
         at_least("text-to-audio R@1", t2a["R@1"], 0.40),
@@ -187,10 +186,10 @@ def _render_examples(clips: list[ReportClip], queries: list[ReportQuery], consol
     console.print(table)
 
 
-def _render_checks(checks: list[Check], console: Console) -> None:
+def _render_promises(promises: list[Promise], console: Console) -> None:
     table = Table("check", "value", "wanted", "")
-    for check in checks:
-        wanted = f"{'at least' if check.at_least else 'below'} {check.threshold:.3g}"
-        mark = Text("ok", "green") if check.passed else Text("missed", "red")
-        table.add_row(check.name, f"{check.value:.3g}", wanted, mark)
+    for promise in promises:
+        wanted = f"{'at least' if promise.at_least else 'below'} {promise.threshold:.3g}"
+        mark = Text("ok", "green") if promise.passed else Text("missed", "red")
+        table.add_row(promise.name, f"{promise.value:.3g}", wanted, mark)
     console.print(table)

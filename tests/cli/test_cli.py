@@ -1,13 +1,16 @@
 """Commands as a user types them: the main job on files, exit codes, one-line errors."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 
-from slap_fast import cli
-from slap_fast.cli import main
+from slap_fast.cli import machine, main
+from tests.helpers.paths import ROOT
 
 TINY = [
     "model.audio.hidden_size=32", "model.audio.num_heads=2", "model.audio.intermediate_size=32",
@@ -63,7 +66,7 @@ def test_train_writes_a_run(run):
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_eval_prints_the_promised_json(run, folder, capsys):
+def test_eval_prints_the_documented_json(run, folder, capsys):
     words = ["eval", "--model", str(run / "best"), "--data", str(folder / "m.csv"), "--json"]
     assert main(words) == 0
     card = stdout_json(capsys)
@@ -92,9 +95,9 @@ def test_embed_writes_vectors_and_the_status_of_each_file(run, folder, tmp_path,
     assert main([*words, "--json"]) == 0
     assert stdout_json(capsys)["n"] == 12
     vectors = np.load(tmp_path / "vectors.npy")
-    rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
-    assert vectors.shape == (13, 32) and len(rows) == 13
-    status = [(row["status"], row["code"]) for row in rows]
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert vectors.shape == (13, 32) and len(items) == 13
+    status = [(item["status"], item["code"]) for item in items]
     assert status == [("ok", None)] * 12 + [("bad", "E_FORMAT")]
     assert np.isnan(vectors[12]).all() and not np.isnan(vectors[:12]).any()
 
@@ -179,8 +182,8 @@ def test_a_run_is_not_overwritten(run, capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        "demo", "train", "eval", "embed", "classify", "caption", "doctor", "export-weights",
-        "bench", "data check", "data pack",
+        "demo", "train", "eval", "embed", "classify", "caption", "export", "export-weights",
+        "plan", "doctor", "bench", "data check", "data pack",
     ],
 )  # fmt: skip
 def test_help_shows_an_example(command, capsys):
@@ -190,24 +193,49 @@ def test_help_shows_an_example(command, capsys):
     assert f"slap-fast {command}" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_bench_runs_the_suite_of_a_checkout_and_says_where_there_is_none(
-    monkeypatch, capsys, tmp_path
-):
-    assert main(["bench", "mel", "--out", str(tmp_path), "--minutes", "0"]) == 0
-    (record,) = tmp_path.glob("suite_*.json")
+def python(*words, cwd):
+    """Runs the interpreter in another folder, on this checkout."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_module_runs_as_a_program(tmp_path):
+    """As torchrun starts it."""
+    shown = python("-m", "slap_fast.cli", "--help", cwd=tmp_path)
+    assert shown.returncode == 0 and "slap-fast" in shown.stdout, shown.stderr
+    assert python("-m", "slap_fast.cli", "fly", cwd=tmp_path).returncode == 2
+
+
+def test_importing_the_command_line_imports_no_torch(tmp_path):
+    program = "import sys, slap_fast.cli; print(sorted(sys.modules.keys() & {'torch', 'numpy'}))"
+    assert python("-c", program, cwd=tmp_path).stdout == "[]\n"
+
+
+def test_bench_runs_the_suite_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "mel", "--out", "records", "--minutes", "0"]) == 0
+    (record,) = (tmp_path / "records").glob("suite_*.json")
     assert json.loads(record.read_text())["steps"]["mel"]["status"].startswith("not run")
-    monkeypatch.setattr(cli, "SUITE", tmp_path / "suite.py")
+
+
+def test_bench_without_a_checkout_is_a_mistake(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(machine, "CHECKOUT", tmp_path)
     assert main(["bench"]) == 2
     assert "expected a checkout of the repository" in capsys.readouterr().err
 
 
 def test_out_of_memory_names_the_setting(monkeypatch, capsys, folder, tmp_path):
-    from slap_fast.training import loop as training
+    from slap_fast.training import loop
 
-    def full(*_, **__):
+    def out_of_memory(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    monkeypatch.setattr(training, "train_step", full)
+    monkeypatch.setattr(loop, "train_step", out_of_memory)
     words = [
         "train",
         "--data",

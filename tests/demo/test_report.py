@@ -1,4 +1,4 @@
-"""The report page: it says what it was given, is safe to open, and holds the clips themselves."""
+"""The report page: it shows what it was given, is safe to open, and embeds the clips."""
 
 import base64
 import io
@@ -8,13 +8,9 @@ import wave
 import numpy as np
 import pytest
 
-from slap_fast.demo.report import (
-    MAX_COLUMNS,
-    Check,
-    ReportClip,
-    ReportQuery,
-    write_report,
-)
+from slap_fast.demo.content import Promise, ReportClip, ReportQuery
+from slap_fast.demo.media import MAX_COLUMNS
+from slap_fast.demo.report import write_report
 
 SECTIONS = ["figures", "search", "clips", "curves", "checks", "facts", "next"]
 CARD = {
@@ -39,7 +35,7 @@ HISTORY = [
     {"step": step, "loss": 9.0 - step, "contrastive": 4.0 - step, "ssl": 5.0, "caption": 2.0}
     for step in range(1, 4)
 ]
-CHECKS = [Check("recall", 0.512, 0.4, True, True), Check("alarms", 3.0, 1.0, False, False)]
+PROMISES = [Promise("recall", 0.512, 0.4, True, True), Promise("alarms", 3.0, 1.0, False, False)]
 FACTS = {"trained for": "188 s", "torch": "2.13.0"}
 
 
@@ -66,7 +62,7 @@ def render(tmp_path):
     def write(**changes) -> str:
         clips = [clip(), clip(seed=1, captions=("a loud drum",), label=None)]
         queries = [ReportQuery("ringing", [(0, 0.8, True), (1, 0.1, False)])]
-        values = dict(card=CARD, history=HISTORY, checks=CHECKS, clips=clips, queries=queries)
+        values = dict(card=CARD, history=HISTORY, promises=PROMISES, clips=clips, queries=queries)
         write_report(tmp_path / "report.html", **(values | {"facts": FACTS} | changes))
         return (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -85,7 +81,7 @@ def picture(page: str, index: int) -> np.ndarray:
     return np.frombuffer(levels, np.uint8).reshape(size["height"], size["width"])
 
 
-def test_every_section_is_there(render):
+def test_every_section_exists(render):
     page = render()
     assert re.findall(r'<section id="(\w+)"', page) == SECTIONS
     for text in ("a slow bell", "a bell rings slowly", "&#10003; the one described", "188 s"):
@@ -133,7 +129,7 @@ def test_text_is_escaped(render, field):
     page = render(
         clips=[hostile],
         queries=[ReportQuery(text("query"), [(0, 0.5, False)])],
-        checks=[Check(text("check"), 1.0, 0.0, True, True)],
+        promises=[Promise(text("check"), 1.0, 0.0, True, True)],
         facts={text("fact"): text("value")},
     )
     assert ESCAPED.format(field) in page
@@ -184,7 +180,7 @@ def test_silence_is_black(render):
     assert not picture(page, 0).any()
 
 
-def test_palette_grows_lighter_all_the_way(render):
+def test_palette_grows_lighter(render):
     palette = np.frombuffer(block(render(), "palette")[0], np.uint8).reshape(256, 3) / 255
     linear = np.where(palette <= 0.04045, palette / 12.92, ((palette + 0.055) / 1.055) ** 2.4)
     luminance = linear @ (0.2126, 0.7152, 0.0722)
@@ -202,13 +198,13 @@ def test_words_that_no_caption_has_are_marked(render):
     [("a drum", "", 1), (None, "no single label is right", 0), ("a cat", "truly a cat", 0)],
     ids=["listed", "none", "not listed"],
 )
-def test_true_label_is_told(render, label, note, ticks):
+def test_true_label_is_shown(render, label, note, ticks):
     page = render(clips=[clip(label=label)], queries=[])
     assert f'Zero-shot labels <span class="note">{note}</span>' in page
     assert page.count("a drum &#10003;") == ticks
 
 
-def test_checks_that_fail_are_told(render):
+def test_missed_promises_are_shown(render):
     page = render()
     assert 'class="bad" href="#checks">1 of 2 checks passed' in page
     rows = re.findall(r"<tr><th>(\w+)</th><td>(.*?)</td><td>(.*?)</td>.*?; (\w+)</span>", page)
@@ -219,7 +215,7 @@ def test_checks_that_fail_are_told(render):
 
 
 @pytest.mark.parametrize("rank", [0, 2, 3, None], ids=["first", "third", "fourth", "not found"])
-def test_query_tells_whether_the_right_clip_is_shown(render, rank):
+def test_query_shows_whether_the_right_clip_was_found(render, rank):
     results = [(i, 0.9 - 0.1 * i, i == rank) for i in range(4)]
     page = render(clips=[clip(0.05)] * 4, queries=[ReportQuery("ringing", results)])
     shown = rank is not None and rank < 3

@@ -8,7 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from slap_fast.evaluation.metrics import cider_d, class_recall, classification, retrieval, tokenize
+from slap_fast.evaluation.metrics import (
+    cider_d,
+    class_recall,
+    classification,
+    retrieval,
+    tokenize,
+)
 
 
 def retrieval_by_loops(similarity, positives):
@@ -105,7 +111,7 @@ class TestClassification:
             "majority": 3 / 5,
         }
 
-    def test_recall_by_class(self):
+    def test_class_recall(self):
         scores = np.eye(3)[[0, 1, 1, 2]]
         recall = class_recall(scores, np.array([0, 0, 1, 1]))
         np.testing.assert_array_equal(recall, [0.5, 0.5, np.nan])

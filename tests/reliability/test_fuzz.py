@@ -15,6 +15,7 @@ import yaml
 from hypothesis import strategies as st
 
 from slap_fast import cli
+from slap_fast.cli.options import load_recipe, parse_setting
 from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.data.manifest import ManifestError, read_manifest, row_of
 from slap_fast.data.shards.index import INDEX, ShardError, read_index
@@ -142,14 +143,14 @@ def config_case(folder: Path, content: bytes) -> None:
     path = folder / "c.yaml"
     path.write_bytes(content)
     try:
-        assert isinstance(cli._recipe(str(path)), TrainConfig)
+        assert isinstance(load_recipe(str(path)), TrainConfig)
     except ValueError as error:
         assert str(error)
 
 
 def setting_case(key: str, value: str) -> None:
     try:
-        override(slap_tiny(), dict([cli._setting(f"{key}={value}")]))
+        override(slap_tiny(), dict([parse_setting(f"{key}={value}")]))
     except ValueError as error:
         assert str(error)
 
