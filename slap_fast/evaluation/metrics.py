@@ -1,7 +1,7 @@
 """Retrieval, classification and captioning figures from arrays and strings; numpy alone.
 
-Ties and failed items never help: a model that gives every pair one score must not look like one
-that knows the answer. So among equal scores the wrong ones come first, and a NaN is a miss.
+Ties and failed items never help, or a model that gives every pair the same score would look good:
+among equal scores the wrong ones come first, and a NaN is a miss.
 """
 
 from __future__ import annotations

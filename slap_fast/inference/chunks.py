@@ -17,7 +17,7 @@ def chunks(blocks: Iterable[np.ndarray], sample_rate: int, name: str) -> Iterato
     """30 s windows every 15 s, the last one ending where the audio ends; a short clip is one.
 
     Args:
-        blocks: the samples of one clip, in pieces of any length.
+        blocks: the samples of one clip, in blocks of any length.
         sample_rate: of the samples.
         name: the clip's, for the error.
 

@@ -98,12 +98,12 @@ def test_another_rate_and_stereo_give_nearly_the_same_vector(slap, waves, tmp_pa
 
 def test_a_long_clip_is_the_mean_of_its_chunks(slap):
     wave = noise(70.0)
-    pieces = [(0, 30), (15, 45), (30, 60), (40, 70)]
-    parts = slap.embed_audio([wave[a * RATE : b * RATE] for a, b in pieces])
+    windows = [(0, 30), (15, 45), (30, 60), (40, 70)]
+    parts = slap.embed_audio([wave[a * RATE : b * RATE] for a, b in windows])
     mean = parts.mean(0)
     np.testing.assert_allclose(slap.embed_audio(wave)[0], mean / np.linalg.norm(mean), atol=1e-5)
-    whole = slap.embed_audio(wave, long="whole")[0]
-    assert np.linalg.norm(whole - mean / np.linalg.norm(mean)) > 1e-4
+    one_sequence = slap.embed_audio(wave, long="whole")[0]
+    assert np.linalg.norm(one_sequence - mean / np.linalg.norm(mean)) > 1e-4
 
 
 def test_a_bad_item_is_named_or_skipped(slap, waves, tmp_path):
