@@ -49,7 +49,7 @@ def packed(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Enc
 
 
 def padded_to_longest(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Encode:
-    """The other; padding the patches is part of the work."""
+    """The padded network; padding the patches is part of the work."""
     with device:
         other = padded.Encoder(encoder.config, MEL)
     other.load_state_dict(encoder.state_dict())
@@ -85,7 +85,7 @@ def liger(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Enco
 
 
 def compiled(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Encode:
-    """Ours through torch.compile: what float8 is to be held against."""
+    """Ours through torch.compile: the baseline of float8."""
     if device.type != "cuda":
         raise harness.NotInstalled("needs a GPU")
     if case.name not in COMPILED_FOR:
