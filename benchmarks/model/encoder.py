@@ -12,7 +12,6 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import cases, harness
+from benchmarks.examples import padded
 from slap_fast.config import MelConfig, slap_base, slap_tiny
 from slap_fast.diagnostics import flops
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.layers import RMSNorm, SwiGLU
 from slap_fast.packed import PackedPatches
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-import padded
 
 TOLERANCE = {"cuda": 3e-2, "cpu": 1e-4}
 """Of the relative L2 difference from slap-fast."""
@@ -53,7 +49,7 @@ def packed(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Enc
 
 
 def padded_to_longest(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Encode:
-    """The other; padding the patches is part of the work."""
+    """The padded network; padding the patches is part of the work."""
     with device:
         other = padded.Encoder(encoder.config, MEL)
     other.load_state_dict(encoder.state_dict())
@@ -89,7 +85,7 @@ def liger(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Enco
 
 
 def compiled(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Encode:
-    """Ours through torch.compile: what float8 is to be held against."""
+    """Ours through torch.compile: the baseline of float8."""
     if device.type != "cuda":
         raise harness.NotInstalled("needs a GPU")
     if case.name not in COMPILED_FOR:

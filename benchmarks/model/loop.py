@@ -13,27 +13,20 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-import clap_after
-import clap_before
-from padded import PaddedAudioTower
-from sounds import captioned_sounds
+from benchmarks.examples import clap_after, clap_before, padded, sounds
 
 BATCH = 16
 TOLERANCE = 1e-3
 """Of the losses, relative: two fp32 runs part slowly as they train."""
 
 
-def same_start(*settings: Any) -> PaddedAudioTower:
+def same_start(*settings: Any) -> padded.PaddedAudioTower:
     """The padded tower with the weights that the packed one starts from."""
     weights = clap_after.AudioTower(*settings).state_dict()
-    tower = PaddedAudioTower(*settings)
+    tower = padded.PaddedAudioTower(*settings)
     tower.load_state_dict(weights)
     return tower
 
@@ -48,8 +41,8 @@ def race(clips: list[Any], steps: int) -> dict[str, list[float]]:
             started = time.perf_counter()
             losses[name] = next(loop)
             taken[name].append(time.perf_counter() - started)
-        padded, packed = losses["padded"], losses["packed"]
-        assert abs(padded - packed) <= TOLERANCE * padded, f"step {step}: {padded} {packed}"
+        expected, ours = losses["padded"], losses["packed"]
+        assert abs(expected - ours) <= TOLERANCE * expected, f"step {step}: {expected} {ours}"
     return {name: seconds[1:] for name, seconds in taken.items()}
 
 
@@ -73,7 +66,7 @@ def main() -> int:
     parser = harness.arguments(__doc__.splitlines()[0])
     options = parser.parse_args()
     longest = max(1.0, 30.0 * (options.scale or 1.0))
-    clips = captioned_sounds(BATCH * (options.rounds + 1), longest)
+    clips = sounds.captioned_sounds(BATCH * (options.rounds + 1), longest)
     clap_before.PaddedAudioTower = same_start
     orders = {"as they come": clips, "sorted by length": sorted(clips, key=lambda c: len(c[0]))}
     parts = {

@@ -14,7 +14,7 @@ from benchmarks import harness
 from slap_fast.diagnostics import parity
 
 
-def checks() -> Iterator[harness.Row]:
+def figures() -> Iterator[harness.Row]:
     """One row per figure."""
     for row in parity.run(harness.device()):
         check = row.check
@@ -28,7 +28,7 @@ def checks() -> Iterator[harness.Row]:
 def main() -> int:
     """Prints the table."""
     options = harness.arguments(__doc__.splitlines()[0]).parse_args()
-    rows = harness.finish({"all": checks}, "against the reference", options)
+    rows = harness.finish({"all": figures}, "against the reference", options)
     return int(not all(row["passed"] for row in rows))
 
 

@@ -1,7 +1,7 @@
-"""Compiles every kernel for GPUs that are not there: `make compile-report`.
+"""Compiles every kernel for GPUs that this machine lacks: `make compile-report`.
 
 Each file in kernels/ has a ``compile_cases()`` that yields all it can launch. Every case is
-compiled for every target; the report says what the assembler made of it. Exit code 1 when one does
+compiled for every target; the report has what the assembler made of it. Exit code 1 when one does
 not compile, when it compiles to something that cannot run, or when a setting that the file's table
 selects for sm_90 spills registers there.
 """
@@ -48,7 +48,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 
 class Row(NamedTuple):
-    """What became of a case on a target."""
+    """The outcome of a case on a target."""
 
     kernel: str
     target: str
@@ -150,7 +150,7 @@ def report(targets: Iterable[str], *, selected_only: bool, jobs: int) -> list[Ro
 
 
 def render(rows: list[Row]) -> None:
-    """The rows as a table on stdout, and what is wrong below it."""
+    """The rows as a table on stdout, and the failures below it."""
     table = Table(title=f"{len(rows)} compiled with Triton {triton.__version__}")
     columns = ("kernel", "target", "warps", "stages", "registers", "spilled", "shared", "products")
     for column in columns:

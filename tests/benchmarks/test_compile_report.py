@@ -1,4 +1,4 @@
-"""The compile report: it tells a good kernel from one that spills and one that does not compile."""
+"""The compile report tells a good kernel from one that spills or does not compile."""
 
 from __future__ import annotations
 
