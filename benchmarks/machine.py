@@ -8,7 +8,6 @@ checks every committed record with :func:`complaints`.
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import os
 import platform
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from slap_fast.atomic_files import write_json
 
 SCHEMA = 1
 PACKAGES = ("torch", "triton", "transformers", "numpy", "slap-fast")
@@ -77,9 +78,7 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
     Not through slap_fast.atomic_files, whose packages the suite may have yet to install."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_json(path, record, indent=1, ensure_ascii=True)
 
 
 def complaints(record: dict[str, Any]) -> Iterator[str]:

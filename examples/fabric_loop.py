@@ -11,7 +11,7 @@ from slap_parts import CONFIG, make_model, make_optimization, make_steps, slap_l
 from torch.utils.data import DataLoader
 
 from slap_fast.models import Teacher
-from slap_fast.training.loop import ema_momentum
+from slap_fast.training.schedules import ema_momentum
 
 
 def train(config=CONFIG):

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from slap_fast.models import Teacher
-from slap_fast.training.loop import ema_momentum
+from slap_fast.training.schedules import ema_momentum
 
 
 def train(config=CONFIG):

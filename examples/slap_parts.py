@@ -14,8 +14,8 @@ from slap_fast.data.source import BuiltinClips
 from slap_fast.losses import self_distillation
 from slap_fast.models import SlapModel
 from slap_fast.models.tokenizer import CaptionTokenizer
-from slap_fast.training.loop import learning_rate, teacher_temperature
-from slap_fast.training.state import make_optimizer
+from slap_fast.training.optimizer import make_optimizer
+from slap_fast.training.schedules import learning_rate, teacher_temperature
 
 CONFIG = override(slap_tiny(), {"steps": 20, "batch_size": 8, "warmup_steps": 5})
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from slap_fast.models import Teacher
-from slap_fast.training.loop import ema_momentum
+from slap_fast.training.schedules import ema_momentum
 
 
 class Student(nn.Module):

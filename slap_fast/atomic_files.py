@@ -1,31 +1,27 @@
-"""Folders that are written whole or not at all, by one writer, and checked when they are read.
+"""Files and folders that are written whole or not at all, by one writer.
 
 A folder is filled beside its place, every file's SHA-256 goes into ``manifest.sha256`` (what
 ``sha256sum -c`` reads), all of it is flushed to disk, and one rename puts it there. What stood
-there before stays until then, or for good as ``<name>.old``.
+there before stays until then, or until the next write as ``<name>.old``.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors
 
 MANIFEST = "manifest.sha256"
-_LINE = re.compile(r"([0-9a-f]{64})  ([^/\\\n]+)\n")
 _BLOCK = 1 << 20
-
-
-class CheckpointError(ValueError):
-    """A folder that is no checkpoint, is damaged, or is newer than this package."""
 
 
 def write_folder(path: Path, write: Callable[[Path], None], *, keep_old: bool = False) -> None:
@@ -33,8 +29,8 @@ def write_folder(path: Path, write: Callable[[Path], None], *, keep_old: bool = 
 
     Args:
         path: where it belongs.
-        write: is given an empty folder, and writes files into it.
-        keep_old: what stood at ``path`` stays as ``<name>.old`` until the next time.
+        write: fills an empty folder with files.
+        keep_old: what stood at ``path`` stays as ``<name>.old`` until the next write.
 
     Raises:
         OSError: the disk is full, broken or read-only; what was there before is still there.
@@ -42,17 +38,17 @@ def write_folder(path: Path, write: Callable[[Path], None], *, keep_old: bool = 
     fresh, old = path.with_name(f"{path.name}.tmp"), old_folder(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(fresh)  # of a run that was killed here
+        remove(fresh)  # of a process that was killed while it wrote
         fresh.mkdir()
         write(fresh)
-        _seal(fresh)
+        write_manifest(fresh)
         if path.exists():
-            _remove(old)
+            remove(old)
             path.rename(old)
         fresh.rename(path)
         sync(path.parent)
         if not keep_old:
-            _remove(old)
+            remove(old)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise OSError(
@@ -60,13 +56,43 @@ def write_folder(path: Path, write: Callable[[Path], None], *, keep_old: bool = 
         ) from error
 
 
+def write_manifest(folder: Path) -> None:
+    """Lists the folder's files with their SHA-256, and flushes all of them to disk."""
+    files = sorted(folder.iterdir())
+    lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
+    manifest = folder / MANIFEST
+    manifest.write_bytes(lines.encode("ascii"))
+    for file in (*files, manifest):
+        sync(file)
+    sync(folder)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def replace_file(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, meets the old one or the new one."""
+    """Writes a text file; a reader, also one after a crash, finds the old text or the new one."""
     fresh = path.with_name(f"{path.name}.tmp")
     fresh.write_text(text, encoding="utf-8")
     sync(fresh)
     fresh.replace(path)
     sync(path.parent)
+
+
+def write_json(path: Path, value: Any, *, indent: int = 2, ensure_ascii: bool = False) -> None:
+    """Writes a JSON file as :func:`replace_file` does."""
+    replace_file(path, to_json(value, indent=indent, ensure_ascii=ensure_ascii))
+
+
+def to_json(value: Any, *, indent: int = 2, ensure_ascii: bool = False) -> str:
+    """Indented JSON that ends with a newline."""
+    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii) + "\n"
 
 
 def sync(path: Path) -> None:
@@ -81,74 +107,23 @@ def sync(path: Path) -> None:
 
 
 def old_folder(path: Path) -> Path:
-    """Where the one before is kept."""
+    """Where :func:`write_folder` keeps what stood at ``path`` before."""
     return path.with_name(f"{path.name}.old")
 
 
 def find_folder(path: str | Path) -> Path:
-    """The folder itself, or the one a rename that was cut short left beside it."""
+    """The folder itself, or the one that an interrupted :func:`write_folder` left beside it."""
     path = Path(path)
     old = old_folder(path)
     return old if old.is_dir() and not path.exists() else path
 
 
-def recover(path: Path, verify: Callable[[Path], None]) -> Path:
-    """The newest of a folder and the one before it that passes ``verify``.
-
-    A damaged one is moved out of the way, to ``<name>.damaged``, so that the next write does not
-    replace the good one by it. Raises CheckpointError, of the newest, when neither passes.
-    """
-    try:
-        verify(find_folder(path))
-    except CheckpointError:
-        old = old_folder(path)
-        if not (path.exists() and old.is_dir()):
-            raise
-        try:
-            verify(old)
-        except CheckpointError:
-            pass
-        else:
-            damaged = path.with_name(f"{path.name}.damaged")
-            _remove(damaged)
-            path.rename(damaged)
-            return old
-        raise
-    return find_folder(path)
-
-
-def check_files(folder: Path, names: Iterable[str]) -> None:
-    """Compares files with the folder's manifest. Raises CheckpointError that names a wrong one."""
-    path = folder / MANIFEST
-    try:
-        text = path.read_bytes().decode("ascii")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found, expected beside what slap-fast wrote") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from None
-    lines = list(_LINE.finditer(text))
-    if "".join(line[0] for line in lines) != text:
-        raise CheckpointError(f"{path}: damaged: a line is not a SHA-256 and a name")
-    digests = {line[2]: line[1] for line in lines}
-    for name in names:
-        if name not in digests:
-            raise CheckpointError(f"{path}: damaged: does not list {name}")
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder / name}: not found, expected a folder that slap-fast wrote"
-            )
-        if _sha256(folder / name) != digests[name]:
-            raise CheckpointError(
-                f"{folder / name}: damaged, or edited: its SHA-256 is not the one in {MANIFEST}"
-            )
-
-
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Holds the folder against a second run. Raises ValueError where one holds it already.
+    """Locks the folder against other processes. Raises ValueError where one has locked it.
 
-    The lock is the kernel's, so it ends with the process however that ends, and is not inherited
-    by the loader's workers.
+    The operating system drops the lock when the process ends, in whatever way, and does not pass
+    it on to the loader's workers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if os.name == "nt":
@@ -162,18 +137,18 @@ def only_writer(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise ValueError(f"{folder}: another process is writing there") from None
-            # Some network file systems have no locks: there the user has to take care.
+            # Some network file systems have no locks: two writers go unnoticed there.
         yield
 
 
-class Writer:
-    """Runs one write after the other: at once, or by option in a thread beside the training."""
+class BackgroundWriter:
+    """Runs one write after the other: in a thread, or at once where ``background`` is False."""
 
     def __init__(self, background: bool) -> None:
         self._pool = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._pending: Future[None] | None = None
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -182,7 +157,7 @@ class Writer:
             self._pool.shutdown()
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Waits for the write before; raises what that raised."""
+        """Starts a write once the previous one has ended; raises what the previous one raised."""
         self.wait()
         if self._pool is None:
             write()
@@ -190,32 +165,14 @@ class Writer:
             self._pending = self._pool.submit(write)
 
     def wait(self) -> None:
-        """Until nothing is being written; raises what the last write raised."""
+        """Waits for the last write; raises what it raised."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
 
-def _seal(folder: Path) -> None:
-    """Writes the manifest and flushes everything."""
-    files = sorted(folder.iterdir())
-    lines = "".join(f"{_sha256(file)}  {file.name}\n" for file in files)
-    manifest = folder / MANIFEST
-    manifest.write_bytes(lines.encode("ascii"))
-    for file in (*files, manifest):
-        sync(file)
-    sync(folder)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Deletes a file or a folder, where one exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,8 +1,8 @@
-"""Many ranks: who is who, what they tell each other, and rows that are spread over them.
+"""Many ranks: the process group, messages between ranks, and tensors that are spread over them.
 
 ``torchrun`` starts the ranks (docs/distributed.md). Without it there is one, no process group
-exists, and every function here gives back what it was given. Losses, gradients and figures follow
-one rule: each rank computes its value such that the *mean over ranks* is that of the whole batch.
+exists, and every function returns its argument. Losses, gradients and figures follow one rule: each
+rank computes its value such that the *mean over ranks* is that of the whole batch.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from torch import Tensor, nn
 
 @contextmanager
 def process_group(timeout: float, device: torch.device) -> Iterator[None]:
-    """Joins the ranks that torchrun started, and leaves them at the end.
+    """Joins the process group of the ranks that torchrun started, and leaves it at the end.
 
     Args:
         timeout: seconds that a rank waits for the others before it gives up.
-        device: the kind that all ranks train on.
+        device: the kind of device that all ranks train on.
 
-    Raises ValueError for a machine with fewer GPUs than ranks that want one.
+    Raises:
+        ValueError: the machine has fewer GPUs than ranks that need one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    # What the ranks agree on stays on the CPU: gloo carries it without a wait for the GPU.
+    # Messages between ranks stay on the CPU: gloo sends them without a wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         local_rank, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -44,7 +45,7 @@ def process_group(timeout: float, device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(local_rank)
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     yield
-    # Not after an error: NCCL would wait here for ranks that wait for this one, and say nothing.
+    # Not after an error: NCCL would wait here for ranks that wait for this one, without a message.
     dist.destroy_process_group()
 
 
@@ -54,13 +55,13 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many ranks there are."""
+    """Number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
-def naming(where: Callable[[], str]) -> Iterator[None]:
-    """Says in an error of the work itself on which rank and where it was, such as "step 12"."""
+def located_errors(where: Callable[[], str]) -> Iterator[None]:
+    """Adds the rank and ``where()``, such as "step 12", to a RuntimeError raised inside."""
     try:
         yield
     except RuntimeError as error:
@@ -70,7 +71,7 @@ def naming(where: Callable[[], str]) -> Iterator[None]:
 
 
 def exchange(value: Any) -> list[Any]:
-    """What each rank gave, by rank: JSON values, over the CPU. All ranks wait here for all."""
+    """The JSON values of all ranks, by rank, over the CPU. Waits for all ranks."""
     if world_size() == 1:
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -81,14 +82,19 @@ def exchange(value: Any) -> list[Any]:
     return [json.loads(bytes(text.tolist())) for text in texts]
 
 
+def barrier() -> None:
+    """Waits, on the CPU, for all ranks."""
+    exchange(None)
+
+
 def gather_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
     """The rows of all ranks in the order of the ranks, with gradient.
 
-    The backward sums what all ranks ask of a row. When every rank computes the same loss of all
+    The backward sums a row's gradients over ranks. When every rank computes the same loss of all
     rows, and gradients are averaged over ranks, each parameter gets the gradient of that loss.
 
     Args:
-        x: [counts[rank], ...]; the other axes are equal everywhere.
+        x: [counts[rank], ...]; the other axes are equal on all ranks.
         counts: rows of each rank.
 
     Returns:
@@ -130,11 +136,11 @@ def logsumexp(x: Tensor) -> Tensor:
     """The logsumexp over ranks of each element of x [K]."""
     if world_size() == 1:
         return x
-    most = x.clone()
-    dist.all_reduce(most, dist.ReduceOp.MAX)
-    total = (x - most).exp()
+    maximum = x.clone()
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    total = (x - maximum).exp()
     dist.all_reduce(total)
-    return most + total.log()
+    return maximum + total.log()
 
 
 def mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -147,10 +153,10 @@ def mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def replicate(model: nn.Module) -> nn.Module:
-    """What a forward goes through so that gradients are averaged: the model, or DDP around it."""
+    """The model, in DDP where there are several ranks: its gradients are averaged over them."""
     if world_size() == 1:
         return model
-    # Its buffers are constants, of ModernBERT's rotary embedding.
+    # The only buffers are constants of ModernBERT's rotary embedding.
     options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
     return nn.parallel.DistributedDataParallel(model, **options)
 
@@ -160,9 +166,9 @@ def shard(
 ) -> None:
     """FSDP2: spreads parameters over the ranks, and with them gradients and optimiser, in place.
 
-    Each of the ``blocks`` is gathered when its forward or backward comes, all else at once; so
-    nothing may use a part of a block but the block's own forward. A model that ``trains`` keeps all
-    else until its backward: what its forward returns may still be used with it.
+    Each of the ``blocks`` is gathered for its own forward and backward, all other parameters at
+    once; so nothing but a block's own forward may use its parameters. A model that ``trains`` keeps
+    the other parameters until its backward, as losses use some of them.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -174,26 +180,26 @@ def shard(
 
 
 def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Around a backward: DDP averages gradients in the last one of a step only."""
+    """For a backward: DDP averages gradients in the last one of a step only."""
     is_ddp = isinstance(model, nn.parallel.DistributedDataParallel)
     return model.no_sync() if is_ddp and not last else nullcontext()
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, which all ranks ask for together; any other as it is."""
+    """A sharded tensor unsharded, on all ranks together; any other tensor unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def like(whole: Tensor, other: Tensor) -> Tensor:
-    """``whole``, of which every rank has a copy, on the device of ``other``, sharded as it is."""
-    whole = whole.to(other.device)
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor``, of which every rank has all, on the device of ``other`` and sharded as it is."""
+    tensor = tensor.to(other.device)
     if not hasattr(other, "full_tensor"):
-        return whole
+        return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(whole, other.device_mesh, other.placements, src_data_rank=None)
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, sharing its memory; any other as it is."""
+    """This rank's part of a sharded tensor, sharing its memory; any other tensor unchanged."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -29,8 +29,8 @@ from slap_fast.data.augment import mask_indices
 from slap_fast.diagnostics import flops, memory
 from slap_fast.models.layers import Segments
 from slap_fast.packed import PackedBatch
-from slap_fast.training.loop import autocast
 from slap_fast.training.state import TrainState
+from slap_fast.training.step import autocast
 
 DATASHEET_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """bf16, dense."""

@@ -19,8 +19,8 @@ from slap_fast.models.slap import SlapModel, SlapOutput
 from slap_fast.ops import dispatch
 from slap_fast.packed import IGNORE_INDEX, PackedBatch
 from slap_fast.training import objective
-from slap_fast.training.loop import autocast
 from slap_fast.training.state import TrainState, new_state
+from slap_fast.training.step import autocast
 
 VARIANTS = {
     "reference": {"compiled": False, "fused": False},

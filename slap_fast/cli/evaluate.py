@@ -32,7 +32,7 @@ def eval(
         device: Where to run.
         json: Print the card as JSON on stdout.
     """
-    from slap_fast import checkpoint
+    from slap_fast.atomic_files import write_json
     from slap_fast.data.source import open_source
     from slap_fast.evaluation.card import evaluate
     from slap_fast.evaluation.table import render
@@ -50,7 +50,7 @@ def eval(
     card = {"model": str(model), "data": data, "split": split or "test, where there is one", **card}
     name = "builtin" if data == "builtin" else Path(data).stem
     path = model / f"eval_{name}.json"
-    checkpoint.write_json(path, card)
+    write_json(path, card)
     console = make_console(json)
     render(card, console)
     console.print(f"card: {path}")

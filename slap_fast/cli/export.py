@@ -21,10 +21,10 @@ def export(model: Path, out: Path = Path("slap.onnx"), json: bool = False) -> in
         out: The file to write; its name ends in .onnx or .pt2.
         json: Print what was written as JSON on stdout.
     """
-    from slap_fast import checkpoint
+    from slap_fast.checkpoint.model import read_model
     from slap_fast.interop import export
 
-    slap, _, _ = checkpoint.read_model(model)
+    slap, _, _ = read_model(model)
     difference = export.export(slap.eval(), out)
     rate, size = slap.config.mel.sample_rate, slap.config.embed_dim or slap.config.audio.hidden_size
     make_console(json).print(
@@ -49,8 +49,8 @@ def export_weights(
         out: The model folder to write.
         weights: Which of the two.
     """
-    from slap_fast import checkpoint
+    from slap_fast.checkpoint import weights as checkpoint_weights
 
-    checkpoint.export(model, out, weights)
+    checkpoint_weights.export_weights(model, out, weights)
     make_console(json=False).print(f"model: {out}")
     return 0

@@ -56,7 +56,8 @@ def train(
         tensorboard: Also write TensorBoard events.
         json: Print the final card as JSON on stdout.
     """
-    from slap_fast import checkpoint, distributed
+    from slap_fast import distributed
+    from slap_fast.checkpoint.format import read_json
     from slap_fast.config import override
     from slap_fast.data.audio.isolated import IsolatedDecoder
     from slap_fast.data.source import open_source
@@ -73,22 +74,24 @@ def train(
     if not resume and (out / "run.json").exists():
         raise ValueError(f"--out: {out} already holds a run; add --resume or choose another folder")
     folder = None
-    plan = {"data": data, "split": split, "tokenizer": tokenizer, "init": init and str(init)}
+    invocation = {"data": data, "split": split, "tokenizer": tokenizer, "init": init and str(init)}
     device_here = torch_device(device)
     with distributed.process_group(rank_timeout, device_here):
         if resume:
             stored, folder = stored_run(out)
-            plan, run_config = stored["plan"], stored_config(stored)
+            invocation, run_config = stored["plan"], stored_config(stored)
         else:
             changes = dict(parse_setting(text) for text in settings)
             flags = {"precision": precision, "seed": seed, "max_tokens": max_tokens}
             changes |= {key: value for key, value in flags.items() if value is not None}
             run_config = override(load_recipe(config), changes)
         decoder = IsolatedDecoder()
-        source = open_source(plan["data"], plan["split"], fallback="train", decoder=decoder)
-        validation = open_source(plan["data"], None, fallback="validation")
-        initial = None if folder else plan.get("init")
-        state, text_tokenizer = begin(run_config, plan["tokenizer"], initial, device_here)
+        source = open_source(
+            invocation["data"], invocation["split"], fallback="train", decoder=decoder
+        )
+        validation = open_source(invocation["data"], None, fallback="validation")
+        initial = None if folder else invocation.get("init")
+        state, text_tokenizer = begin(run_config, invocation["tokenizer"], initial, device_here)
         if folder:
             restore(state, folder)
         lead = distributed.rank() == 0
@@ -104,7 +107,7 @@ def train(
             source,
             text_tokenizer,
             out,
-            plan=plan,
+            invocation=invocation,
             workers=workers,
             evaluate=validation_card,
             progress=lead and show_progress(json),
@@ -116,7 +119,7 @@ def train(
         )
         return 130
     if lead:
-        card = checkpoint.read_json(out / "last" / "card.json")
+        card = read_json(out / "last" / "card.json")
         render(card, console)
         console.print(f"model: {out / 'best'}")
         emit(card, json)

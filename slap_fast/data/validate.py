@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from slap_fast.atomic_files import file_sha256
 from slap_fast.data.audio.containers import AudioError
 from slap_fast.data.audio.decode import Inspection
 from slap_fast.data.audio.isolated import IsolatedDecoder
 from slap_fast.data.manifest import ManifestError, Row, read_manifest
 from slap_fast.data.shards.index import INDEX, ROWS, ShardClips, read_index
-from slap_fast.data.shards.writer import file_sha256
 
 KINDS = {
     "E_MISSING": "missing",

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from slap_fast.checkpoint import write_json
+from slap_fast.atomic_files import write_json
 from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.console import emit, make_console, show_progress
 from slap_fast.data.builtin.scenes import LABELS

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from slap_fast import atomic_files, checkpoint
+from slap_fast.atomic_files import MANIFEST, find_folder
+from slap_fast.checkpoint.format import CheckpointError
+from slap_fast.checkpoint.model import read_model, write_model
 from slap_fast.data.audio.decode import AudioError, as_waveform, decode, stream
 from slap_fast.data.patches import clip_patches, pack_patches
 from slap_fast.inference.chunks import chunks, packs
@@ -62,18 +64,17 @@ class Slap:
         """Loads a model's folder, the best checkpoint of a run's folder, or a hub id.
 
         Raises:
-            checkpoint.CheckpointError: the folder is incomplete, damaged or of a newer format.
+            CheckpointError: the folder is missing something, damaged or newer; names it.
         """
         folder = Path(name)
-        if not atomic_files.find_folder(folder).is_dir():
+        if not find_folder(folder).is_dir():
             folder = _download(str(name))
-        model, tokenizer, card = checkpoint.read_model(folder)
+        model, tokenizer, card = read_model(folder)
         return cls(model.to(device), tokenizer, card)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes what :meth:`from_pretrained` reads."""
-        files = checkpoint.model_files(self.model, self.tokenizer, self.card)
-        atomic_files.write_folder(Path(folder), lambda path: checkpoint.write_files(path, files))
+        write_model(Path(folder), self.model, self.tokenizer, self.card)
 
     @property
     def device(self) -> torch.device:
@@ -266,13 +267,9 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", atomic_files.MANIFEST]
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", MANIFEST]))
     except (HFValidationError, OSError) as error:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f"{name}: found no such folder, nor a hub model of that name that can be reached "
             f"({type(error).__name__})"
         ) from None

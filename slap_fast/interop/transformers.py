@@ -26,7 +26,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from slap_fast import checkpoint, losses
+from slap_fast import losses
+from slap_fast.checkpoint.model import read_model
 from slap_fast.config import ModelConfig, from_dict, to_dict
 from slap_fast.interop.model_card import model_card
 from slap_fast.interop.processing import SlapFeatureExtractor, SlapProcessor, make_tokenizer
@@ -237,7 +238,7 @@ def from_native(
 
 def convert(folder: str | Path, out: str | Path) -> None:
     """Writes a slap-fast model folder as one that transformers loads and the hub shows."""
-    model, processor = from_native(*checkpoint.read_model(folder))
+    model, processor = from_native(*read_model(folder))
     model.save_pretrained(out)
     processor.save_pretrained(out)
 

@@ -1,4 +1,4 @@
-"""What became of the clips that a run drew: trained on, left out or warned about, by code."""
+"""Clip counts of a run: drawn, left out and warned about, by code."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 WINDOW = 50_000
 """Clips in one count of ``recent``."""
-MOST_LOST_SHARDS = 5
-"""Shards that may fail one after the other; a disk that is gone fails all."""
+MAX_LOST_SHARDS = 5
+"""Shards that may fail one after the other; when a disk is gone, all fail."""
 
 
 @dataclass
-class Tally:
-    """Clips of all ranks up to some step, each time they were drawn: a part of the run's state.
+class ClipCounts:
+    """Clips of all ranks up to some step, counted each time they are drawn.
 
-    ``seen`` is what was trained on plus ``bad``, exactly, wherever a run was stopped or killed.
+    They are part of the run's state: ``seen`` is exactly the clips that were trained on plus
+    ``bad``, wherever a run was stopped or killed.
     """
 
     seen: int = 0
@@ -26,31 +27,36 @@ class Tally:
     bad: Counter[str] = field(default_factory=Counter)
     """Clips left out, by E_ code."""
     warned: Counter[str] = field(default_factory=Counter)
-    """Clips trained on in spite of something, by W_ code; one clip may have several."""
+    """Clips trained on with a warning, by W_ code; one clip may have several."""
     recent: list[list[int]] = field(default_factory=lambda: [[0, 0], [0, 0]])
     """(seen, bad) of the last WINDOW clips or fewer, and of the WINDOW before those."""
     lost_shards: list[str] = field(default_factory=list)
-    """Shards with a clip that could not be read, in the steps since the last clip that could."""
+    """Shards that could not be read, in the steps since the last clip that could be read."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {**vars(self), "bad": dict(self.bad), "warned": dict(self.warned)}
 
     @classmethod
-    def of(cls, stored: dict[str, Any]) -> Tally:
-        """From what :meth:`to_dict` gave."""
+    def from_dict(cls, stored: dict[str, Any]) -> ClipCounts:
+        """Inverse of :meth:`to_dict`."""
         counts = {name: Counter(stored[name]) for name in ("bad", "warned")}
         return cls(**{**stored, **counts})
 
-    def after(self, said: Sequence[dict[str, Any]]) -> Tally:
-        """With one more step, of which each rank said what it ``seen``, ``bad`` and ``warned``."""
+    def after(self, messages: Sequence[dict[str, Any]]) -> ClipCounts:
+        """The counts after one more step.
+
+        Args:
+            messages: one of each rank, with the step's number of clips ``seen``, the list of
+                ``bad`` ones (code, shard), and the number ``warned`` about by code.
+        """
         new = copy.deepcopy(self)
-        bad = [clip for each in said for clip in each["bad"]]
-        seen = sum(each["seen"] for each in said)
+        bad = [clip for message in messages for clip in message["bad"]]
+        seen = sum(message["seen"] for message in messages)
         new.seen += seen
         new.bad.update(clip["code"] for clip in bad)
-        for each in said:
-            new.warned.update(each["warned"])
+        for message in messages:
+            new.warned.update(message["warned"])
         new.recent[0][0] += seen
         new.recent[0][1] += len(bad)
         if new.recent[0][0] >= WINDOW:
@@ -61,9 +67,9 @@ class Tally:
         return new
 
     def problem(self, max_bad_share: float) -> str:
-        """Why training should not go on; empty where it may."""
+        """The reason why training has to stop; empty where there is none."""
         lost = len(self.lost_shards)
-        if lost > MOST_LOST_SHARDS:
+        if lost > MAX_LOST_SHARDS:
             names = f"{self.lost_shards[0]} to {self.lost_shards[-1]}"
             return f"{lost} shards in a row cannot be read, {names}: is the disk there?"
         seen, bad = (sum(count) for count in zip(*self.recent, strict=True))

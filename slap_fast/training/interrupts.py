@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop: after a step, or at once while nothing changes."""
+"""Ctrl-C and SIGTERM as a request to stop: after the step, or at once while no state changes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ T = TypeVar("T")
 
 
 class _Stopped(BaseException):
-    """Not an Exception, so that nothing on the way mistakes it for its own."""
+    """Not an Exception, so that no handler in between catches it."""
 
 
 class Stop:
-    """As a context it catches both signals; after the first, Ctrl-C is a KeyboardInterrupt again.
+    """A request to stop: a context that catches both signals.
 
-    A second SIGTERM changes nothing: SLURM and torchrun each send one.
+    After the first, Ctrl-C raises KeyboardInterrupt again. A second SIGTERM changes nothing, as
+    SLURM and torchrun both send one.
     """
 
     def __init__(self) -> None:
@@ -43,9 +44,9 @@ class Stop:
             raise _Stopped
 
     def unless_requested(self, function: Callable[..., T], *args: Any) -> T | None:
-        """``function(*args)``, or None once a stop is requested: before, or while it runs.
+        """``function(*args)``, or None once a stop is requested, before it or while it runs.
 
-        For what may take long and changes no state: waiting for data, evaluating.
+        For calls that may take long and change no state: waiting for data, evaluating.
         """
         try:
             self._interrupts = True

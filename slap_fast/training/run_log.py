@@ -1,7 +1,7 @@
-"""What a run writes as it goes: ``metrics.jsonl``, ``bad_clips.jsonl``, and TensorBoard by option.
+"""The log of a run: ``metrics.jsonl``, ``bad_clips.jsonl``, and TensorBoard events by option.
 
-A run that goes on from a checkpoint first cuts both files back to it, so that no step and no bad
-clip is listed twice, and no line is half a line.
+A run that resumes from a checkpoint first cuts both files back to it, so that no step and no bad
+clip is listed twice, and no line is incomplete.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from slap_fast.atomic_files import replace_file
 
 
-class Journal:
-    """The files of a run; on ranks other than 0 nothing is written.
+class RunLog:
+    """Log files of a run, written by rank 0.
 
     Args:
         out: the run's folder.
@@ -27,7 +27,7 @@ class Journal:
 
     def __init__(self, out: Path, step: int, *, writes: bool, tensorboard: bool) -> None:
         self.tokens = 0
-        """Audio tokens since the last row."""
+        """Audio tokens since the last metrics."""
         self._since = time.perf_counter()
         self._metrics, self._bad = out / "metrics.jsonl", out / "bad_clips.jsonl"
         self._writes, self._board = writes, None
@@ -39,31 +39,31 @@ class Journal:
 
             self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._board is not None:
             self._board.close()
 
-    def row(self, row: dict[str, Any]) -> None:
-        """Adds the speed to a row of figures, and writes it."""
+    def metrics(self, metrics: dict[str, Any]) -> None:
+        """Adds the speed to a step's metrics, and writes them."""
         now = time.perf_counter()
-        row["tokens_per_second"] = self.tokens / (now - self._since)
+        metrics["tokens_per_second"] = self.tokens / (now - self._since)
         self.tokens, self._since = 0, now
-        self._append(self._metrics, [row])
+        self._append(self._metrics, [metrics])
         if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(name, value, row["step"])
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, metrics["step"])
 
     def bad_clips(self, step: int, clips: Sequence[dict[str, str]]) -> None:
-        """Lists clips that step ``step`` (from 1) left out."""
+        """Lists the clips that step ``step`` (from 1) left out."""
         self._append(self._bad, [{"step": step, **clip} for clip in clips])
 
-    def _append(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
-        if self._writes and rows:
+    def _append(self, path: Path, entries: Sequence[dict[str, Any]]) -> None:
+        if self._writes and entries:
             with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 def _cut_back(path: Path, step: int) -> None:

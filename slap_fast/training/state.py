@@ -11,13 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from slap_fast import atomic_files, checkpoint, compilation, distributed
+from slap_fast import compilation, distributed
+from slap_fast.atomic_files import find_folder
+from slap_fast.checkpoint.format import Files, read_json, read_tensors, recover, verify
+from slap_fast.checkpoint.model import load_tensors, model_files, read_model
+from slap_fast.checkpoint.training import read_training, training_files
 from slap_fast.config import TrainConfig, from_dict
 from slap_fast.data.source import ClipSource
 from slap_fast.models.slap import SlapModel, Teacher
 from slap_fast.models.text_encoder import resolve_pretrained
 from slap_fast.models.tokenizer import CaptionTokenizer
-from slap_fast.training.clip_counts import Tally
+from slap_fast.training.clip_counts import ClipCounts
+from slap_fast.training.optimizer import make_optimizer
 
 
 @dataclass
@@ -27,18 +32,18 @@ class TrainState:
     config: TrainConfig
     model: SlapModel
     replica: nn.Module
-    """What a forward goes through: the model, or DDP around it."""
+    """The model as a forward calls it: with DDP around it on several ranks."""
     teacher: Teacher | None
     """None when the self-supervised loss has no weight."""
     optimizer: torch.optim.Optimizer
     device: torch.device
     step: int = 0
-    tally: Tally = field(default_factory=Tally)
+    clip_counts: ClipCounts = field(default_factory=ClipCounts)
     """Clips so far."""
     skipped: int = 0
     """Steps so far whose loss or gradient was not finite, and which changed nothing."""
     skipped_in_a_row: int = 0
-    """Those at the end."""
+    """Skipped steps since the last one that was not."""
     evaluated: int = 0
     """The step of the last evaluation."""
     best: float = -math.inf
@@ -52,16 +57,16 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
     teacher = Teacher(model).to(device) if config.loss.ssl else None
     sharded = config.ranks == "fsdp" and distributed.world_size() > 1
     towers = [*model.audio_encoder.layers, *model.text_encoder.model.layers]
-    heard = [] if teacher is None else [*teacher.audio_encoder.layers]
+    teacher_layers = [] if teacher is None else [*teacher.audio_encoder.layers]
     if config.compile:
-        # FSDP's gathers would break a graph: there each block is one of its own.
-        whole = [model] if teacher is None else [model, teacher]
-        compilation.compile_modules([*towers, *heard] if sharded else whole, device)
+        # FSDP's gathers would break a model's graph, so it compiles block by block.
+        models = [model] if teacher is None else [model, teacher]
+        compilation.compile_modules([*towers, *teacher_layers] if sharded else models, device)
     replica = model
     if sharded:
         distributed.shard(model, towers, device, trains=True)
         if teacher is not None:
-            distributed.shard(teacher, heard, device, trains=False)
+            distributed.shard(teacher, teacher_layers, device, trains=False)
     else:
         replica = distributed.replicate(model)
     return TrainState(config, model, replica, teacher, make_optimizer(model, config), device)
@@ -81,26 +86,26 @@ def begin(
     """
     torch.manual_seed(config.seed)
     if init is not None:
-        model, words, _ = checkpoint.read_model(init)
+        model, loaded, _ = read_model(init)
         config = dataclasses.replace(config, model=model.config)
-        return new_state(config, model, device), words
+        return new_state(config, model, device), loaded
     pretrained = config.model.text.pretrained
     text = resolve_pretrained(config.model.text)
-    words = CaptionTokenizer.load(tokenizer or pretrained, text.max_tokens)
-    if words.vocab_size > text.vocab_size:
+    loaded = CaptionTokenizer.load(tokenizer or pretrained, text.max_tokens)
+    if loaded.vocab_size > text.vocab_size:
         raise ValueError(
             f"model.text.vocab_size: found {text.vocab_size}, expected at least the tokenizer's "
-            f"{words.vocab_size}"
+            f"{loaded.vocab_size}"
         )
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
     model = SlapModel(config.model)
     if pretrained is not None:
         model.text_encoder.load_pretrained(pretrained)
-    return new_state(config, model, device), words
+    return new_state(config, model, device), loaded
 
 
 def describe(state: TrainState, source: ClipSource) -> str:
-    """One line about a run that is about to start."""
+    """One line about a run, for when it starts."""
     config = state.config
     millions = sum(p.numel() for p in state.model.parameters()) / 1e6
     hours = source.total_seconds() / 3600
@@ -114,26 +119,15 @@ def describe(state: TrainState, source: ClipSource) -> str:
     )
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only (norms, scales and single vectors have none)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    # Of slap_tiny on one CPU thread: 12 ms a step, against 35 ms one by one and 45 ms by foreach.
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-
-
 def snapshot(
     state: TrainState, tokenizer: CaptionTokenizer, card: dict[str, Any], run: dict[str, Any]
-) -> checkpoint.Files:
-    """A checkpoint that :func:`restore` goes on from exactly."""
+) -> Files:
+    """The files of a checkpoint that :func:`restore` resumes from exactly. All ranks call it."""
     counters = {name: getattr(state, name) for name in COUNTERS} | {
-        "clips": state.tally.to_dict(),
+        "clips": state.clip_counts.to_dict(),
         "best": state.best if math.isfinite(state.best) else None,
     }
-    return checkpoint.model_files(state.model, tokenizer, card) | checkpoint.training_files(
+    return model_files(state.model, tokenizer, card) | training_files(
         state.model, state.teacher, state.optimizer, counters, run
     )
 
@@ -144,34 +138,34 @@ COUNTERS = ("step", "skipped", "skipped_in_a_row", "evaluated")
 def restore(state: TrainState, folder: Path) -> None:
     """Takes model, teacher, optimiser and counters from a checkpoint of a run of this config.
 
-    Raises CheckpointError that names what is damaged.
+    Raises CheckpointError that names the damaged file.
     """
-    checkpoint.verify(folder)
+    verify(folder)
     path = folder / "model.safetensors"
-    checkpoint.load_tensors(state.model, checkpoint.read_tensors(path), path)
-    counters = checkpoint.read_training(folder, state.model, state.teacher, state.optimizer)
+    load_tensors(state.model, read_tensors(path), path)
+    counters = read_training(folder, state.model, state.teacher, state.optimizer)
     for name in COUNTERS:
         setattr(state, name, counters[name])
-    state.tally = Tally.of(counters["clips"])
+    state.clip_counts = ClipCounts.from_dict(counters["clips"])
     state.best = -math.inf if counters["best"] is None else counters["best"]
 
 
 def stored_run(out: Path) -> tuple[dict[str, Any], Path | None]:
-    """(what ``run.json`` holds, the newest checkpoint that is not damaged) of a run's folder.
+    """(the content of ``run.json``, the newest undamaged checkpoint) of a run's folder.
 
     The checkpoint is None when the run was stopped before its first. Raises CheckpointError when
-    all there are are damaged.
+    every checkpoint is damaged.
     """
-    found = None
+    stored = None
     if distributed.rank() == 0:
         folder = None
-        if atomic_files.find_folder(out / "last").is_dir():
-            folder = atomic_files.recover(out / "last", checkpoint.verify)
-        found = checkpoint.read_json((folder or out) / "run.json"), folder and str(folder)
-    run, name = distributed.exchange(found)[0]
+        if find_folder(out / "last").is_dir():
+            folder = recover(out / "last")
+        stored = read_json((folder or out) / "run.json"), folder and str(folder)
+    run, name = distributed.exchange(stored)[0]
     return run, name and Path(name)
 
 
 def stored_config(run: dict[str, Any]) -> TrainConfig:
-    """The config that ``run.json`` holds."""
+    """The config in the content of ``run.json``."""
     return from_dict(TrainConfig, run["config"])

@@ -12,8 +12,8 @@ from benchmarks.report import tables
 from slap_fast.config import override, slap_base
 from slap_fast.diagnostics import memory
 from slap_fast.models.slap import SlapModel
-from slap_fast.training.loop import train_step
 from slap_fast.training.state import new_state
+from slap_fast.training.step import train_step
 from tests.helpers import runs
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from slap_fast import checkpoint
-from slap_fast.atomic_files import CheckpointError, find_folder, write_folder
+from slap_fast.atomic_files import find_folder, write_folder
+from slap_fast.checkpoint.format import CheckpointError, write_files
+from slap_fast.checkpoint.training import read_training
 from slap_fast.data.loader import TrainSteps
 from slap_fast.inference.slap import Slap
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training.optimizer import make_optimizer
+from slap_fast.training.state import begin, snapshot
+from slap_fast.training.step import train_step
 from tests.helpers import runs
 
 VERSION_1 = Path(__file__).parent / "v1"
@@ -40,12 +42,12 @@ def test_the_committed_version_1_checkpoint_still_loads_and_means_the_same(folde
 
 def test_all_of_the_optimizer_goes_where_its_parameters_are(tmp_path):
     """The count of steps too: AdamW's fused kernel on a GPU takes it from nowhere else."""
-    state, words = runstate.begin(runs.TINY, None, None, runs.CPU)
-    training.train_step(state, TrainSteps(runs.clips(), words, state.config)[0].batches)
-    checkpoint.write_files(tmp_path, runstate.snapshot(state, words, {}, {}))
+    state, words = begin(runs.TINY, None, None, runs.CPU)
+    train_step(state, TrainSteps(runs.clips(), words, state.config)[0].batches)
+    write_files(tmp_path, snapshot(state, words, {}, {}))
     elsewhere = state.model.to("meta")
-    optimizer = runstate.make_optimizer(elsewhere, state.config)
-    checkpoint.read_training(tmp_path, elsewhere, None, optimizer)
+    optimizer = make_optimizer(elsewhere, state.config)
+    read_training(tmp_path, elsewhere, None, optimizer)
     kept = [x for held in optimizer.state.values() for x in held.values()]
     assert len(kept) == 3 * len(optimizer.state) > 0
     assert {x.device.type for x in kept} == {"meta"}

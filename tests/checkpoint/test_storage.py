@@ -14,9 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slap_fast import atomic_files, checkpoint
-from slap_fast.atomic_files import CheckpointError
-from slap_fast.training import state as runstate
+from slap_fast import atomic_files
+from slap_fast.checkpoint.format import (
+    MODEL_FILES,
+    TRAINING_FILES,
+    CheckpointError,
+    recover,
+    verify,
+    verify_manifest,
+)
+from slap_fast.checkpoint.model import read_model
+from slap_fast.checkpoint.weights import export_weights
+from slap_fast.training.state import begin, snapshot, stored_run
 from tests.helpers import runs
 
 
@@ -49,25 +58,25 @@ def test_a_damaged_folder_gives_way_to_the_one_before_and_is_not_kept_instead_of
     (path / "a").write_text("?")
 
     def verify(folder):
-        atomic_files.check_files(folder, ["a"])
+        verify_manifest(folder, ["a"])
 
     with pytest.raises(CheckpointError, match=r"last/a: damaged, or edited"):
         verify(path)
-    assert atomic_files.recover(path, verify) == tmp_path / "last.old"
+    assert recover(path, verify) == tmp_path / "last.old"
     assert (tmp_path / "last.damaged" / "a").read_text() == "?"
     atomic_files.write_folder(path, write("3"), keep_old=True)
     assert (tmp_path / "last.old" / "a").read_text() == "1"
     for folder in (path, tmp_path / "last.old"):
         (folder / "a").write_text("?")
     with pytest.raises(CheckpointError, match=r"last/a: damaged"):
-        atomic_files.recover(path, verify)
+        recover(path, verify)
 
 
 def test_a_write_in_the_background_raises_when_it_is_waited_for(tmp_path):
     def fails():
         raise OSError("disk full")
 
-    with atomic_files.Writer(background=True) as writer:
+    with atomic_files.BackgroundWriter(background=True) as writer:
         writer.submit(fails)
         with pytest.raises(OSError, match="disk full"):
             writer.submit(lambda: None)
@@ -76,8 +85,8 @@ def test_a_write_in_the_background_raises_when_it_is_waited_for(tmp_path):
 
 
 def test_a_checkpoint_shares_no_memory_with_the_model_that_trains_on():
-    state, words = runstate.begin(runs.TINY, None, None, runs.CPU)
-    files = runstate.snapshot(state, words, {}, {})
+    state, words = begin(runs.TINY, None, None, runs.CPU)
+    files = snapshot(state, words, {}, {})
     before = files["model.safetensors"]["audio_head.probe"].clone()
     state.model.audio_head.probe.data.zero_()
     assert torch.equal(files["model.safetensors"]["audio_head.probe"], before)
@@ -118,23 +127,21 @@ def test_damage_to_any_file_is_found_and_the_older_checkpoint_used(finished, tmp
     """C2. A model alone loads where it is what was written, whatever its manifest says of others:
     seed 229 harms the manifest's line of a training file."""
     files = names(finished / "last")
-    assert files == sorted(
-        [*checkpoint.MODEL_FILES, *checkpoint.TRAINING_FILES, atomic_files.MANIFEST]
-    )
+    assert files == sorted([*MODEL_FILES, *TRAINING_FILES, atomic_files.MANIFEST])
     for seed in figure("C2", ci=230, soak=5_000):
         rng = random.Random(seed)
         out = Path(shutil.copytree(finished, tmp_path / "run"))
         name = rng.choice(files)
         kind = damage(out / "last" / name, out / "last.old" / name, rng)
         with pytest.raises(ValueError):
-            checkpoint.verify(out / "last")
-        run, folder = runstate.stored_run(out)
+            verify(out / "last")
+        run, folder = stored_run(out)
         assert folder == out / "last.old", (name, kind)
         assert run["config"]["steps"] == 4
         assert json.loads((folder / "training.json").read_text())["step"] == 2
-        if name in checkpoint.MODEL_FILES:
+        if name in MODEL_FILES:
             with pytest.raises(CheckpointError):
-                checkpoint.read_model(out / "last.damaged")
+                read_model(out / "last.damaged")
         shutil.rmtree(out)
 
 
@@ -151,18 +158,17 @@ def test_a_run_goes_on_from_the_older_checkpoint_to_the_same_end(finished, tmp_p
 def test_student_and_teacher_are_exported_alone(finished, tmp_path):
     stored = load_file(finished / "last" / "training.safetensors")
     for weights in ("student", "teacher"):
-        checkpoint.export(finished / "last", tmp_path / weights, weights)
-        assert names(tmp_path / weights) == sorted([*checkpoint.MODEL_FILES, atomic_files.MANIFEST])
+        export_weights(finished / "last", tmp_path / weights, weights)
+        assert names(tmp_path / weights) == sorted([*MODEL_FILES, atomic_files.MANIFEST])
     student, teacher = (
-        checkpoint.read_model(tmp_path / weights)[0].state_dict()
-        for weights in ("student", "teacher")
+        read_model(tmp_path / weights)[0].state_dict() for weights in ("student", "teacher")
     )
     name = "audio_encoder.patch_embedding.weight"
     assert torch.equal(teacher[name], stored[f"teacher.{name}"])
     assert not torch.equal(teacher[name], student[name])
     assert torch.equal(teacher["audio_head.probe"], student["audio_head.probe"])
     with pytest.raises(ValueError, match="weights: found 'both', expected student or teacher"):
-        checkpoint.export(finished / "last", tmp_path / "x", "both")
+        export_weights(finished / "last", tmp_path / "x", "both")
 
 
 def raising(number):
@@ -253,7 +259,7 @@ def test_a_write_that_fails_says_why_and_keeps_what_was_saved(
             with pytest.raises(OSError, match=f"last: cannot be written.*kept: .*{message}"):
                 atomic_files.write_folder(out / "last", again, keep_old=True)
             undo()
-            _, folder = runstate.stored_run(out)
+            _, folder = stored_run(out)
             assert json.loads((folder / "training.json").read_text())["step"] == 4
         assert not (out / "last.tmp").exists()
 
@@ -276,7 +282,7 @@ def train_on_a_small_disk(folder):
     mount_small_disk(folder)
     with pytest.raises(OSError, match="last: cannot be written.*kept: .*No space left"):
         runs.go(folder, runs.override(runs.TINY, {"save_every": 1}))
-    _, found = runstate.stored_run(folder)
+    _, found = stored_run(folder)
     assert json.loads((found / "training.json").read_text())["step"] == 2
 
 
@@ -297,7 +303,7 @@ def test_the_newest_is_the_one_written_last_whatever_the_clock_says(finished, tm
         for name, seconds in (("last", 0), ("last.old", 4_000_000_000)):
             for path in (out / name, *(out / name).iterdir()):
                 os.utime(path, (seconds, seconds))
-        _, folder = runstate.stored_run(out)
+        _, folder = stored_run(out)
         assert folder == out / "last"
         atomic_files.write_folder(out / "last", write("new"), keep_old=True)
         assert (out / "last" / "a").read_text() == "new"

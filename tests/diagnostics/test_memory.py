@@ -11,8 +11,8 @@ from slap_fast.data.loader import TrainSteps
 from slap_fast.diagnostics import memory as plan
 from slap_fast.losses import self_distillation
 from slap_fast.ops import dispatch
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training.state import begin
+from slap_fast.training.step import train_step
 from tests.helpers import runs
 from tests.helpers.memory import Peak
 
@@ -50,7 +50,7 @@ def test_a_forward_keeps_what_is_estimated(compiled, student_pass, monkeypatch):
     """Within TOLERANCE, on the kernels, as a GPU runs them."""
     changes = {"model.ssl.student_pass": student_pass, "model.ssl.mask_clips": 0.6}
     config = override(runs.TINY, SIZED | changes)
-    state, words = runstate.begin(config, None, None, runs.CPU)
+    state, words = begin(config, None, None, runs.CPU)
     (batch,) = TrainSteps(runs.clips(), words, config)[0].batches
     choose = dispatch.choose
 
@@ -76,7 +76,7 @@ def test_a_forward_keeps_what_is_estimated(compiled, student_pass, monkeypatch):
 
 def test_parameters_are_counted_without_making_them():
     counts = plan.parameter_counts(runs.TINY.model)
-    state, _ = runstate.begin(runs.TINY, None, None, runs.CPU)
+    state, _ = begin(runs.TINY, None, None, runs.CPU)
     own = sum(p.numel() for p in state.model.parameters())
     bare = sum(p.numel() for p in (state.model.log_logit_scale, state.model.logit_bias))
     assert sum(counts.values()) - counts["teacher"] == own - bare
@@ -84,11 +84,11 @@ def test_parameters_are_counted_without_making_them():
 
 
 def test_what_a_run_holds_between_steps_is_counted():
-    state, words = runstate.begin(runs.TINY, None, None, runs.CPU)
+    state, words = begin(runs.TINY, None, None, runs.CPU)
     seen = []
     for parameter in filter(lambda p: p.requires_grad, state.model.parameters()):
         parameter.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.nbytes))
-    training.train_step(state, TrainSteps(runs.clips(), words, state.config)[0].batches)
+    train_step(state, TrainSteps(runs.clips(), words, state.config)[0].batches)
     moments = (x for held in state.optimizer.state.values() for x in held.values() if x.ndim)
     counted = plan.plan(state.config, 24e9)["fixed_bytes"]
     for name, found in (

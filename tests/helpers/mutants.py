@@ -183,25 +183,25 @@ MUTANTS = [
     ),
     # A step, and what a checkpoint keeps of a run.
     Mutant(
-        "slap_fast/training/loop.py",
+        "slap_fast/training/step.py",
         "clip_grad_norm_(trained, config.clip_grad_norm)",
         "clip_grad_norm_(trained, math.inf)",
         f"{TRAIN}::test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm",
     ),
     Mutant(
-        "slap_fast/training/loop.py",
+        "slap_fast/training/step.py",
         "for group in state.optimizer.param_groups:\n",
         "for group in state.optimizer.param_groups[:1]:\n",
         f"{TRAIN}::test_a_step_moves_by_the_rate_of_its_number[4-0.0055]",
     ),
     Mutant(
-        "slap_fast/training/loop.py",
+        "slap_fast/training/step.py",
         "len(batch.mask_indices), len(batch.labels)",
         "batch.masked_clips, len(batch.labels)",
         f"{TRAIN}::test_the_gradient_of_uneven_packs_is_that_of_one[ssl]",
     ),
     Mutant(
-        "slap_fast/training/loop.py",
+        "slap_fast/training/step.py",
         "teacher.update(model, ema_momentum(config, step))",
         "teacher.update(model, config.ema_momentum)",
         OF_ITS_NUMBER,
@@ -213,7 +213,7 @@ MUTANTS = [
         OF_ITS_NUMBER,
     ),
     Mutant(
-        "slap_fast/training/objective.py",
+        "slap_fast/training/grad_cache.py",
         "dloss.to(x.dtype) * x for x",
         "x for x",
         f"{TRAIN}::test_the_gradient_of_uneven_packs_is_that_of_one[weights]",

@@ -19,8 +19,8 @@ from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.data.builtin.scenes import SoundSet
 from slap_fast.data.source import BuiltinClips, ClipSource
 from slap_fast.packed import PackedBatch
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training.loop import train
+from slap_fast.training.state import TrainState, begin, restore, stored_config, stored_run
 
 TINY = override(
     slap_tiny(),
@@ -59,16 +59,16 @@ def clips(size: int = 10) -> ClipSource:
 
 def go(
     out: Path, config: TrainConfig = TINY, source: ClipSource | None = None, **options: Any
-) -> runstate.TrainState:
+) -> TrainState:
     """Starts the run in ``out``, or goes on with it, as ``slap-fast train [--resume]`` does."""
     folder = None
     if (out / "run.json").exists():
-        stored, folder = runstate.stored_run(out)
-        config = runstate.stored_config(stored)
-    state, words = runstate.begin(config, None, None, CPU)
+        stored, folder = stored_run(out)
+        config = stored_config(stored)
+    state, words = begin(config, None, None, CPU)
     if folder:
-        runstate.restore(state, folder)
-    training.train(state, source or clips(), words, out, progress=False, **options)
+        restore(state, folder)
+    train(state, source or clips(), words, out, progress=False, **options)
     return state
 
 
@@ -78,13 +78,14 @@ def loss_rows(out: Path) -> list[tuple[int, str]]:
     return [(row["step"], row["loss"].hex()) for row in map(json.loads, lines)]
 
 
-def same_weights(a: runstate.TrainState, b: runstate.TrainState) -> bool:
+def same_weights(a: TrainState, b: TrainState) -> bool:
     """Bit for bit: model, teacher and optimiser."""
-    ours, theirs = (_tensors(state) for state in (a, b))
+    ours, theirs = (tensors(state) for state in (a, b))
     return ours.keys() == theirs.keys() and all(torch.equal(x, theirs[k]) for k, x in ours.items())
 
 
-def _tensors(state: runstate.TrainState) -> dict[str, torch.Tensor]:
+def tensors(state: TrainState) -> dict[str, torch.Tensor]:
+    """Of model, teacher and optimiser, by name."""
     moments = state.optimizer.state_dict()["state"].items()
     return {
         **{f"model.{name}": x for name, x in state.model.state_dict().items()},

@@ -13,8 +13,8 @@ import torch
 from slap_fast import Slap
 from slap_fast.config import override, slap_tiny
 from slap_fast.data.patches import clip_patches
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training.loop import train
+from slap_fast.training.state import begin
 
 SIZES = {"hidden_size": 32, "num_heads": 2, "num_layers": 2}
 SMALL = override(
@@ -38,7 +38,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def slap():
-    state, words = runstate.begin(SMALL, None, None, torch.device("cpu"))
+    state, words = begin(SMALL, None, None, torch.device("cpu"))
     return Slap(state.model, words)
 
 
@@ -102,8 +102,8 @@ def test_a_dataset_is_trained_and_evaluated_on(slap, clips, tmp_path):
     assert source.captions(0) == tuple(TEXTS[:2]) and source.label(0) == "dog"
     close(source.audio(2, 0.5, 1.5).waveform, clips[2][8_000:24_000])
     close(slap.embed_audio([source.item(i) for i in range(4)]), slap.embed_audio(clips))
-    state, words = runstate.begin(SMALL, None, None, torch.device("cpu"))
-    assert training.train(state, source, words, tmp_path / "run", progress=False)
+    state, words = begin(SMALL, None, None, torch.device("cpu"))
+    assert train(state, source, words, tmp_path / "run", progress=False)
 
 
 def test_a_bad_row_of_a_dataset_is_left_out_and_named(clips):

@@ -8,7 +8,7 @@ import torch
 
 from slap_fast import Slap, losses
 from slap_fast.config import override, slap_tiny
-from slap_fast.training import state as runstate
+from slap_fast.training.state import begin
 
 SMALL = override(
     slap_tiny(),
@@ -37,7 +37,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def slap():
-    state, words = runstate.begin(SMALL, None, None, torch.device("cpu"))
+    state, words = begin(SMALL, None, None, torch.device("cpu"))
     return Slap(state.model, words, {"retrieval": {"t2a": {"R@1": 0.5}}, "n": 3, "n_expected": 3})
 
 

@@ -17,7 +17,7 @@ from slap_fast.data.manifest import read_manifest
 from slap_fast.data.shards.index import ROWS
 from slap_fast.data.shards.writer import write_shards
 from slap_fast.data.source import open_source
-from slap_fast.training import loop as training
+from slap_fast.training import loop
 from tests.helpers import runs
 
 CONFIG = override(
@@ -63,14 +63,14 @@ def shards(tmp_path):
 
 def train_until(out, folder, workers, dies_at):
     """On each rank: goes on with the run, whose last rank is killed before a step."""
-    real = training.train_step
+    real = loop.train_step
 
     def step(state, batches):
         if state.step == dies_at and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(state, batches)
 
-    training.train_step = step
+    loop.train_step = step
     runs.go(out, CONFIG, open_source(folder, None, fallback="train"), workers=workers)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
-from slap_fast.training import loop as training
+from slap_fast.training import loop
 from tests.helpers import runs
 
 EVERY = 5
@@ -43,7 +43,7 @@ def holdings(out: Path) -> dict[str, int]:
 
 def watched_run(out: Path, steps: int) -> list[dict[str, int]]:
     """What this rank holds every few steps of a run."""
-    real, read, found = training.train_step, TrainSteps.__getitem__, []
+    real, read, found = loop.train_step, TrainSteps.__getitem__, []
 
     def step(state, batches):
         if state.step % EVERY == 0:
@@ -54,7 +54,7 @@ def watched_run(out: Path, steps: int) -> list[dict[str, int]]:
         give_back()
         return read(self, index)
 
-    training.train_step = step
+    loop.train_step = step
     TrainSteps.__getitem__ = clips  # the worker is a fork of this process
     changes = {"steps": steps, "save_every": 25, "saving": "background", "data.cache_gb": 0.0}
     runs.go(out, override(runs.TINY, changes), workers=1, evaluate=lambda _: {"score": 0.0})

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from slap_fast.config import override
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training.state import begin
+from slap_fast.training.step import train_step
 from tests.helpers import runs
 from tests.helpers.paths import ROOT
 
@@ -37,10 +37,10 @@ def our_losses():
         import slap_parts
 
         data = slap_parts.make_steps(CONFIG)
-        state, _ = runstate.begin(CONFIG, None, None, runs.CPU)
+        state, _ = begin(CONFIG, None, None, runs.CPU)
         found = []
         for state.step in range(CONFIG.steps):
-            found.append(float(training.train_step(state, data[state.step].batches)["loss"]))
+            found.append(float(train_step(state, data[state.step].batches)["loss"]))
         return found
 
 

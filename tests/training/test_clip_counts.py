@@ -9,7 +9,7 @@ from slap_fast.config import override
 from slap_fast.data.manifest import read_manifest
 from slap_fast.data.shards.writer import write_shards
 from slap_fast.data.source import ManifestClips, open_source
-from slap_fast.training.clip_counts import WINDOW, Tally
+from slap_fast.training.clip_counts import WINDOW, ClipCounts
 from tests.helpers import runs
 
 
@@ -22,20 +22,20 @@ def lost(shard, code="E_SHARD_MISSING"):
 
 
 def test_ranks_add_up_and_a_stored_tally_is_the_same():
-    first = Tally().after(
+    first = ClipCounts().after(
         [said(4, [lost("a.tar")], {"W_SILENT": 1}), said(3, [lost("/x", "E_DECODE")])]
     )
     assert (first.seen, first.bad) == (7, {"E_SHARD_MISSING": 1, "E_DECODE": 1})
     second = first.after([said(4, warned={"W_SILENT": 2, "W_CROPPED": 1}), said(4)])
     assert (second.seen, second.bad.total(), first.seen) == (15, 2, 7)
     assert second.warned == {"W_SILENT": 3, "W_CROPPED": 1}
-    assert Tally.of(json.loads(json.dumps(second.to_dict()))) == second
+    assert ClipCounts.from_dict(json.loads(json.dumps(second.to_dict()))) == second
 
 
 def test_the_share_is_that_of_the_last_clips():
     """A disk that fails after a long run is noticed at once, and an old failure forgotten."""
     bad = [lost("/x", "E_MISSING")]
-    tally = Tally()
+    tally = ClipCounts()
     for _ in range(4):
         tally = tally.after([said(WINDOW)])
     assert tally.recent == [[0, 0], [WINDOW, 0]] and tally.seen == 4 * WINDOW
@@ -50,7 +50,7 @@ def test_the_share_is_that_of_the_last_clips():
 
 
 def test_shards_that_fail_one_after_the_other_are_a_disk_that_is_gone():
-    tally = Tally()
+    tally = ClipCounts()
     for i in range(5):
         tally = tally.after([said(2, [lost(f"{i}.tar"), lost(f"{i}.tar")])])
         assert not tally.problem(1.0)
@@ -83,8 +83,8 @@ def test_warnings_are_counted_whenever_their_clip_is_drawn(manifest, tmp_path, c
     state = runs.go(
         tmp_path / "run", config, ManifestClips(read_manifest(manifest)), workers=workers
     )
-    assert (state.tally.seen, state.tally.bad) == (24, {})
-    assert state.tally.warned == {"W_SILENT": 3, "W_CROPPED": 3}
+    assert (state.clip_counts.seen, state.clip_counts.bad) == (24, {})
+    assert state.clip_counts.warned == {"W_SILENT": 3, "W_CROPPED": 3}
     saved = json.loads((tmp_path / "run" / "last" / "training.json").read_text())
     assert saved["clips"]["warned"] == {"W_SILENT": 3, "W_CROPPED": 3}
     assert (
@@ -132,5 +132,5 @@ def test_a_disk_that_goes_away_ends_the_run_which_goes_on_when_it_is_back(manife
         tar.rename(shards / tar.name)
     state = runs.go(tmp_path / "run", source=source)
     assert runs.loss_rows(tmp_path / "run") == runs.loss_rows(tmp_path / "whole")
-    assert runs.same_weights(state, whole) and state.tally == whole.tally
+    assert runs.same_weights(state, whole) and state.clip_counts == whole.clip_counts
     assert (tmp_path / "run" / "bad_clips.jsonl").read_text() == ""

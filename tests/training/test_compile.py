@@ -13,15 +13,15 @@ from slap_fast.data.loader import TrainSteps
 from slap_fast.models.slap import SlapModel, Teacher
 from slap_fast.packed import PackedBatch
 from slap_fast.reference import attention as reference_attention
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training.state import begin
+from slap_fast.training.step import LOSSES, train_step
 from tests.helpers import runs
 
 COMPILED = override(runs.TINY, {"steps": 50, "batch_size": 6, "compile": True})
 
 
 def start(config):
-    state, words = runstate.begin(config, None, None, runs.CPU)
+    state, words = begin(config, None, None, runs.CPU)
     return state, TrainSteps(runs.clips(), words, config)
 
 
@@ -123,15 +123,15 @@ def test_student_and_teacher_are_compiled_to_keep_less(monkeypatch):
 
 def losses_of_ranks(kind, compile):
     config = override(COMPILED, {"ranks": kind, "compile": compile})
-    state, words = runstate.begin(config, None, None, runs.CPU)
+    state, words = begin(config, None, None, runs.CPU)
     ranks = distributed.rank(), distributed.world_size()
     data = TrainSteps(runs.clips(), words, config, None, *ranks)
     graphs = counters["stats"]
     graphs.clear()
     found = []
     for state.step in range(5):
-        metrics = training.train_step(state, data[state.step].batches)
-        found.append([float(metrics[name]) for name in training.LOSSES])
+        metrics = train_step(state, data[state.step].batches)
+        found.append([float(metrics[name]) for name in LOSSES])
     return found, graphs["unique_graphs"], sum(counters["graph_break"].values())
 
 
@@ -168,7 +168,7 @@ def test_fifty_packs_make_no_graph_break_and_two_recompiles_at_most(dynamo, figu
         counted.cache_clear()
         state, data = start(override(COMPILED, {"seed": seed}))
         for state.step in range(50):
-            training.train_step(state, data[state.step].batches)
+            train_step(state, data[state.step].batches)
         assert not dynamo["graph_break"]
         assert len(made) == 6
         counts = [counter.frame_count for counter in made]
@@ -191,7 +191,7 @@ def test_packs_of_no_and_of_one_clip_are_compiled_too(dynamo, monkeypatch):
         for state.step in range(5):
             batches = data[state.step].batches
             clips.update(len(batch.audio.cu_seqlens) - 1 for batch in batches)
-            training.train_step(state, [*batches, empty])
+            train_step(state, [*batches, empty])
     assert clips == {1, 2, 3} and not dynamo["graph_break"]
 
 
@@ -202,8 +202,8 @@ def test_a_compiled_run_has_the_losses_of_the_run_as_it_is():
         state, data = start(override(COMPILED, changes))
         found.append([])
         for state.step in range(20):
-            metrics = training.train_step(state, data[state.step].batches)
-            found[-1].append([float(metrics[name]) for name in training.LOSSES])
+            metrics = train_step(state, data[state.step].batches)
+            found[-1].append([float(metrics[name]) for name in LOSSES])
         names = set(state.model.state_dict())
         assert not any("_orig_mod" in name for name in names)
     a, b = torch.tensor(found, dtype=torch.float64)

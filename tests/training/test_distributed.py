@@ -14,19 +14,20 @@ import torch
 from slap_fast import distributed, losses
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training import checkpoints, loop
+from slap_fast.training.state import begin
+from slap_fast.training.step import LOSSES, train_step
 from tests.helpers import runs
+from tests.helpers.gradients import NO_LOSS, gradients_of
 from tests.helpers.paths import ROOT
 
-ALONE = {"loss.contrastive": 0.0, "loss.ssl": 0.0, "loss.caption": 0.0}
 CASES = {
-    "softmax": {**ALONE, "loss.contrastive": 1.0},
-    "sigmoid": {**ALONE, "loss.contrastive": 1.0, "loss.contrastive_kind": "sigmoid"},
-    "sinkhorn": {**ALONE, "loss.ssl": 1.0},
-    "centering": {**ALONE, "loss.ssl": 1.0, "model.ssl.targets": "centering"},
-    "caption": {**ALONE, "loss.caption": 1.0},
-    "caption in several forwards": {**ALONE, "loss.caption": 1.0, "max_tokens": 60},
+    "softmax": {**NO_LOSS, "loss.contrastive": 1.0},
+    "sigmoid": {**NO_LOSS, "loss.contrastive": 1.0, "loss.contrastive_kind": "sigmoid"},
+    "sinkhorn": {**NO_LOSS, "loss.ssl": 1.0},
+    "centering": {**NO_LOSS, "loss.ssl": 1.0, "model.ssl.targets": "centering"},
+    "caption": {**NO_LOSS, "loss.caption": 1.0},
+    "caption in several forwards": {**NO_LOSS, "loss.caption": 1.0, "max_tokens": 60},
     "sum": {},
     "sum, separate pass": {"model.ssl.student_pass": "separate"},
 }
@@ -69,8 +70,8 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(monkeypatch):
 
 def saves(out):
     """How often this rank made a checkpoint's files."""
-    made, snapshot = [], training.snapshot
-    training.snapshot = lambda *given: made.append(1) or snapshot(*given)
+    made, snapshot = [], checkpoints.snapshot
+    checkpoints.snapshot = lambda *given: made.append(1) or snapshot(*given)
     runs.go(out, override(runs.TINY, {"save_every": 5}))
     return len(made)
 
@@ -78,30 +79,6 @@ def saves(out):
 def test_under_ddp_one_rank_makes_the_checkpoints(tmp_path):
     first, second = runs.ranks(2, saves, tmp_path / "run")
     assert first > 0 == second
-
-
-def gradients_of(config):
-    """Losses, gradients and the teacher's centre of one step, as this rank has them."""
-    state, words = runstate.begin(config, None, None, runs.CPU)
-    data = TrainSteps(
-        runs.clips(), words, config, None, distributed.rank(), distributed.world_size()
-    )
-    found = {}
-
-    def keep():
-        for name, parameter in state.model.named_parameters():
-            if parameter.grad is not None:
-                found[f"gradient of {name}"] = distributed.full(parameter.grad).clone()
-
-    state.optimizer.step = keep
-    found |= training.train_step(state, data[0].batches)
-    if state.teacher is not None:
-        found["centre"] = state.teacher.center
-    return {name: value.numpy() for name, value in found.items() if name not in HEALTH}
-
-
-HEALTH = ("prototype_use", "target_entropy", "marginal_entropy", "feature_std")
-"""Of each rank's rows, averaged."""
 
 
 def all_gradients(seed):
@@ -146,12 +123,12 @@ def test_so_do_those_of_numbers_of_ranks_that_divide_nothing(figure):
 def trained(kind, steps):
     runs.in_fp64()
     config = override(runs.TINY, {"ranks": kind, "batch_size": 6})
-    state, words = runstate.begin(config, None, None, runs.CPU)
+    state, words = begin(config, None, None, runs.CPU)
     data = TrainSteps(
         runs.clips(), words, config, None, distributed.rank(), distributed.world_size()
     )
     for state.step in range(steps):
-        training.train_step(state, data[state.step % len(data)].batches)
+        train_step(state, data[state.step % len(data)].batches)
     tensors = {**state.model.state_dict(), **state.teacher.state_dict(prefix="teacher.")}
     return {name: distributed.full(value).numpy() for name, value in tensors.items()}
 
@@ -172,7 +149,7 @@ def go_on(out, kind, stop_at):
     """Goes on with a run to ``stop_at``, where this rank alone asks for a stop."""
     runs.in_fp64()
     config = override(runs.TINY, {"ranks": kind, "batch_size": 5})
-    real = training.train_step
+    real = loop.train_step
 
     def step(state, batches):
         metrics = real(state, batches)
@@ -180,7 +157,7 @@ def go_on(out, kind, stop_at):
             os.kill(os.getpid(), signal.SIGTERM)
         return metrics
 
-    training.train_step = step
+    loop.train_step = step
     return runs.go(out, config).step
 
 
@@ -198,7 +175,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(kind, tmp_path, figure):
         found = metrics(out)
         assert [row["step"] for row in found] == list(range(1, 11))
         for a, b in zip(expected, found, strict=True):
-            for name in (*training.LOSSES, "grad_norm", "logit_scale", "seen"):
+            for name in (*LOSSES, "grad_norm", "logit_scale", "seen"):
                 assert b[name] == pytest.approx(a[name], abs=1e-11, rel=1e-12), (a["step"], name)
 
 
@@ -227,25 +204,25 @@ def spoil(state, batches, phase, value):
 def skipped_steps(world_size):
     """A step for each phase, value and rank; a line for each that did not do what it must."""
     config = override(runs.TINY, {"model.ssl.targets": "centering", "model.ssl.mask_clips": 1.0})
-    state, words = runstate.begin(config, None, None, runs.CPU)
+    state, words = begin(config, None, None, runs.CPU)
     data = TrainSteps(runs.clips(), words, config, None, distributed.rank(), world_size)
-    training.train_step(state, data[0].batches)
-    before = {name: value.clone() for name, value in runs._tensors(state).items()}
+    train_step(state, data[0].batches)
+    before = {name: value.clone() for name, value in runs.tensors(state).items()}
     wrong, count = [], 0
     for phase in PHASES:
         for value in (float("nan"), float("inf")):
             for rank in range(world_size):
                 case, batches = (phase, value, rank), data[1].batches
                 undo = spoil(state, batches, phase, value) if distributed.rank() == rank else None
-                training.train_step(state, batches)
+                train_step(state, batches)
                 if undo:
                     undo()
                 count += 1
-                after = runs._tensors(state)
+                after = runs.tensors(state)
                 wrong += [(case, n) for n, x in before.items() if not torch.equal(x, after[n])]
                 if (state.skipped, state.skipped_in_a_row) != (count, count):
                     wrong.append((case, "was not skipped"))
-    training.train_step(state, data[1].batches)
+    train_step(state, data[1].batches)
     if state.skipped_in_a_row or state.skipped != count:
         wrong.append("a good step was skipped")
     return count, wrong
@@ -259,7 +236,7 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one(figure):
 
 def train_with_a_loss(out, how):
     """Trains on several ranks, of which the last one is lost in the third step."""
-    real = training.train_step
+    real = loop.train_step
 
     def step(state, batches):
         if state.step == 2 and distributed.rank() == distributed.world_size() - 1:
@@ -268,7 +245,7 @@ def train_with_a_loss(out, how):
             os.kill(os.getpid(), {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}[how])
         return real(state, batches)
 
-    training.train_step = step
+    loop.train_step = step
     runs.go(out)
 
 
@@ -300,11 +277,11 @@ def random_runs(world_size, seeds):
             "ranks": rng.choice(["ddp", "fsdp"]),
         }
         config = override(runs.TINY, changes)
-        state, words = runstate.begin(config, None, None, runs.CPU)
+        state, words = begin(config, None, None, runs.CPU)
         source = runs.clips(rng.randint(1, 12))
         data = TrainSteps(source, words, config, None, distributed.rank(), world_size)
         for state.step in range(2):
-            metrics = training.train_step(state, data[state.step].batches)
+            metrics = train_step(state, data[state.step].batches)
         found.append({name: float(value) for name, value in metrics.items()})
     return found
 

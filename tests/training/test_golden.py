@@ -15,8 +15,8 @@ from slap_fast.data.loader import TrainSteps
 from slap_fast.data.patches import pack_patches
 from slap_fast.losses import self_distillation
 from slap_fast.packed import PackedBatch, PackedText
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training.state import begin
+from slap_fast.training.step import LOSSES, train_step
 from tests.helpers import runs
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -49,7 +49,7 @@ def exact_batch(state, step):
 def golden_losses():
     """The losses of 50 steps, as hexadecimal numbers."""
     config = override(runs.TINY, {"steps": 50})
-    state, _ = runstate.begin(config, None, None, runs.CPU)
+    state, _ = begin(config, None, None, runs.CPU)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in state.model.parameters():
@@ -60,8 +60,8 @@ def golden_losses():
     state.teacher.load_state_dict(state.model.state_dict(), strict=False)
     found = []
     for state.step in range(50):
-        metrics = training.train_step(state, [exact_batch(state, state.step)])
-        found.append({name: float(metrics[name]).hex() for name in training.LOSSES})
+        metrics = train_step(state, [exact_batch(state, state.step)])
+        found.append({name: float(metrics[name]).hex() for name in LOSSES})
     return found
 
 
@@ -81,13 +81,13 @@ def test_fifty_losses_are_the_known_ones(figure):
 def healthy(seed, steps):
     """A run, and the alarm of each of its steps so far."""
     config = override(runs.TINY, {"seed": seed, "steps": 100, "model.ssl.mask_clips": 1.0})
-    state, words = runstate.begin(config, None, None, runs.CPU)
+    state, words = begin(config, None, None, runs.CPU)
     data = TrainSteps(runs.clips(40), words, config)
     return state, data, [alarm(state, data) for _ in range(steps)]
 
 
 def alarm(state, data):
-    metrics = training.train_step(state, data[state.step].batches)
+    metrics = train_step(state, data[state.step].batches)
     state.step += 1
     return bool(self_distillation.collapsed(metrics))
 

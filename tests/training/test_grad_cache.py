@@ -8,17 +8,17 @@ from torch import nn
 
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
-from slap_fast.training import loop as training
-from slap_fast.training import objective
-from slap_fast.training import state as runstate
+from slap_fast.training import grad_cache, step
+from slap_fast.training.state import begin
+from slap_fast.training.step import autocast, train_step
 from tests.helpers import runs
-from tests.training.test_distributed import ALONE, gradients_of
+from tests.helpers.gradients import NO_LOSS, gradients_of
 
 CASES = {
-    "softmax": {**ALONE, "loss.contrastive": 1.0},
-    "sigmoid": {**ALONE, "loss.contrastive": 1.0, "loss.contrastive_kind": "sigmoid"},
-    "sinkhorn": {**ALONE, "loss.ssl": 1.0},
-    "centering": {**ALONE, "loss.ssl": 1.0, "model.ssl.targets": "centering"},
+    "softmax": {**NO_LOSS, "loss.contrastive": 1.0},
+    "sigmoid": {**NO_LOSS, "loss.contrastive": 1.0, "loss.contrastive_kind": "sigmoid"},
+    "sinkhorn": {**NO_LOSS, "loss.ssl": 1.0},
+    "centering": {**NO_LOSS, "loss.ssl": 1.0, "model.ssl.targets": "centering"},
     "sum": {},
     "sum, separate pass": {"model.ssl.student_pass": "separate"},
 }
@@ -48,25 +48,25 @@ def test_a_split_step_equals_the_whole_one(world_size):
 def split_run(changes):
     """A run, and a step's packs: more than two."""
     config = config_of(changes)
-    state, words = runstate.begin(config, None, None, runs.CPU)
+    state, words = begin(config, None, None, runs.CPU)
     batches = TrainSteps(runs.clips(), words, config)[0].batches
     assert len(batches) > 2
     return state, batches
 
 
 def test_without_it_each_pack_has_its_own_negatives():
-    changes = {**ALONE, "loss.contrastive": 1.0}
-    whole = training.train_step(*split_run(SPLIT | changes))
-    parts = training.train_step(*split_run(SPLIT | changes | {"grad_cache": False}))
+    changes = {**NO_LOSS, "loss.contrastive": 1.0}
+    whole = train_step(*split_run(SPLIT | changes))
+    parts = train_step(*split_run(SPLIT | changes | {"grad_cache": False}))
     assert parts["loss"] < 0.8 * whole["loss"]
 
 
 def test_the_second_pass_drops_out_what_the_first_did():
-    state, batches = split_run({**SPLIT, **ALONE, "loss.contrastive": 1.0})
+    state, batches = split_run({**SPLIT, **NO_LOSS, "loss.contrastive": 1.0})
     state.model.audio_head.mlp.fc2 = nn.Sequential(state.model.audio_head.mlp.fc2, nn.Dropout(0.5))
     seen = []
     state.model.register_forward_hook(lambda *args: seen.append(args[2].audio_features.detach()))
-    training.train_step(state, batches)
+    train_step(state, batches)
     first, second = seen[: len(batches)], seen[len(batches) :]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(*(state.model(batches[0]).audio_features for _ in range(2)))
@@ -74,17 +74,16 @@ def test_the_second_pass_drops_out_what_the_first_did():
 
 def test_the_first_pass_keeps_features_of_clips_and_targets_alone(monkeypatch):
     state, batches = split_run(SPLIT | {"precision": "bf16"})
-    made, alive, gradients = [], [], objective._contrastive_gradients
+    made, alive, gradients = [], [], grad_cache._contrastive_gradients
     state.model.register_forward_hook(lambda *args: made.append(weakref.ref(args[2][-2])))
 
     def spy(*given):
         alive.extend(ref() is not None for ref in made)
         return gradients(*given)
 
-    monkeypatch.setattr(objective, "_contrastive_gradients", spy)
-    with training.autocast(state.config, runs.CPU):
-        rows = [{"contrastive": 9}]
-        cached = objective.first_pass(state, batches, rows, 0.07)
+    monkeypatch.setattr(grad_cache, "_contrastive_gradients", spy)
+    with autocast(state.config, runs.CPU):
+        cached = grad_cache.first_pass(state, batches, [9], 0.07)
     assert len(alive) == len(batches) and not any(alive)
     assert {each.targets.features.dtype for each in cached} == {torch.bfloat16}
     memory = {each.targets.features.untyped_storage().data_ptr() for each in cached}
@@ -92,16 +91,16 @@ def test_the_first_pass_keeps_features_of_clips_and_targets_alone(monkeypatch):
 
 
 def test_one_pack_needs_no_first_pass(monkeypatch):
-    monkeypatch.setattr(objective, "first_pass", None)
+    monkeypatch.setattr(step, "first_pass", None)
     config = config_of({"grad_cache": True})
-    state, words = runstate.begin(config, None, None, runs.CPU)
-    training.train_step(state, TrainSteps(runs.clips(), words, config)[0].batches)
+    state, words = begin(config, None, None, runs.CPU)
+    train_step(state, TrainSteps(runs.clips(), words, config)[0].batches)
 
 
 def test_packs_may_differ_in_how_many_meanings_a_clip_has():
-    changes = {**SPLIT, **ALONE, "loss.contrastive": 1.0}
+    changes = {**SPLIT, **NO_LOSS, "loss.contrastive": 1.0}
     state, batches = split_run(changes)
     groups = batches[0].groups
     batches[0] = batches[0]._replace(groups=torch.cat([groups, groups[:, :1]], 1))
-    found = training.train_step(state, batches)
-    assert torch.equal(found["loss"], training.train_step(*split_run(changes))["loss"])
+    found = train_step(state, batches)
+    assert torch.equal(found["loss"], train_step(*split_run(changes))["loss"])

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from slap_fast import atomic_files, checkpoint
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast import atomic_files
+from slap_fast.checkpoint.format import verify, write_files
+from slap_fast.training import loop
+from slap_fast.training.state import begin, restore, snapshot
 from tests.helpers import runs
 
 BRIEF = runs.override(runs.TINY, {"steps": 5, "batch_size": 2, "data.cache_gb": 0.0})
@@ -71,7 +72,7 @@ def after(real):
 def check_same(out, state, whole):
     assert runs.loss_rows(out) == runs.loss_rows(whole[0])
     assert runs.same_weights(state, whole[1])
-    assert (state.tally, state.best) == (whole[1].tally, whole[1].best)
+    assert (state.clip_counts, state.best) == (whole[1].clip_counts, whole[1].best)
 
 
 @pytest.mark.parametrize("workers", [0, 4])
@@ -83,7 +84,7 @@ def test_a_run_stopped_at_every_step_is_the_same(tmp_path, figure, workers):
     for seed in figure("C4", ci=steps, soak=2 * steps, batch=steps):
         out = tmp_path / str(seed)
         for step in range(1, steps + 1):
-            with patched(training, "train_step", after):
+            with patched(loop, "train_step", after):
                 state = runs.go(out, config, workers=workers)
             assert state.step == step
             assert json.loads((out / "last" / "training.json").read_text())["step"] == step
@@ -96,7 +97,7 @@ def test_a_run_stopped_once_with_workers_is_the_same(whole, tmp_path, figure, wo
     """C4."""
     for seed in figure("C4", ci=1, soak=5):
         out = tmp_path / str(seed)
-        with patched(training, "train_step", after):
+        with patched(loop, "train_step", after):
             runs.go(out, BRIEF, workers=workers)
         state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
         check_same(out, state, whole)
@@ -123,7 +124,7 @@ class Slow:
 
 
 def in_training(out, workers):
-    with patched(training, "train_step", after):
+    with patched(loop, "train_step", after):
         return runs.go(out, BRIEF, workers=workers)
 
 
@@ -149,7 +150,7 @@ def waiting_for_data(out, workers):
 
         return step
 
-    with patched(training, "train_step", make):
+    with patched(loop, "train_step", make):
         state = runs.go(out, BRIEF, Slow(runs.clips()), workers=workers)
     assert workers or time.monotonic() - waited[0] < 2.5
     return state
@@ -198,7 +199,7 @@ def test_an_evaluation_that_is_done_is_not_repeated(tmp_path):
         seen.append(0)
         return {"score": 0.0}
 
-    with patched(training, "_evaluate", after):
+    with patched(loop, "_evaluate", after):
         state = runs.go(tmp_path, runs.override(BRIEF, {"eval_every": 2}), evaluate=evaluate)
     assert (state.step, state.evaluated) == (2, 2)
     runs.go(tmp_path, evaluate=evaluate)
@@ -206,7 +207,7 @@ def test_an_evaluation_that_is_done_is_not_repeated(tmp_path):
 
 
 def test_a_line_that_a_kill_cut_off_does_not_spoil_the_metrics(whole, tmp_path):
-    with patched(training, "train_step", after):
+    with patched(loop, "train_step", after):
         runs.go(tmp_path, BRIEF)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
@@ -217,18 +218,16 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_the_metrics(whole, tmp_path):
 @pytest.mark.parametrize("best", [0.25, -math.inf])
 def test_a_checkpoint_keeps_every_counter_and_the_random_numbers(tmp_path, best):
     counters = {"step": 7, "skipped": 5, "skipped_in_a_row": 3, "evaluated": 6, "best": best}
-    state, words = runstate.begin(runs.TINY, None, None, runs.CPU)
+    state, words = begin(runs.TINY, None, None, runs.CPU)
     for name, value in counters.items():
         setattr(state, name, value)
     torch.rand(3)
-    files = runstate.snapshot(state, words, {}, {})
+    files = snapshot(state, words, {}, {})
     drawn = torch.rand(3)
-    atomic_files.write_folder(
-        tmp_path / "last", lambda path: checkpoint.write_files(path, files=files)
-    )
-    again, _ = runstate.begin(runs.TINY, None, None, runs.CPU)
+    atomic_files.write_folder(tmp_path / "last", lambda path: write_files(path, files=files))
+    again, _ = begin(runs.TINY, None, None, runs.CPU)
     again.best = 0.5
-    runstate.restore(again, tmp_path / "last")
+    restore(again, tmp_path / "last")
     assert {name: getattr(again, name) for name in counters} == counters
     assert torch.equal(torch.rand(3), drawn)
 
@@ -284,7 +283,7 @@ def test_kill_9_loses_nothing(tmp_path, figure):
         in_a_write += any(out.glob("*.tmp"))
         folder = atomic_files.find_folder(out / "last")
         if folder.exists():
-            checkpoint.verify(folder)
+            verify(folder)
         if (out / "metrics.jsonl").exists():
             whole_lines = (out / "metrics.jsonl").read_text().count("\n")
             assert runs.loss_rows(out)[:whole_lines] == rows[:whole_lines]
@@ -302,7 +301,7 @@ def train_and_name_the_workers(out, pipe):
 
         return step
 
-    with patched(training, "train_step", make):
+    with patched(loop, "train_step", make):
         runs.go(out, BRIEF, workers=2)
 
 
@@ -361,7 +360,7 @@ def look(last: Path, seen: dict[tuple[int, int], int]) -> None:
     held, status = Path(f"/proc/self/fd/{handle}"), os.fstat(handle)
     try:
         if (key := (status.st_ino, status.st_mtime_ns)) not in seen:
-            checkpoint.verify(held)
+            verify(held)
             seen[key] = json.loads((held / "training.json").read_text())["step"]
     except (ValueError, OSError):  # all right if it was thrown away meanwhile
         with contextlib.suppress(FileNotFoundError):

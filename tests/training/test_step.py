@@ -13,8 +13,8 @@ from slap_fast.data.loader import TrainSteps
 from slap_fast.losses import self_distillation
 from slap_fast.ops import dispatch
 from slap_fast.packed import IGNORE_INDEX
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training.state import begin
+from slap_fast.training.step import LOSSES, train_step
 from tests.helpers import runs
 
 SMALLER = {  # half the programs, or less, to interpret
@@ -28,12 +28,12 @@ SMALLER = {  # half the programs, or less, to interpret
 def losses_of(steps: int, seed: int, compile: bool = False) -> torch.Tensor:
     """[steps, 4]: the losses of a run's first steps."""
     config = override(runs.TINY, SMALLER | {"steps": 50, "seed": seed, "compile": compile})
-    state, words = runstate.begin(config, None, None, runs.CPU)
+    state, words = begin(config, None, None, runs.CPU)
     data = TrainSteps(runs.clips(), words, state.config)
     found = []
     for state.step in range(steps):
-        metrics = training.train_step(state, data[state.step].batches)
-        found.append([float(metrics[name]) for name in training.LOSSES])
+        metrics = train_step(state, data[state.step].batches)
+        found.append([float(metrics[name]) for name in LOSSES])
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -15,8 +15,11 @@ from slap_fast.data.loader import TrainSteps
 from slap_fast.data.manifest import read_manifest
 from slap_fast.data.source import BuiltinClips, ManifestClips
 from slap_fast.losses import self_distillation
-from slap_fast.training import loop as training
-from slap_fast.training import state as runstate
+from slap_fast.training import loop
+from slap_fast.training.loop import train
+from slap_fast.training.schedules import ema_momentum, learning_rate, teacher_temperature
+from slap_fast.training.state import begin, restore
+from slap_fast.training.step import LOSSES, LossCounts, train_step
 from tests.helpers.memory import Peak
 
 SMALL = override(
@@ -49,7 +52,7 @@ def source():
 
 
 def start(config=SMALL):
-    return runstate.begin(config, None, None, CPU)
+    return begin(config, None, None, CPU)
 
 
 def losses_of(out):
@@ -58,21 +61,21 @@ def losses_of(out):
 
 
 def run(state, words, source, out, **kwargs):
-    return training.train(state, source, words, out, progress=False, **kwargs)
+    return train(state, source, words, out, progress=False, **kwargs)
 
 
 def test_schedules():
     config = slap_base()
-    assert training.learning_rate(config, 0) == pytest.approx(1e-4 / 2000)
-    assert training.learning_rate(config, 1999) == pytest.approx(1e-4)
+    assert learning_rate(config, 0) == pytest.approx(1e-4 / 2000)
+    assert learning_rate(config, 1999) == pytest.approx(1e-4)
     middle = 2000 + (config.steps - 2000) // 2
-    assert training.learning_rate(config, middle) == pytest.approx(0.5e-4, rel=1e-3)
-    assert training.learning_rate(config, config.steps) == pytest.approx(0.0, abs=1e-12)
-    assert training.ema_momentum(config, 0) == pytest.approx(0.994)
-    assert training.ema_momentum(config, config.steps // 2) == pytest.approx(0.997)
-    assert training.ema_momentum(config, config.steps) == pytest.approx(1.0)
-    assert training.teacher_temperature(config, 0) == pytest.approx(0.04)
-    assert training.teacher_temperature(config, config.steps) == pytest.approx(0.07)
+    assert learning_rate(config, middle) == pytest.approx(0.5e-4, rel=1e-3)
+    assert learning_rate(config, config.steps) == pytest.approx(0.0, abs=1e-12)
+    assert ema_momentum(config, 0) == pytest.approx(0.994)
+    assert ema_momentum(config, config.steps // 2) == pytest.approx(0.997)
+    assert ema_momentum(config, config.steps) == pytest.approx(1.0)
+    assert teacher_temperature(config, 0) == pytest.approx(0.04)
+    assert teacher_temperature(config, config.steps) == pytest.approx(0.07)
 
 
 def test_weight_decay_is_on_matrices_only():
@@ -97,7 +100,7 @@ def gradients(state, batches):
         kept.update({name: p.grad for name, p in named.items() if p.grad is not None})
 
     state.optimizer.step = keep
-    return training.train_step(state, batches), kept
+    return train_step(state, batches), kept
 
 
 def test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm(source):
@@ -127,7 +130,7 @@ def test_a_step_moves_by_the_rate_of_its_number(source, step, rate):
 
     state.optimizer.register_step_pre_hook(keep)
     state.step = step
-    training.train_step(state, first_batches(source, state, words))
+    train_step(state, first_batches(source, state, words))
     for name, grad in grads.items():
         decay = 0.5 if grad.ndim >= 2 else 0.0
         want = before[name] * (1 - rate * decay) - rate * grad / (grad.abs() + 1e-8)
@@ -145,7 +148,7 @@ def test_no_activations_are_alive_beside_the_teachers(source, monkeypatch):
 
     monkeypatch.setattr(state.teacher, "forward", forward)
     with Peak() as seen:
-        training.train_step(state, [batch])
+        train_step(state, [batch])
     assert alive == [0]
 
 
@@ -183,7 +186,7 @@ def test_a_step_has_the_temperatures_and_the_teacher_of_its_number(
             wanted = self_distillation.sinkhorn(*taught, temperature, 3).probabilities()
         log_p = (out.student_features @ out.prototypes.T / 0.2).log_softmax(1)
     state.step = step
-    found = training.train_step(state, [batch])["ssl"]
+    found = train_step(state, [batch])["ssl"]
     torch.testing.assert_close(found, -(wanted * log_p).sum(1).mean(), rtol=1e-5, atol=0.0)
     for old, new, other in zip(before, teacher, student, strict=True):
         want = momentum * old + (1 - momentum) * other.detach()
@@ -207,15 +210,15 @@ def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(sour
             raise Stop
         return original(item, *args)
 
-    original = training.train_step
-    training.train_step = interrupted
+    original = loop.train_step
+    loop.train_step = interrupted
     try:
         with pytest.raises(Stop):
             run(half, words, source, part)
     finally:
-        training.train_step = original
-    again, words = runstate.begin(SMALL, None, part / "last", CPU)
-    runstate.restore(again, part / "last")
+        loop.train_step = original
+    again, words = begin(SMALL, None, part / "last", CPU)
+    restore(again, part / "last")
     assert again.step == 3
     assert run(again, words, source, part)
     resumed = dict(losses_of(part))
@@ -223,7 +226,7 @@ def test_a_resumed_run_has_the_losses_and_weights_of_one_that_never_stopped(sour
     for a, b in ((again.model, state.model), (again.teacher, state.teacher)):
         for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
             assert torch.equal(x, y), name
-    assert again.tally == state.tally
+    assert again.clip_counts == state.clip_counts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
@@ -238,8 +241,8 @@ def test_a_signal_saves_and_stops(source, tmp_path, number):
     state = dataclasses.replace(state, config=config)
     assert run(state, words, source, tmp_path, evaluate=evaluate) is False
     assert state.step == 2
-    again, _ = runstate.begin(SMALL, None, tmp_path / "last", CPU)
-    runstate.restore(again, tmp_path / "last")
+    again, _ = begin(SMALL, None, tmp_path / "last", CPU)
+    restore(again, tmp_path / "last")
     assert again.step == 2
 
 
@@ -257,9 +260,9 @@ def test_one_batch_can_be_learned_by_heart(source, targets, student_pass):
     config = override(SMALL, changes)
     state, words = start(config)
     batches = TrainSteps(source, words, config)[0].batches
-    first = training.train_step(state, batches)
+    first = train_step(state, batches)
     for state.step in range(1, 60):
-        last = training.train_step(state, batches)
+        last = train_step(state, batches)
     assert last["contrastive"] < 0.1 < first["contrastive"]
     assert last["caption"] < 0.5 < first["caption"]
     # The targets sharpen as they go, so what must fall is the divergence from them.
@@ -271,9 +274,9 @@ def test_one_batch_can_be_learned_by_heart(source, targets, student_pass):
 def test_accumulating_a_batch_twice_equals_taking_it_once(source):
     state, words = start()
     batch = TrainSteps(source, words, SMALL)[0].batches[0]
-    once = training.train_step(state, [batch])
+    once = train_step(state, [batch])
     state, _ = start()
-    twice = training.train_step(state, [batch, batch])
+    twice = train_step(state, [batch, batch])
     for name, value in once.items():
         assert torch.allclose(value, twice[name], rtol=1e-4, atol=1e-6), name
 
@@ -286,7 +289,7 @@ def test_a_batch_split_by_the_token_budget_gives_the_same_step(source):
         state, words = start(config)
         data = TrainSteps(source, words, dataclasses.replace(config, max_tokens=max_tokens))
         batches = data[0].batches
-        stepped.append((len(batches), training.train_step(state, batches)))
+        stepped.append((len(batches), train_step(state, batches)))
     (one, whole), (several, split) = stepped
     assert one == 1 and several > 1
     for name in ("caption", "grad_norm"):
@@ -326,13 +329,13 @@ def test_the_gradient_of_uneven_packs_is_that_of_one(source, changes):
             batch._replace(audio=batch.audio._replace(patches=batch.audio.patches.double()))
             for batch in first_batches(source, state, words)
         ]
-        rows = [training.loss_rows(batch) for batch in batches]
+        counts = [LossCounts.of(batch) for batch in batches]
         found.append(gradients(state, batches))
         if state.teacher is not None:
             found[-1][1]["centre"] = state.teacher.center
-    assert len({tuple(each.values()) for each in rows}) == len(rows) > 2
+    assert len(set(counts)) == len(counts) > 2
     (one, whole), (several, split) = found
-    for name in (*training.LOSSES, "grad_norm"):
+    for name in (*LOSSES, "grad_norm"):
         assert (name in one) == (name in several)
         if name in one:
             torch.testing.assert_close(several[name], one[name], rtol=1e-8, atol=0.0)
@@ -356,7 +359,7 @@ def test_ablations_train_only_what_they_name(source, changes):
     config = override(SMALL, changes)
     state, words = start(config)
     before = {n: p.detach().clone() for n, p in state.model.named_parameters()}
-    metrics = training.train_step(state, TrainSteps(source, words, config)[0].batches)
+    metrics = train_step(state, TrainSteps(source, words, config)[0].batches)
     weights: LossConfig = config.loss
     for name in ("contrastive", "ssl", "caption"):
         assert (name in metrics) == (getattr(weights, name) > 0)

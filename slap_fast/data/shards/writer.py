@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from slap_fast.atomic_files import file_sha256, write_json
 from slap_fast.data.audio.containers import AudioError, open_track
 from slap_fast.data.manifest import Row
 from slap_fast.data.order import permute
@@ -121,18 +122,7 @@ def write_index_json(
         "splits": {name: dataclasses.asdict(split) for name, split in splits.items()},
         "shards": [dataclasses.asdict(shard) for shard in shards],
     }
-    fresh = out / f"{INDEX}.tmp"
-    fresh.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(out / INDEX)
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    write_json(out / INDEX, index, indent=1, ensure_ascii=True)
 
 
 def _files(rows: Sequence[Row]) -> Iterator[Clip | AudioError]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from slap_fast import atomic_files, checkpoint
+from slap_fast import atomic_files
+from slap_fast.checkpoint.format import write_files
+from slap_fast.checkpoint.model import model_files
 from slap_fast.cli import main
 from slap_fast.config import TextEncoderConfig, override, slap_tiny
 from slap_fast.inference.slap import Slap
@@ -40,13 +42,13 @@ def model_folder(place: Place) -> Path:
     folder = place.root / "model"
     folder.mkdir()
     words = CaptionTokenizer.load(None, 96)
-    checkpoint.write_files(folder, checkpoint.model_files(SlapModel(config), words, {}))
+    write_files(folder, model_files(SlapModel(config), words, {}))
     return folder
 
 
 def load_sealed(folder: Path) -> None:
     """Loads a folder whose checksums the attacker has updated."""
-    atomic_files._seal(folder)
+    atomic_files.write_manifest(folder)
     Slap.from_pretrained(folder)
 
 
