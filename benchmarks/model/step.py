@@ -29,7 +29,7 @@ from slap_fast import losses, ops
 from slap_fast.config import TrainConfig, override, slap_base, slap_tiny
 from slap_fast.data.augment import mask_indices
 from slap_fast.diagnostics import flops
-from slap_fast.diagnostics import memory as plan
+from slap_fast.diagnostics.memory import estimate_memory
 from slap_fast.losses import self_distillation
 from slap_fast.models.layers import Segments
 from slap_fast.models.slap import SlapModel, SlapOutput
@@ -274,7 +274,7 @@ def bench_step(
     config = dataclasses.replace(config, warmup_steps=0)
     made = [make_batch(config, tokens, number) for number in range(BATCHES)]
     waveforms, starts, batches = ([x.to(device) for x in each] for each in zip(*made, strict=True))
-    work = flops.Work.of(batches[0])  # the others have the same
+    work = flops.StepShape.of(batches[0])  # the others have the same
     wanted = flops.step(config.model, config.loss, work)
     peak, peak_is = peak_flops(device)
     ways = {name: Way(config, device, **WAYS[name]) for name in names}
@@ -369,7 +369,7 @@ def _parts(
     state: runstate.TrainState,
     batches: list[PackedBatch],
     config: TrainConfig,
-    work: flops.Work,
+    work: flops.StepShape,
     peak: float,
     rounds: int,
 ) -> Iterator[tuple[str, dict[str, float]]]:
@@ -436,11 +436,11 @@ def _cell(value: float | str | None) -> str:
 def default_tokens(config: TrainConfig, memory: float) -> int:
     """Half of what fits beside three models of the same size: whole logits take the rest.
 
-    The estimate is :func:`slap_fast.diagnostics.memory.plan`'s of a device with ``memory`` bytes.
+    The estimate is :func:`estimate_memory`'s of a device with ``memory`` bytes.
     """
-    alone = plan.plan(config, memory)["fixed_bytes"]
+    alone = estimate_memory(config, memory)["fixed_bytes"]
     models = sum(alone.values()) - alone["reserved"]
-    return plan.plan(config, max(models, memory - 2 * models))["max_tokens"] // 2
+    return estimate_memory(config, max(models, memory - 2 * models))["max_tokens"] // 2
 
 
 def main() -> int:

@@ -411,12 +411,13 @@ def plan(
         json: Print the plan as JSON on stdout.
     """
     from slap_fast.config import override
-    from slap_fast.diagnostics import memory as plans
+    from slap_fast.diagnostics import memory
 
-    memory = plans.memory_of(gpu)
-    found = plans.plan(override(_recipe(config), dict(map(_setting, settings))), memory)
-    plans.render(found, _console(json))
-    _emit(found, json)
+    size = memory.memory_of(gpu)
+    run_config = override(_recipe(config), dict(map(_setting, settings)))
+    estimate = memory.estimate_memory(run_config, size)
+    memory.render(estimate, _console(json))
+    _emit(estimate, json)
     return 0
 
 

@@ -10,7 +10,7 @@ from benchmarks import harness
 from benchmarks.model import step as bench
 from benchmarks.report import tables
 from slap_fast.config import override, slap_base
-from slap_fast.diagnostics import memory as plan
+from slap_fast.diagnostics.memory import estimate_memory
 from slap_fast.models.slap import SlapModel
 from slap_fast.training import loop as train
 from slap_fast.training import state as runstate
@@ -139,7 +139,7 @@ def test_a_slow_way_takes_fewer_steps(uncompiled, monkeypatch):
 
 def test_tokens_leave_room_for_three_models_and_as_much_again():
     for memory in (150e9, 85e9):
-        alone = plan.plan(slap_base(), memory)
+        alone = estimate_memory(slap_base(), memory)
         kept = {name: size for name, size in alone["fixed_bytes"].items() if name != "reserved"}
         per_token = sum(alone["bytes_per_token"].values())
         tokens = bench.default_tokens(slap_base(), memory)

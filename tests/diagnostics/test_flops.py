@@ -11,7 +11,7 @@ from slap_fast.config import LossConfig
 from slap_fast.diagnostics import flops
 from slap_fast.losses import self_distillation
 from slap_fast.models.slap import Teacher
-from tests.models import test_slap
+from tests.helpers.small_model import SMALL, make_batch, small_model
 
 ALONE = {"contrastive": 0.0, "ssl": 0.0, "caption": 0.0}
 SINKHORN = 3
@@ -82,15 +82,15 @@ def whole(model, batch, loss):
 def test_a_step_has_the_flops_that_torch_counts(name, student_pass):
     loss = LossConfig() if name == "all" else LossConfig(**{**ALONE, name: 1.0})
     config = dataclasses.replace(
-        test_slap.SMALL,
-        audio=dataclasses.replace(test_slap.SMALL.audio, global_every=1),
-        text=dataclasses.replace(test_slap.SMALL.text, global_every=1),
-        ssl=dataclasses.replace(test_slap.SMALL.ssl, student_pass=student_pass),
+        SMALL,
+        audio=dataclasses.replace(SMALL.audio, global_every=1),
+        text=dataclasses.replace(SMALL.text, global_every=1),
+        ssl=dataclasses.replace(SMALL.ssl, student_pass=student_pass),
     )
-    model = test_slap.small_model(torch.float32, config)
+    model = small_model(torch.float32, config)
     model.freeze_unused(loss)
-    batch = test_slap.make_batch(torch.float32)
-    work = flops.Work.of(batch)
+    batch = make_batch(torch.float32)
+    work = flops.StepShape.of(batch)
     expected = flops.step(config, loss, work)
     if loss.caption:  # what the causal mask hides is computed there
         hidden = sum(n * (n - 1) // 2 for n in work.text)

@@ -8,7 +8,7 @@ import torch
 from slap_fast import cli
 from slap_fast.config import override, slap_base
 from slap_fast.data.loader import TrainSteps
-from slap_fast.diagnostics import memory as plan
+from slap_fast.diagnostics import memory
 from slap_fast.losses import self_distillation
 from slap_fast.ops import dispatch
 from slap_fast.training import loop as training
@@ -66,7 +66,7 @@ def test_a_forward_keeps_what_is_estimated(compiled, student_pass, monkeypatch):
         state.model.compile(backend=lean, dynamic=True)
         state.model(batch, config.loss)
     found = kept_bytes(state.model, batch, config.loss)
-    saved = plan.saved_for_backward(config.model, compiled)
+    saved = memory.saved_for_backward(config.model, compiled)
     audio, masked = len(batch.audio.patches), batch.masked_tokens
     assert 0 < masked < audio
     counts = audio, masked, len(batch.mask_indices), len(batch.text.ids)
@@ -75,7 +75,7 @@ def test_a_forward_keeps_what_is_estimated(compiled, student_pass, monkeypatch):
 
 
 def test_parameters_are_counted_without_making_them():
-    counts = plan.parameter_counts(runs.TINY.model)
+    counts = memory.parameter_counts(runs.TINY.model)
     state, _ = runstate.begin(runs.TINY, None, None, runs.CPU)
     own = sum(p.numel() for p in state.model.parameters())
     bare = sum(p.numel() for p in (state.model.log_logit_scale, state.model.logit_bias))
@@ -90,7 +90,7 @@ def test_what_a_run_holds_between_steps_is_counted():
         parameter.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.nbytes))
     training.train_step(state, TrainSteps(runs.clips(), words, state.config)[0].batches)
     moments = (x for held in state.optimizer.state.values() for x in held.values() if x.ndim)
-    counted = plan.plan(state.config, 24e9)["fixed_bytes"]
+    counted = memory.estimate_memory(state.config, 24e9)["fixed_bytes"]
     for name, found in (
         ("parameters", sum(p.nbytes for p in state.model.parameters())),
         ("gradients", sum(seen)),
@@ -117,9 +117,9 @@ def test_more_memory_fits_more_and_too_little_nothing(capsys):
 def test_what_a_cached_batch_keeps_is_counted():
     """2,048 clips of 252 patches, half of them masked, features of 256 in bf16."""
     cached = override(slap_base(), {"grad_cache": True})
-    found = plan.plan(cached, 80e9)
+    found = memory.estimate_memory(cached, 80e9)
     assert found["fixed_bytes"]["teacher's features of the whole batch"] == 2048 * 126 * 256 * 2
-    assert found["max_tokens"] < plan.plan(slap_base(), 80e9)["max_tokens"]
+    assert found["max_tokens"] < memory.estimate_memory(slap_base(), 80e9)["max_tokens"]
 
 
 def test_self_distillation_holds_as_many_blocks_as_are_counted():
@@ -128,7 +128,7 @@ def test_self_distillation_holds_as_many_blocks_as_are_counted():
     with Peak() as seen:
         targets = self_distillation.sinkhorn(features, prototypes, 0.1, 3, chunk_size=30)
         self_distillation.self_distillation_loss(student, prototypes, targets, 0.1, 30)
-    assert seen.most / (30 * 200) == pytest.approx(plan.LOSS_BLOCKS, abs=0.8)
+    assert seen.most / (30 * 200) == pytest.approx(memory.LOSS_BLOCKS, abs=0.8)
 
 
 @pytest.mark.parametrize("text", ["24", "GB", "-1GB", "nanGB", "24TB"])
