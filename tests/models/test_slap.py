@@ -1,4 +1,4 @@
-"""The whole model: its size, packing isolation in values and gradients, masks, weights of zero."""
+"""The model: its size, packing isolation in values and gradients, masks, weights of zero."""
 
 import dataclasses
 
@@ -77,7 +77,7 @@ def test_teacher_follows_the_student_by_its_momentum():
 
 
 @pytest.mark.parametrize("left_out", ["contrastive", "ssl", "caption"])
-def test_a_weight_of_zero_skips_the_work(left_out):
+def test_a_loss_of_weight_zero_is_not_computed(left_out):
     weights = dataclasses.replace(ALL, **{left_out: 0.0})
     model = small_model()
 
@@ -113,12 +113,12 @@ def test_slap_base_is_the_papers_model():
         model = SlapModel(config)
     c, m = 768, 3072
     block = 2 * c + 4 * c * c + 3 * c * m
-    assert count(model.audio_encoder) == 12 * block + 256 * c + 2 * c
+    assert num_parameters(model.audio_encoder) == 12 * block + 256 * c + 2 * c
     kinds = [layer.attention.window_size for layer in model.audio_encoder.layers]
     assert kinds == [(48, 48), (48, 48), (-1, -1)] * 4
     assert model.audio_encoder.layers[0].attention.num_heads == 12
     bert_block = 4 * c * c + 3 * c * 1152 + 2 * c
-    assert count(model.text_encoder) == 50_368 * c + 22 * bert_block + c
+    assert num_parameters(model.text_encoder) == 50_368 * c + 22 * bert_block + c
     assert len(model.caption_decoder.layers) == 8
     assert {layer.attention.num_heads for layer in model.caption_decoder.layers} == {8}
     assert model.caption_decoder.token_embedding.weight.shape == (50_368, 512)
@@ -126,7 +126,7 @@ def test_slap_base_is_the_papers_model():
     assert not [n for n, _ in model.audio_encoder.named_parameters() if n.endswith("bias")]
 
 
-def count(module: torch.nn.Module) -> int:
+def num_parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
