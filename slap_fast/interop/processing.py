@@ -1,4 +1,4 @@
-"""Waveforms and captions to the model's inputs, as transformers knows it: see ``transformers``."""
+"""transformers' feature extractor, processor and tokenizer for the model's inputs."""
 
 from __future__ import annotations
 
@@ -107,16 +107,16 @@ class SlapProcessor(ProcessorMixin):
         return BatchFeature(data)
 
 
-def make_tokenizer(words: CaptionTokenizer) -> PreTrainedTokenizerFast:
-    """The captions' tokenizer as transformers': the same ids."""
-    tokenizer = Tokenizer.from_str(words.to_json())
+def make_tokenizer(captions: CaptionTokenizer) -> PreTrainedTokenizerFast:
+    """Converts the caption tokenizer to transformers' class; the ids stay."""
+    tokenizer = Tokenizer.from_str(captions.to_json())
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}",
-        special_tokens=[(START, words.start_id), (END, words.end_id)],
+        special_tokens=[(START, captions.start_id), (END, captions.end_id)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=words.max_tokens,
+        model_max_length=captions.max_tokens,
         cls_token=START,
         sep_token=END,
         pad_token="[PAD]",

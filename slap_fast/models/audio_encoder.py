@@ -39,8 +39,7 @@ class AudioEncoder(nn.Module):
     def __init__(self, config: AudioEncoderConfig, mel: MelConfig) -> None:
         super().__init__()
         self.config = config
-        # A patch column is patches_per_column consecutive tokens, so a window in columns is this
-        # many.
+        # In tokens: a patch column is patches_per_column consecutive ones.
         local = config.local_window * mel.patches_per_column
         self.patch_embedding = nn.Linear(mel.patch_dim, config.hidden_size, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
@@ -50,7 +49,7 @@ class AudioEncoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.gradient_checkpointing = False
-        """Keep each block's input alone for the backward, and run the block again there."""
+        """Keep only each block's input for the backward, which runs the block again."""
         init_weights(self, config.num_layers)
         nn.init.normal_(self.mask_token, std=0.02)
 

@@ -1,4 +1,4 @@
-"""Waveforms to embeddings: what another CLAP's audio branch can be replaced by."""
+"""Waveforms to embeddings: a replacement for the audio branch of another CLAP."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class AudioTower(nn.Module):
         self.encoder = AudioEncoder(config, self.mel)
         self.head = MAPHead(size, config.num_heads, 4 * size)
         init_weights(self.head, 1)
-        wanted = embed_dim is not None
-        self.projection = nn.Linear(size, embed_dim, bias=False) if wanted else nn.Identity()
+        self.projection = nn.Identity()
+        if embed_dim is not None:
+            self.projection = nn.Linear(size, embed_dim, bias=False)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """B clips to embeddings.

@@ -171,8 +171,8 @@ MUTANTS = [
     ),
     Mutant(
         "slap_fast/models/slap.py",
-        "theirs)], 1.0 - momentum)",
-        "theirs)], momentum)",
+        "trained)], 1.0 - momentum)",
+        "trained)], momentum)",
         "models/test_slap.py::test_teacher_follows_the_student_by_its_momentum",
     ),
     Mutant(
@@ -233,8 +233,8 @@ MUTANTS = [
     ),
     Mutant(
         "slap_fast/models/tokenizer.py",
-        "*line.ids[:room]",
-        "*line.ids[-room:]",
+        "*caption.ids[:room]",
+        "*caption.ids[-room:]",
         "models/test_tokenizer.py::test_a_long_caption_keeps_its_first_words_and_both_ends",
     ),
     # Tars of other tools.
