@@ -121,10 +121,10 @@ def parity(report: Report) -> Report:
             "operation": row.op,
             "runs": row.impl,
             "case": row.case,
-            "figure": row.check.name,
-            "found": row.check.found,
-            "allowed": row.check.allowed,
-            "status": "ok" if row.check.passed else "wrong",
+            "figure": row.figure.name,
+            "found": row.figure.value,
+            "allowed": row.figure.allowed,
+            "status": "ok" if row.figure.passed else "wrong",
         }
         for row in parity.run(device)
     ]

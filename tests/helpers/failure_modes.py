@@ -6,7 +6,6 @@ show, ``ABSENT`` what the package does not do.
 
 ATTENTION = "tests/kernels/test_attention.py"
 SAFETY = "tests/kernels/test_attention_safety.py"
-REFERENCE = "tests/reference/test_attention.py"
 OPS = "tests/ops/test_ops.py"
 MODEL = "tests/models/test_slap_triton.py"
 GPU = "needs a GPU"
