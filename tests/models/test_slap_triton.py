@@ -25,43 +25,41 @@ def triton(monkeypatch):
     count = {"attention": 0, "schedule": 0}
     choose, build = dispatch.choose, attention.schedule_tiles
 
-    def chosen(op, *rest):
-        if op != "attention":
-            return choose(op, *rest)
-        count["attention"] += 1
-        return "triton"
+    def counted(op, *rest):
+        impl = choose(op, *rest)
+        count["attention"] += (op, impl) == ("attention", "triton")
+        return impl
 
-    def built(*given):
+    def built(*arguments):
         count["schedule"] += 1
-        return build(*given)
+        return build(*arguments)
 
-    monkeypatch.setattr(dispatch, "choose", chosen)
+    monkeypatch.setattr(dispatch, "choose", counted)
     monkeypatch.setattr(attention, "schedule_tiles", built)
     # It builds one to compare with. `ops.attention` is the function, not the module.
     module = importlib.import_module("slap_fast.ops.attention")
     monkeypatch.setattr(module, "check_schedule", lambda *_: None)
-    return count
+    with dispatch.using({"attention": "triton"}):
+        yield count
 
 
-def on_reference(monkeypatch):
-    """From now on, also on a GPU."""
-    monkeypatch.undo()
-    monkeypatch.setattr(dispatch, "choose", lambda *_: "reference")
+REFERENCES = {"attention": "reference", "map_pool": "reference"}
+"""The implementations to compare with, also on a GPU."""
 
 
 def losses_and_gradients(model, batch):
     return test_slap.run(model, Teacher(model), [batch])
 
 
-def test_forward_and_gradients_are_the_references(triton, monkeypatch):
+def test_forward_and_gradients_are_the_references(triton):
     model = test_slap.small_model(torch.float32).to(DEVICE)
     batch = test_slap.make_batch(torch.float32).to(DEVICE)
     found = losses_and_gradients(model, batch)
     # Self-attention of 3 audio, 3 text and 2 caption layers, 2 cross-attentions; the teacher's 3.
     assert triton["attention"] >= 13
-    on_reference(monkeypatch)
-    truth = losses_and_gradients(copy.deepcopy(model).double(), batch_to(batch, torch.float64))
-    eager = losses_and_gradients(model, batch)
+    with dispatch.using(REFERENCES):
+        truth = losses_and_gradients(copy.deepcopy(model).double(), batch_to(batch, torch.float64))
+        eager = losses_and_gradients(model, batch)
     for name, want in truth[0].items():
         bound = max(1e-6, 2 * test_slap.relative(eager[0][name], want))
         assert test_slap.relative(found[0][name], want) <= bound, name
@@ -94,19 +92,18 @@ def test_packed_equals_one_clip_at_a_time(triton, student_pass):
     test_slap.test_packed_equals_one_clip_at_a_time(torch.float32, 1e-5, student_pass, DEVICE)
 
 
-def test_one_training_step(triton, monkeypatch):
+def test_one_training_step(triton):
     results = []
-    for impl in ("triton", "reference"):
+    for impls in ({}, REFERENCES):
         model = test_slap.small_model(torch.float32).to(DEVICE)
         batch = test_slap.make_batch(torch.float32).to(DEVICE)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        if impl == "reference":
-            on_reference(monkeypatch)
-        outputs = model(batch, test_slap.ALL)
-        scores = Teacher(model)(batch)
-        per_clip = {name: getattr(outputs, name) for name in test_slap.PER_CLIP}
-        total = sum(test_slap.three_losses(model, per_clip, scores, batch.labels).values())
-        total.backward()
+        with dispatch.using(impls):
+            outputs = model(batch, test_slap.ALL)
+            scores = Teacher(model)(batch)
+            per_clip = {name: getattr(outputs, name) for name in test_slap.PER_CLIP}
+            total = sum(test_slap.three_losses(model, per_clip, scores, batch.labels).values())
+            total.backward()
         optimizer.step()
         results.append((total.detach(), model.state_dict()))
     (loss, state), (want_loss, want_state) = results
