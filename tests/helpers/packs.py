@@ -134,7 +134,7 @@ class Pack:
         return sum(self.lengths if self.lengths_k is None else self.lengths_k)
 
     def inputs(self, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """Fresh q, k, v that want gradients."""
+        """New q, k and v that require gradients."""
         dtype = dtype or self.dtype
         return [self.values[name].to(dtype).detach().clone().requires_grad_() for name in "qkv"]
 

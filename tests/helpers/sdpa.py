@@ -60,7 +60,7 @@ def sdpa(q, k, v, lengths, lengths_k, window, causal, scale=None):
 
 
 def random_inputs(lengths, lengths_k, num_heads=2, num_heads_kv=2, head_dim=8, dtype=torch.float64):
-    """q, k and v that want gradients."""
+    """q, k and v that require gradients."""
     rows, rows_k = sum(lengths), sum(lengths_k)
     shapes = [(rows, num_heads), (rows_k, num_heads_kv), (rows_k, num_heads_kv)]
     return [torch.randn(*s, head_dim, dtype=dtype, requires_grad=True) for s in shapes]

@@ -1,4 +1,4 @@
-"""Triton's attention against the reference in fp64: every result, every gradient, every kernel."""
+"""Triton's attention against the reference in fp64: every result, gradient and kernel."""
 
 from __future__ import annotations
 
@@ -99,12 +99,10 @@ def test_large_scores_do_not_overflow(kernel):
     ids=["some", "no_keys", "no_rows", "long_and_short", "no_sequences"],
 )
 def test_fully_masked_rows(kernel, lengths, lengths_k):
-    # packs gives NaN as the gradient of the lse of such rows.
+    # Pack.run gives NaN as the gradient of their lse.
     found = Pack(lengths, lengths_k, options={"causal": True}).assert_accurate()
     masked = found["lse"].isneginf().T
-    assert masked.any() and torch.equal(
-        found["out"][masked], torch.zeros_like(found["out"][masked])
-    )
+    assert masked.any() and not found["out"][masked].any()
 
 
 @pytest.mark.parametrize("rows", [0, 7])
