@@ -17,11 +17,14 @@ from slap_fast.diagnostics import parity
 def figures() -> Iterator[harness.Row]:
     """One row per figure."""
     for row in parity.run(harness.device()):
-        check = row.check
-        yield {"operation": row.op, "variant": row.impl, "case": row.case, "figure": check.name} | {
-            "found": check.found,
-            "allowed": check.allowed,
-            "passed": check.passed,
+        yield {
+            "operation": row.op,
+            "variant": row.impl,
+            "case": row.case,
+            "figure": row.figure.name,
+            "found": row.figure.value,
+            "allowed": row.figure.allowed,
+            "passed": row.figure.passed,
         }
 
 

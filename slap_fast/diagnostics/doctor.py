@@ -124,10 +124,10 @@ def parity(report: Report) -> Report:
             "operation": figure.op,
             "runs": figure.impl,
             "case": figure.case,
-            "figure": figure.check.name,
-            "found": figure.check.found,
-            "allowed": figure.check.allowed,
-            "status": "ok" if figure.check.passed else "wrong",
+            "figure": figure.figure.name,
+            "found": figure.figure.value,
+            "allowed": figure.figure.allowed,
+            "status": "ok" if figure.figure.passed else "wrong",
         }
         for figure in parity.run(device)
     ]

@@ -17,6 +17,7 @@ from tests.helpers import runs
 from tests.helpers.memory import Peak
 
 TOLERANCE = 0.1
+FUSED = {"attention": "triton", "map_pool": "triton"}
 SIZED = {
     "model.audio.hidden_size": 32,
     "model.audio.intermediate_size": 64,
@@ -46,26 +47,22 @@ def kept_bytes(model, *inputs):
 
 @pytest.mark.parametrize("student_pass", ["shared", "separate"])
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_forward_keeps_what_is_estimated(compiled, student_pass, monkeypatch):
+def test_a_forward_keeps_what_is_estimated(compiled, student_pass):
     """Within TOLERANCE, on the kernels, as a GPU runs them."""
     changes = {"model.ssl.student_pass": student_pass, "model.ssl.mask_clips": 0.6}
     config = override(runs.TINY, SIZED | changes)
     state, words = begin(config, None, None, runs.CPU)
     (batch,) = TrainSteps(runs.clips(), words, config)[0].batches
-    choose = dispatch.choose
-
-    def fused(op, impl, *rest):
-        return "triton" if op in ("attention", "map_pool") else choose(op, impl, *rest)
-
-    monkeypatch.setattr(dispatch, "choose", fused)
     if compiled:
 
         def backend(graph, inputs):
             return compilation.recompute_backend(graph, inputs, "aot_eager_decomp_partition")
 
         state.model.compile(backend=backend, dynamic=True)
-        state.model(batch, config.loss)
-    kept = kept_bytes(state.model, batch, config.loss)
+        with dispatch.using(FUSED):
+            state.model(batch, config.loss)
+    with dispatch.using(FUSED):
+        kept = kept_bytes(state.model, batch, config.loss)
     saved = memory.saved_for_backward(config.model, compiled)
     audio, masked = len(batch.audio.patches), batch.masked_tokens
     assert 0 < masked < audio

@@ -19,7 +19,7 @@ from tests.helpers.paths import ROOT
 
 LENGTHS = "kernels/test_attention.py::test_lengths_about_a_block"
 ONE_HOT = "kernels/test_attention.py::test_exact_mask_by_one_hot_values"
-NO_KEY = "kernels/test_attention.py::test_rows_without_a_key[tiled-some]"
+NO_KEY = "kernels/test_attention.py::test_fully_masked_rows[tiled-some]"
 FAR = "kernels/test_attention_safety.py::test_strides_past_2_31[rows-tiled]"
 POOL = "kernels/test_map_pool.py::test_forward_and_gradients[torch.float32-100-3]"
 MEAN = "kernels/test_map_pool.py::test_a_mean_of_x_does_not_drown_the_gradient[torch.float16]"
@@ -118,13 +118,13 @@ MUTANTS = [
         "kernels/attention.py",
         "right=True",
         "right=False",
-        "kernels/test_attention.py::test_schedule",
+        "kernels/test_attention_launches.py::test_schedule",
     ),
     Mutant(
         "slap_fast/ops/validation.py",
         "not torch.equal(schedule, make())",
         "False",
-        "kernels/test_attention.py::test_a_schedule_of_other_sequences_is_refused",
+        "kernels/test_attention_launches.py::test_a_schedule_of_other_sequences_is_refused",
     ),
     Mutant(
         "kernels/_packed.py",

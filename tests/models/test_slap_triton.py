@@ -34,40 +34,38 @@ def triton(monkeypatch):
     calls = {"attention": 0, "schedule": 0}
     choose, schedule_tiles = dispatch.choose, attention.schedule_tiles
 
-    def choose_triton(op, *rest):
-        if op != "attention":
-            return choose(op, *rest)
-        calls["attention"] += 1
-        return "triton"
+    def counted_choice(op, *rest):
+        impl = choose(op, *rest)
+        calls["attention"] += (op, impl) == ("attention", "triton")
+        return impl
 
     def count_schedule(*arguments):
         calls["schedule"] += 1
         return schedule_tiles(*arguments)
 
-    monkeypatch.setattr(dispatch, "choose", choose_triton)
+    monkeypatch.setattr(dispatch, "choose", counted_choice)
     monkeypatch.setattr(attention, "schedule_tiles", count_schedule)
     # It builds one to compare with. `ops.attention` is the function, not the module.
     module = importlib.import_module("slap_fast.ops.attention")
     monkeypatch.setattr(module, "check_schedule", lambda *_: None)
-    return calls
+    with dispatch.using({"attention": "triton"}):
+        yield calls
 
 
-def on_reference(monkeypatch):
-    """Makes every operation run the reference from here on, also on a GPU."""
-    monkeypatch.undo()
-    monkeypatch.setattr(dispatch, "choose", lambda *_: "reference")
+REFERENCES = {"attention": "reference", "map_pool": "reference"}
+"""The implementations to compare with, also on a GPU."""
 
 
-def test_forward_and_gradients_equal_the_references(triton, monkeypatch):
+def test_forward_and_gradients_equal_the_references(triton):
     model = small_model(torch.float32).to(DEVICE)
     batch = make_batch(torch.float32).to(DEVICE)
     actual = losses_and_gradients(model, Teacher(model), [batch])
     # Self-attention of 3 audio, 3 text and 2 caption layers, 2 cross-attentions; the teacher's 3.
     assert triton["attention"] >= 13
-    on_reference(monkeypatch)
     double = copy.deepcopy(model).double()
-    truth = losses_and_gradients(double, Teacher(double), [batch_to(batch, torch.float64)])
-    eager = losses_and_gradients(model, Teacher(model), [batch])
+    with dispatch.using(REFERENCES):
+        truth = losses_and_gradients(double, Teacher(double), [batch_to(batch, torch.float64)])
+        eager = losses_and_gradients(model, Teacher(model), [batch])
     for name, expected in truth[0].items():
         bound = max(1e-6, 2 * relative(eager[0][name], expected))
         assert relative(actual[0][name], expected) <= bound, name
@@ -100,19 +98,18 @@ def test_packed_equals_one_clip_at_a_time(triton, student_pass):
     assert_packed_equals_one_clip_at_a_time(torch.float32, 1e-5, student_pass, DEVICE)
 
 
-def test_one_training_step(triton, monkeypatch):
+def test_one_training_step(triton):
     results = []
-    for impl in ("triton", "reference"):
+    for impls in ({}, REFERENCES):
         model = small_model(torch.float32).to(DEVICE)
         batch = make_batch(torch.float32).to(DEVICE)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        if impl == "reference":
-            on_reference(monkeypatch)
-        outputs = model(batch, ALL)
-        teacher_output = Teacher(model)(batch)
-        per_clip = {name: getattr(outputs, name) for name in PER_CLIP}
-        total = sum(three_losses(model, per_clip, teacher_output, batch.labels).values())
-        total.backward()
+        with dispatch.using(impls):
+            outputs = model(batch, ALL)
+            teacher_output = Teacher(model)(batch)
+            per_clip = {name: getattr(outputs, name) for name in PER_CLIP}
+            total = sum(three_losses(model, per_clip, teacher_output, batch.labels).values())
+            total.backward()
         optimizer.step()
         results.append((total.detach(), model.state_dict()))
     (loss, state), (expected_loss, expected_state) = results

@@ -71,17 +71,16 @@ def follows(steps: int, seed: int, compile: bool = False) -> None:
     with pytest.MonkeyPatch.context() as patch:
         textbook(patch)
         want = losses_of(steps, seed)
-    with pytest.MonkeyPatch.context() as patch:
+    fused = dispatch.using({"attention": "triton", "map_pool": "triton"})
+    with fused, pytest.MonkeyPatch.context() as patch:
         choose, ran = dispatch.choose, set()
 
-        def fused(op, impl, *rest):
-            if impl is None and op in ("attention", "map_pool"):  # not mel_patches: that is data
-                impl = "triton"
-            chosen = choose(op, impl, *rest)
-            ran.add((op, chosen))
-            return chosen
+        def recorded(op, *rest):
+            impl = choose(op, *rest)
+            ran.add((op, impl))
+            return impl
 
-        patch.setattr(dispatch, "choose", fused)
+        patch.setattr(dispatch, "choose", recorded)
         torch._dynamo.reset()
         counters.clear()
         found = losses_of(steps, seed, compile)
