@@ -108,7 +108,7 @@ def train(
     from slap_fast import checkpoint, distributed
     from slap_fast.config import override
     from slap_fast.data.audio.isolated import IsolatedDecoder
-    from slap_fast.data.source import open_source
+    from slap_fast.data.open import open_source
     from slap_fast.evaluation import card as evaluate
     from slap_fast.training import loop as training
     from slap_fast.training import state as runstate
@@ -196,7 +196,7 @@ def eval(
         json: Print the card as JSON on stdout.
     """
     from slap_fast import checkpoint
-    from slap_fast.data.source import open_source
+    from slap_fast.data.open import open_source
     from slap_fast.evaluation import card as evaluate
 
     slap = evaluate.Slap.from_pretrained(model, device=_device(device))

@@ -25,8 +25,9 @@ from slap_fast.checkpoint import write_json
 from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.console import console as console_of
 from slap_fast.data.builtin.scenes import LABELS
+from slap_fast.data.open import open_source
 from slap_fast.data.patches import clip_patches
-from slap_fast.data.source import BuiltinClips, open_source
+from slap_fast.data.sources.builtin import BuiltinClips
 from slap_fast.demo.report import Check, ReportClip, ReportQuery, write_report
 from slap_fast.evaluation import card as evaluate
 from slap_fast.inference.slap import Slap

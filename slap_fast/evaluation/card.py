@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from slap_fast.data.audio.decode import AudioError
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.source import ClipSource
 from slap_fast.data.sources.mixture import ChosenClips
 from slap_fast.evaluation import metrics
@@ -46,8 +46,8 @@ def evaluate(
 
     Args:
         slap: the model.
-        source: the clips; every caption of a clip is a query, equal meanings are one query with
-            several positives.
+        source: the clips; every caption of a clip is a query, captions of equal key and text are
+            one query with several positives.
         captions: also generate captions and score them.
         num_beams: of the generation.
         template: of the zero-shot prompts, as in :meth:`Slap.classify`.
@@ -85,21 +85,21 @@ def evaluate(
 
 
 def _retrieval(slap: Slap, source: ClipSource, vectors: np.ndarray) -> dict[str, Any]:
-    meanings = [{source.meaning(i, c) for c in source.captions(i)} for i in range(len(source))]
+    keys = [{source.caption_key(i, c) for c in source.captions(i)} for i in range(len(source))]
     queries: dict[tuple[Hashable, str], str] = {}
     for i in range(len(source)):
         for caption in source.captions(i):
-            queries.setdefault((source.meaning(i, caption), caption.casefold()), caption)
+            queries.setdefault((source.caption_key(i, caption), caption.casefold()), caption)
     clips_of: dict[Hashable, set[int]] = {}
-    for i, several in enumerate(meanings):
-        for meaning in several:
-            clips_of.setdefault(meaning, set()).add(i)
+    for i, own in enumerate(keys):
+        for key in own:
+            clips_of.setdefault(key, set()).add(i)
     texts_of: dict[Hashable, set[int]] = {}
-    for j, (meaning, _) in enumerate(queries):
-        texts_of.setdefault(meaning, set()).add(j)
+    for j, (key, _) in enumerate(queries):
+        texts_of.setdefault(key, set()).add(j)
     similarity = slap.similarity(vectors, slap.embed_text(list(queries.values())))
-    t2a = [clips_of[meaning] for meaning, _ in queries]
-    a2t = [set().union(*(texts_of[m] for m in several)) for several in meanings]
+    t2a = [clips_of[key] for key, _ in queries]
+    a2t = [set().union(*(texts_of[key] for key in own)) for own in keys]
     return {
         "t2a": metrics.retrieval(similarity.T, t2a),
         "a2t": metrics.retrieval(similarity, a2t),

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from slap_fast import atomic_files, checkpoint
-from slap_fast.data.audio.decode import AudioError, as_waveform, decode, stream
+from slap_fast.data.audio.decode import as_waveform, decode, stream
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.patches import clip_patches, pack_patches
 from slap_fast.models.generate import generate
 from slap_fast.models.layers import Segments

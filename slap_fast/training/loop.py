@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from slap_fast import atomic_files, checkpoint, distributed, losses
 from slap_fast.config import TrainConfig, to_dict
-from slap_fast.data.loader import PatchCache, StepData, TrainSteps, steps_from
+from slap_fast.data.loader import StepData, TrainSteps, steps_from
+from slap_fast.data.patch_cache import PatchCache
 from slap_fast.data.source import ClipSource
 from slap_fast.losses import self_distillation
 from slap_fast.models.slap import SlapModel

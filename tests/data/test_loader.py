@@ -11,10 +11,12 @@ import soundfile
 import torch
 
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.builtin.scenes import SoundSet
-from slap_fast.data.loader import PatchCache, TrainSteps, steps_from
+from slap_fast.data.builtin.sound_set import SoundSet
+from slap_fast.data.loader import TrainSteps, steps_from
 from slap_fast.data.manifest import read_manifest
-from slap_fast.data.source import BuiltinClips, ManifestClips
+from slap_fast.data.patch_cache import PatchCache
+from slap_fast.data.sources.builtin import BuiltinClips
+from slap_fast.data.sources.files import ManifestClips
 from slap_fast.models.tokenizer import CaptionTokenizer
 
 SETTINGS = {"steps": 6, "batch_size": 5, "seed": 7, "model.ssl.mask_clips": 1.0}
@@ -73,9 +75,9 @@ def test_a_loader_that_is_still_held_does_not_keep_the_process(tmp_path):
     (tmp_path / "hold.py").write_text(
         "import builtins\n"
         "from slap_fast.config import slap_tiny\n"
-        "from slap_fast.data.source import BuiltinClips\n"
+        "from slap_fast.data.sources.builtin import BuiltinClips\n"
         "from slap_fast.data.loader import TrainSteps, steps_from\n"
-        "from slap_fast.data.builtin.scenes import SoundSet\n"
+        "from slap_fast.data.builtin.sound_set import SoundSet\n"
         "from slap_fast.models.tokenizer import CaptionTokenizer\n"
         "source = BuiltinClips(SoundSet('train', 4, max_seconds=2.0))\n"
         "tokenizer = CaptionTokenizer.load(None, 96)\n"
@@ -212,12 +214,12 @@ def test_a_short_wording_is_right_for_every_clip_of_its_source(tokenizer):
     source = BuiltinClips(SoundSet("train", 300, max_seconds=2.0))
     data = TrainSteps(source, tokenizer, override(CONFIG, {"batch_size": 300, "steps": 1}))
     clips = [data._clip(0, index) for index in range(300)]
-    shorts = sum(isinstance(clip.meanings[0], str) for clip in clips)
+    shorts = sum(isinstance(clip.caption_keys[0], str) for clip in clips)
     assert 10 < shorts < 100
     groups = data._batch(clips).groups
     for clip, own in zip(clips, groups[:, 0], strict=True):
-        if isinstance(clip.meanings[0], str):
-            fits = [i for i in range(300) if source.label(i) == clip.meanings[0]]
+        if isinstance(clip.caption_keys[0], str):
+            fits = [i for i in range(300) if source.label(i) == clip.caption_keys[0]]
             assert (groups == own).any(1).nonzero().flatten().tolist() == fits
 
 

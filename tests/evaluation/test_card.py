@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from slap_fast.data.audio.decode import AudioError
+from slap_fast.data.audio.track import AudioError
 from slap_fast.evaluation import card as evaluation
 from slap_fast.inference.slap import Failure
 
@@ -30,7 +30,7 @@ class Clips:
     def captions(self, index):
         return (self.words[index],)
 
-    def meaning(self, index, caption):
+    def caption_key(self, index, caption):
         return caption.casefold()
 
     def label(self, index):

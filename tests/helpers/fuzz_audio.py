@@ -16,7 +16,8 @@ from functools import cache
 import numpy as np
 import soundfile
 
-from slap_fast.data.audio.decode import AudioError, decode
+from slap_fast.data.audio.decode import decode
+from slap_fast.data.audio.track import AudioError
 
 KINDS = (
     ("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("WAV", "ALAW"),

@@ -25,11 +25,12 @@ from safetensors.torch import save_file
 from slap_fast import atomic_files, checkpoint
 from slap_fast.cli import main
 from slap_fast.config import TextEncoderConfig, override, slap_tiny
-from slap_fast.data.audio.decode import AudioError, decode
+from slap_fast.data.audio.decode import decode
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.manifest import read_manifest
+from slap_fast.data.open import open_source
 from slap_fast.data.shards.index import INDEX, ROWS, checksum
 from slap_fast.data.shards.writer import file_sha256, write_shards
-from slap_fast.data.source import open_source
 from slap_fast.inference.slap import Slap
 from slap_fast.models.slap import SlapModel
 from slap_fast.models.text_encoder import TextEncoder, modernbert_config, resolve_pretrained

@@ -7,8 +7,9 @@ import soundfile
 
 from slap_fast.config import override
 from slap_fast.data.manifest import read_manifest
+from slap_fast.data.open import open_source
 from slap_fast.data.shards.writer import write_shards
-from slap_fast.data.source import ManifestClips, open_source
+from slap_fast.data.sources.files import ManifestClips
 from slap_fast.training.clip_counts import WINDOW, Tally
 from tests.helpers import runs
 

@@ -11,7 +11,8 @@ import pytest
 import soundfile
 import soxr
 
-from slap_fast.data.audio.decode import AudioError, decode
+from slap_fast.data.audio.decode import decode
+from slap_fast.data.audio.track import AudioError
 from tests.helpers.fuzz_audio import wav_of_mp3
 
 RATE = 16_000

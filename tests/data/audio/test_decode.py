@@ -12,7 +12,8 @@ import pytest
 import soundfile
 import soxr
 
-from slap_fast.data.audio.decode import AudioError, decode, probe, stream
+from slap_fast.data.audio.decode import decode, probe, stream
+from slap_fast.data.audio.track import AudioError
 
 RATE = 16_000
 

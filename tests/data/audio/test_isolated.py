@@ -15,10 +15,12 @@ import soundfile
 
 from slap_fast.config import override, slap_tiny
 from slap_fast.data.audio import isolated as isolate
-from slap_fast.data.audio.decode import AudioError, decode, inspect, probe
+from slap_fast.data.audio.decode import decode, inspect, probe
 from slap_fast.data.audio.isolated import IsolatedDecoder
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.loader import TrainSteps, steps_from
-from slap_fast.data.source import ManifestClips, open_source
+from slap_fast.data.open import open_source
+from slap_fast.data.sources.files import ManifestClips
 from slap_fast.models.tokenizer import CaptionTokenizer
 
 EVIL = """
@@ -45,7 +47,7 @@ def evil(path_or_bytes, **options):
     print("chatter of a library", flush=True)
     return isolate.decode(source, **options)
 
-isolate.WORK["decode"] = evil
+isolate.FUNCTIONS["decode"] = evil
 isolate.serve()
 """
 

@@ -11,17 +11,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from slap_fast.data.builtin.scenes import (
-    DISTINCT_SCENES,
-    LABEL_TEMPLATE,
-    LABELS,
-    PROFILES,
-    Event,
-    Scene,
-    SoundSet,
-    caption,
-    near_misses,
-)
+from slap_fast.data.builtin.scenes import LABELS, PROFILES, Event, Scene, near_misses
+from slap_fast.data.builtin.sound_set import DISTINCT_SCENES, SoundSet
 from slap_fast.data.builtin.synthesis import (
     PITCH_HZ,
     SAMPLE_RATE,
@@ -29,6 +20,8 @@ from slap_fast.data.builtin.synthesis import (
     UNITS_PER_SECOND,
     render_event,
 )
+from slap_fast.data.builtin.wording import caption
+from slap_fast.inference.slap import DEFAULT_TEMPLATE
 
 SPLITS = ("train", "validation", "test")
 
@@ -204,8 +197,8 @@ def test_labels_read_like_captions(wordings):
     for label in LABELS:
         article, noun = label.split(" ", 1)
         assert any(noun in text for text in starts)
-        assert set(LABEL_TEMPLATE.format(label).split()) <= words
-        assert LABEL_TEMPLATE.format(label).startswith(f"the sound of {article} ")
+        assert set(DEFAULT_TEMPLATE.format(label).split()) <= words
+        assert DEFAULT_TEMPLATE.format(label).startswith(f"the sound of {article} ")
 
 
 def test_a_caption_means_one_scene(wordings):
@@ -237,7 +230,7 @@ def test_a_single_source_is_also_called_by_its_name_alone():
             prompts.add((text, label))
     texts = [text for text, _ in prompts]
     assert len(texts) == len(set(texts))  # a name stands for one label
-    assert {(LABEL_TEMPLATE.format(label), label) for label in LABELS} <= prompts
+    assert {(DEFAULT_TEMPLATE.format(label), label) for label in LABELS} <= prompts
 
 
 def respects(one: Scene, other: Scene) -> list[str]:

@@ -17,11 +17,11 @@ import pytest
 import soundfile
 
 from slap_fast.cli import main
-from slap_fast.data.audio.containers import AudioError
+from slap_fast.data.audio.track import AudioError
+from slap_fast.data.open import open_source
 from slap_fast.data.shards.import_tars import find_tars, read_tars
 from slap_fast.data.shards.index import BLOCK, ShardError, padded
 from slap_fast.data.shards.writer import write_clips
-from slap_fast.data.source import open_source
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 KINDS = {"flac": "FLAC", "wav": "WAV", "ogg": "OGG", "aiff": "AIFF"}

@@ -19,22 +19,23 @@ import pytest
 import soundfile
 
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.audio.decode import AudioError
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.loader import TrainSteps
 from slap_fast.data.manifest import read_manifest
+from slap_fast.data.open import open_source
 from slap_fast.data.shards.index import (
     INDEX,
     ROW,
     ROWS,
     Shard,
-    ShardClips,
     ShardError,
     Split,
     padded,
 )
 from slap_fast.data.shards.writer import write_index_json, write_shards
-from slap_fast.data.source import ManifestClips, open_source
+from slap_fast.data.sources.files import ManifestClips
 from slap_fast.data.sources.mixture import MixedClips, read_mix
+from slap_fast.data.sources.shards import ShardClips
 from slap_fast.models.tokenizer import CaptionTokenizer
 
 RATE = 16_000
@@ -494,8 +495,9 @@ def test_a_mix_that_is_wrong_is_refused(text, message, tmp_path):
 PROGRAM = """
 import sys, time
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.source import open_source
-from slap_fast.data.loader import PatchCache, TrainSteps
+from slap_fast.data.open import open_source
+from slap_fast.data.loader import TrainSteps
+from slap_fast.data.patch_cache import PatchCache
 from slap_fast.models.tokenizer import CaptionTokenizer
 words = CaptionTokenizer.load(None, 96)
 config = override(slap_tiny(), {"steps": 10**9, "batch_size": 2048})
