@@ -54,10 +54,10 @@ class PatchCache:
         cls, source: ClipSource, config: TrainConfig, workers: int, progress: bool
     ) -> PatchCache | None:
         """Decodes the clips of at most ``data.max_seconds``; None when there are none, or when they
-        do not fit ``data.cache_gb``.
+        exceed ``data.cache_gb``.
 
         A clip that cannot be decoded is left out: training meets it again, and counts it. So is one
-        that is longer than the source says, where there is no room for it.
+        that is longer than the source declares, where there is no room for it.
         """
         mel, data = config.model.mel, config.data
         if len(source) * mel.num_patches(1) * mel.patch_dim * 4 > data.cache_gb * 1e9:

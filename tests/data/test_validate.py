@@ -1,4 +1,4 @@
-"""What `slap-fast data check` says of each kind of fault, and of a good collection."""
+"""`slap-fast data check`: the problems of each fault, and none of a good collection."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_bad_file_is_found(name, folder):
+def test_a_bad_file_is_reported(name, folder):
     make, kind, code = FILES[name]
     content = make(folder)
     if isinstance(content, bytes):
@@ -101,18 +101,18 @@ CAPTIONS = {
 
 
 @pytest.mark.parametrize("name", CAPTIONS)
-def test_a_bad_caption_is_found(name, folder):
+def test_a_bad_caption_is_reported(name, folder):
     caption, code = CAPTIONS[name]
     write(folder, [("a.wav", "rain"), ("d.wav", caption), ("b.flac", "wind")])
     assert problems(folder) == [("mis-captioned", code)]
 
 
-def test_rows_that_say_the_same_twice_are_duplicates(folder):
+def test_equal_rows_are_duplicates(folder):
     write(folder, [("a.wav", "rain"), ("a.wav", "heavy rain")], "a")
     assert problems(folder) == [("duplicate", "E_DUPLICATE")]
 
 
-def test_bad_lines_are_counted_and_the_others_checked(folder):
+def test_bad_lines_are_reported_and_the_others_validated(folder):
     with (folder / "m.jsonl").open("ab") as file:
         file.write(b'{"path": "a.wav"}\nnot json\n{"path": "a.wav", "caption": "caf\xe9"}\n')
     report = validate(folder / "m.jsonl")
@@ -126,7 +126,7 @@ def test_bad_lines_are_counted_and_the_others_checked(folder):
     assert report.clips == 1
 
 
-def test_a_file_without_captions_in_a_folder_is_found(folder):
+def test_a_file_without_captions_in_a_folder_is_reported(folder):
     for name in "abc":
         (folder / f"{name}.txt").write_text("something")
     report = validate(folder)
@@ -144,7 +144,7 @@ def test_duplicates_name_the_splits(folder):
     assert problem.message.endswith("a.wav (split train)")
 
 
-def test_shards_are_checked_to_the_last_byte(folder):
+def test_shards_are_validated_to_the_last_byte(folder):
     out = folder / "shards"
     write_shards(read_manifest(folder / "m.jsonl"), out)
     assert validate(out).problems == [] and validate(out).clips == 4

@@ -23,7 +23,7 @@ LABELS: tuple[str, ...] = tuple(SOURCES)
 
 
 class Event(NamedTuple):
-    """What can be heard of one event. A source without pitch has None; so has a plain motion."""
+    """What can be heard of one event. ``pitch`` is None for a source without one."""
 
     source: str
     pitch: str | None

@@ -34,7 +34,7 @@ from slap_fast.data.shards.writer import MAX_BYTES, Clip, too_large
 
 AUDIO = {suffix[1:] for suffix in BY_SUFFIX}
 TEXTS = ("txt", "json")
-PAIR = "one audio file and its captions, one behind the other"
+PAIR = "one audio file and its captions, one after the other"
 MAX_TEXT = 1 << 20
 """Bytes of a caption member."""
 
@@ -80,7 +80,7 @@ def read_tars(tars: Sequence[Path], ignored: Counter[str]) -> Iterator[Clip | Au
                 yield clip
         except AudioError as error:
             code, _, found, expected = error.args
-            yield AudioError(code, tar, f"{found}, behind {pairs} pairs", expected)
+            yield AudioError(code, tar, f"{found}, after {pairs} pairs", expected)
         except OSError as error:
             yield AudioError("E_SHARD_MISSING", tar, str(error.strerror), "a readable file")
 

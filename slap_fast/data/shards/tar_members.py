@@ -102,7 +102,7 @@ def _members(file: BinaryIO) -> Iterator[Member]:
         file.seek(min(at, end))
     while rest := file.read(1 << 20):
         if any(rest):
-            raise tarfile.HeaderError(f"more behind the end of the archive at byte {at}")
+            raise tarfile.HeaderError(f"more after the end of the archive at byte {at}")
 
 
 def _extension(file: BinaryIO, info: tarfile.TarInfo) -> dict[str, str]:

@@ -35,7 +35,7 @@ def test_a_cut_costs_what_comes_after_it(twelve, tmp_path):
         kept = sum(end <= cut for end in ends)
         assert [(name, data) for name, _, data in clips] == sounds[:kept], cut
         assert codes(errors) == ({} if cut >= last + BLOCK else {"E_SHARD_TRUNCATED": 1}), cut
-        assert all(f"behind {kept} pairs" in str(error) for error in errors)
+        assert all(f"after {kept} pairs" in str(error) for error in errors)
 
 
 def test_a_pair_is_lost_with_a_member_that_breaks_off(tmp_path):
@@ -43,7 +43,7 @@ def test_a_pair_is_lost_with_a_member_that_breaks_off(tmp_path):
     whole = archive([*pair("a"), *pair("k"), ("k.json", b'{"split": "test"}')])
     clips, errors, _ = read(written(tmp_path, whole[: whole.index(b"test")]))
     assert [name for name, *_ in clips] == ["a.flac"]
-    assert codes(errors) == {"E_SHARD_TRUNCATED": 1} and "behind 1 pairs" in str(errors[0])
+    assert codes(errors) == {"E_SHARD_TRUNCATED": 1} and "after 1 pairs" in str(errors[0])
 
 
 def test_a_bit_of_a_header_costs_what_comes_after_it(twelve, tmp_path):

@@ -114,7 +114,7 @@ def test_from_tars_to_training(tmp_path, capsys):
     }  # fmt: skip
     (line,) = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
     assert (line["code"], line["path"]) == ("E_SHARD_CORRUPT", str(tars / "1.tar"))
-    assert "behind 11 pairs" in line["message"]
+    assert "after 11 pairs" in line["message"]
     for split, clips in expected.items():
         source = open_source(out, split, fallback="train")
         assert {source.captions(i): source.item(i)[0] for i in range(len(source))} == clips
