@@ -117,7 +117,7 @@ def test_a_disk_that_goes_away_ends_the_run_which_goes_on_when_it_is_back(manife
         def captions(self, index):
             Leaving.read += 1
             if Leaving.read == 17:
-                source._held = None
+                source._last_clip = None
                 gone.mkdir()
                 for tar in shards.glob("*.tar"):
                     tar.rename(gone / tar.name)
