@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "Slap": "slap_fast.inference.slap",
     "MelConfig": "slap_fast.config",
-    "AudioError": "slap_fast.data.audio.decode",
+    "AudioError": "slap_fast.data.audio.track",
     "patch": "slap_fast.interop.patch",
     "which": "slap_fast.ops.dispatch",
 }

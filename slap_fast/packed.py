@@ -74,7 +74,7 @@ class PackedBatch(NamedTuple):
     labels: Tensor
     """int64 [T of the text], the captions' next tokens."""
     groups: Tensor
-    """int64 [B, M]: numbers of the meanings that are true of each clip, its caption's first, so
+    """int64 [B, M]: numbers of the caption keys of each clip, that of its caption first, so
     that no clip is a negative of a caption that fits it."""
     mask_indices: Tensor
     """int64 [M], sorted: the patches that the student does not see."""
@@ -103,7 +103,7 @@ class PackedBatch(NamedTuple):
             ids: int64 [T of the text], B captions.
             text_lengths: tokens of each caption.
             patches_per_column: patches that cover the same frames.
-            groups: as the field; None: every clip has a meaning of its own.
+            groups: as the field; None: every clip has a key of its own.
             mask_indices: as the field; None: nothing is masked.
 
         Raises:

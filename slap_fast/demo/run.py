@@ -24,8 +24,9 @@ from slap_fast.atomic_files import write_json
 from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.console import emit, make_console, show_progress
 from slap_fast.data.builtin.scenes import LABELS
+from slap_fast.data.open import open_source
 from slap_fast.data.patches import clip_patches
-from slap_fast.data.source import BuiltinClips, open_source
+from slap_fast.data.sources.builtin import BuiltinClips
 from slap_fast.demo.content import Promise, ReportClip, ReportQuery
 from slap_fast.demo.report import write_report
 from slap_fast.evaluation.card import evaluate

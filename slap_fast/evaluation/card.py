@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from slap_fast.data.audio.decode import AudioError
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.source import ClipSource
 from slap_fast.data.sources.mixture import ChosenClips
 from slap_fast.evaluation.captioning import captioning_figures

@@ -19,11 +19,11 @@ def retrieval_figures(slap: Slap, source: ClipSource, vectors: np.ndarray) -> di
     ``vectors`` [N, E] are those of the clips. Captions of equal key and text are one query with
     several positives.
     """
-    keys = [{source.meaning(i, c) for c in source.captions(i)} for i in range(len(source))]
+    keys = [{source.caption_key(i, c) for c in source.captions(i)} for i in range(len(source))]
     queries: dict[tuple[Hashable, str], str] = {}
     for i in range(len(source)):
         for caption in source.captions(i):
-            queries.setdefault((source.meaning(i, caption), caption.casefold()), caption)
+            queries.setdefault((source.caption_key(i, caption), caption.casefold()), caption)
     clips_by_key: dict[Hashable, set[int]] = {}
     for i, clip_keys in enumerate(keys):
         for key in clip_keys:

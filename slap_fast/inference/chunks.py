@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from torch import Tensor
 
-from slap_fast.data.audio.decode import AudioError
+from slap_fast.data.audio.track import AudioError
 
 CHUNK_SECONDS, CHUNK_HOP_SECONDS = 30.0, 15.0
 MIN_SECONDS = 0.025

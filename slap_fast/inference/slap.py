@@ -13,7 +13,8 @@ from tqdm import tqdm
 from slap_fast.atomic_files import MANIFEST, find_folder
 from slap_fast.checkpoint.format import CheckpointError
 from slap_fast.checkpoint.model import read_model, write_model
-from slap_fast.data.audio.decode import AudioError, as_waveform, decode, stream
+from slap_fast.data.audio.decode import as_waveform, decode, stream
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.patches import clip_patches, pack_patches
 from slap_fast.inference.chunks import chunks, packs
 from slap_fast.models.generate import generate

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from slap_fast.data.audio.decode import AudioError
+from slap_fast.data.audio.track import AudioError
 from slap_fast.evaluation.card import evaluate, score
 from slap_fast.evaluation.table import render
 from slap_fast.inference.slap import Failure
@@ -31,7 +31,7 @@ class Clips:
     def captions(self, index):
         return (self.words[index],)
 
-    def meaning(self, index, caption):
+    def caption_key(self, index, caption):
         return caption.casefold()
 
     def label(self, index):

@@ -8,8 +8,8 @@ import soundfile
 import torch
 
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.audio.decode import AudioError
-from slap_fast.data.builtin.scenes import SoundSet
+from slap_fast.data.audio.track import AudioError
+from slap_fast.data.builtin.sound_set import SoundSet
 from slap_fast.inference.slap import Slap
 from slap_fast.models.slap import SlapModel
 from slap_fast.models.tokenizer import CaptionTokenizer

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from slap_fast.config import LossConfig, override, slap_base, slap_tiny
-from slap_fast.data.builtin.scenes import SoundSet
+from slap_fast.data.builtin.sound_set import SoundSet
 from slap_fast.data.loader import TrainSteps
 from slap_fast.data.manifest import read_manifest
-from slap_fast.data.source import BuiltinClips, ManifestClips
+from slap_fast.data.sources.builtin import BuiltinClips
+from slap_fast.data.sources.files import ManifestClips
 from slap_fast.losses import self_distillation
 from slap_fast.training import loop
 from slap_fast.training.loop import train
