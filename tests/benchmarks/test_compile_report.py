@@ -79,7 +79,7 @@ def test_good_and_bad_kernels(tmp_path):
     assert "bytes of shared memory, sm_90 has 1000" in too_much["error"] and too_much["fails"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_what_the_tables_select_compiles_for_hopper_and_does_not_spill(figure, tmp_path):
     out = tmp_path / "report.json"
     options = ["--selected", "--targets", "sm_90", "--out", str(out)]

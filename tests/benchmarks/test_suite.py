@@ -227,7 +227,7 @@ def test_every_step_has_a_file(tmp_path):
     assert peers.command[-1].endswith("a.whl") and "--dry-run" in peers.command
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=6)
 def test_every_step_runs_dry(tmp_path):
     done = run(tmp_path, "--minutes", "40")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr

@@ -8,8 +8,10 @@ so that what takes long to import is imported once.
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
+import py_compile
 import shutil
 import sys
 from pathlib import Path
@@ -258,6 +260,9 @@ def copy_package(folder: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__", "kernels")
     shutil.copytree(ROOT / "slap_fast", folder / "slap_fast", ignore=ignored)
     shutil.copytree(ROOT / "kernels", folder / "slap_fast" / "kernels", ignore=ignored)
+    # By hash: a bug of the same length in the same second must not run as the code before it.
+    mode = py_compile.PycInvalidationMode.CHECKED_HASH
+    compileall.compile_dir(folder, quiet=1, invalidation_mode=mode)
 
 
 def plant(mutant: Mutant, folder: Path) -> tuple[Path, str]:
@@ -281,7 +286,7 @@ def exit_code(tests: list[str], folder: Path) -> int:
 
         assert Path(slap_fast.__file__).is_relative_to(folder), slap_fast.__file__
         paths = [str(ROOT / "tests" / test) for test in tests]
-        options = ["-x", "-q", "--durations=0", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+        options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
         os._exit(pytest.main([*options, *paths]))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -300,7 +305,8 @@ def main(folder: Path, mutants: list[Mutant]) -> None:
 if __name__ == "__main__":
     os.chdir(ROOT)
     os.environ["TRITON_INTERPRET"] = "1"
-    sys.dont_write_bytecode = True  # bytecode of the same size and second would be taken as fresh
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # loading them takes longer than a test
+    sys.dont_write_bytecode = True
     import pytest
     import torch  # noqa: F401
     import triton  # noqa: F401

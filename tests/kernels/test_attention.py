@@ -123,7 +123,7 @@ def test_one_sequence_of_many(kernel, length):
     Pack([1, 0, 2] * 6 + [100] + [length] * 3, heads=(1, 1)).assert_accurate()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 def test_random_packs(figure, monkeypatch):
     for seed in figure("K1", ci=300, soak=20_000):
         check_random_pack(seed, monkeypatch)

@@ -22,6 +22,8 @@ def test_every_setting_of_the_table(figure, head_dim, dtype):
     for seed in figure("K7", ci=1, soak=5):
         torch.manual_seed(seed)
         lengths = [300, 3, 0, 256, 64, 65, 128, 129, 257]
+        if dtype == torch.float32 and DEVICE == "cpu" and not figure.soak:
+            lengths = [130, 3, 0, 64, 65]  # blocks of 16 and 32, and no limit on the length
         for window in ((-1, -1), (48, 48)):
             options = {"window_size": window}
             Pack(lengths, None, (1, 1), head_dim, dtype, options=options).assert_accurate()

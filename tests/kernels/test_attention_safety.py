@@ -110,7 +110,7 @@ def test_neighbours_change_nothing(monkeypatch, kernel, which):
     leaks_nothing(Pack(MIXED, options={"window_size": (9, 20)}), which)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_random_neighbours_change_nothing(figure, monkeypatch):
     for seed in figure("K3", ci=100, soak=5_000):
         generator = torch.Generator().manual_seed(seed)

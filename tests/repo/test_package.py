@@ -234,7 +234,7 @@ from pathlib import Path
 package = Path(slap_fast.__file__).parent
 print(json.dumps({
     "files": [slap_fast.__file__, slap_fast._C.__file__, slap_fast.kernels.__file__],
-    "tokenizer": (package / "data" / "tokenizer.json").is_file(),
+    "tokenizer": (package / "models" / "tokenizer.json").is_file(),
     "licence": distribution("slap-fast").metadata["License-Expression"],
     "scripts": [e.value for e in distribution("slap-fast").entry_points],
     "torch": "torch" in sys.modules,
