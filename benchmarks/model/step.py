@@ -34,7 +34,7 @@ from slap_fast.losses import self_distillation
 from slap_fast.models.layers import Segments
 from slap_fast.models.slap import SlapModel, SlapOutput
 from slap_fast.ops import dispatch
-from slap_fast.packed import IGNORE_INDEX, PackedBatch
+from slap_fast.packed import IGNORE_INDEX, PackedBatch, starts_of
 from slap_fast.training import objective
 from slap_fast.training import state as runstate
 from slap_fast.training.loop import autocast
@@ -75,7 +75,7 @@ def make_batch(
     samples.pop()
     rng = np.random.default_rng(number)
     rng.shuffle(samples)
-    starts = torch.tensor([0, *samples]).cumsum(0)
+    starts = starts_of(samples, torch.int64)
     waveform = torch.from_numpy(rng.normal(0, 0.1, int(starts[-1])).astype(np.float32))
     audio = ops.mel_patches(waveform, starts, mel)
     ids = rng.integers(5, config.model.text.vocab_size, len(samples) * TOKENS_PER_CAPTION)

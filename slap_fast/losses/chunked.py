@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slap_fast.precision import product_dtype
+from slap_fast.precision import compute_dtype
 from slap_fast.registration import register
 
 
@@ -129,7 +129,7 @@ def _linear_loss(
         option: float = 0.0,
     ) -> Tensor:
         learns = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
-        how = block_size, product_dtype(rows), learns, in_graph(rows)
+        how = block_size, compute_dtype(rows), learns, in_graph(rows)
         return op(rows, matrix, targets, [*columns], option, *how)[0]
 
     return loss

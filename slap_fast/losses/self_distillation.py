@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slap_fast.losses import chunked
-from slap_fast.precision import product_dtype
+from slap_fast.precision import compute_dtype
 from slap_fast.registration import register
 
 ROWS = 4096
@@ -80,7 +80,7 @@ def sinkhorn(
     """
     if iterations < 1:
         raise ValueError(f"iterations: found {iterations}, expected at least 1")
-    low = product_dtype(features)
+    low = compute_dtype(features)
     features, prototypes = (x.detach().to(low) for x in (features, prototypes))
     temperature = _scalar(temperature, features)
     options = temperature, iterations, chunk_size, compiled or chunked.in_graph(features)
@@ -138,7 +138,7 @@ def centered_targets(
 
     features [M, D] and prototypes [K, D] are the teacher's, center [K].
     """
-    low = product_dtype(features)
+    low = compute_dtype(features)
     features, prototypes = (x.detach().to(low) for x in (features, prototypes))
     temperature = _scalar(temperature, features)
     return Targets(features, prototypes, center / temperature, temperature)

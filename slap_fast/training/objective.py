@@ -22,7 +22,7 @@ from slap_fast.config import TrainConfig
 from slap_fast.losses import chunked, self_distillation
 from slap_fast.losses.self_distillation import Targets
 from slap_fast.packed import PackedBatch
-from slap_fast.precision import product_dtype
+from slap_fast.precision import compute_dtype
 from slap_fast.training.state import TrainState
 
 Rows = Sequence[dict[str, int]]
@@ -113,7 +113,7 @@ def first_pass(
             outs.append(out)
         if weights.ssl:
             features, prototypes = state.teacher(batch)
-            taught.append(features.to(product_dtype(features)))
+            taught.append(features.to(compute_dtype(features)))
     loss, gradients = None, [[] for _ in batches]
     if weights.contrastive:
         loss, gradients = _contrastive_gradients(state, outs, batches, rows)

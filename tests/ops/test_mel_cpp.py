@@ -16,7 +16,7 @@ from slap_fast.config import MelConfig
 from slap_fast.data.audio.decode import decode
 from slap_fast.data.augment import draw_masks, spec_augment
 from slap_fast.ops import dispatch
-from slap_fast.packed import PackedPatches
+from slap_fast.packed import PackedPatches, starts_of
 from slap_fast.reference import mel_patches as reference
 from tests.helpers.mel_signals import assert_accurate, hostile, noise
 
@@ -88,7 +88,7 @@ def test_real_recordings(instruction_set, preset, shared_data):
         *sorted(shared_data.glob("*/*.flac"))[::20],
     ]
     clips = [torch.from_numpy(decode(path, sample_rate=16_000).waveform) for path in paths]
-    cu_samples = torch.tensor([0, *map(len, clips)]).cumsum(0)
+    cu_samples = starts_of(list(map(len, clips)), torch.int64)
     waveform, config = torch.cat(clips), MelConfig(preset=preset, mean=0.0, std=1.0)
     found = run(instruction_set, waveform, cu_samples, config).patches
     assert_accurate(found, waveform, cu_samples, config)
