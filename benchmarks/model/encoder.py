@@ -24,7 +24,7 @@ from slap_fast.config import MelConfig, slap_base, slap_tiny
 from slap_fast.diagnostics import flops
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.layers import RMSNorm, SwiGLU
-from slap_fast.packed import PackedPatches
+from slap_fast.packed import PackedPatches, patch_coords
 
 TOLERANCE = {"cuda": 3e-2, "cpu": 1e-4}
 """Of the relative L2 difference from slap-fast."""
@@ -42,8 +42,7 @@ Encode = Callable[[Tensor], Tensor]
 
 def packed(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Encode:
     """Ours, on one run of tokens."""
-    token = torch.cat([torch.arange(length) for length in case.lengths]).to(device).int()
-    coords = torch.stack((token // MEL.patches_per_column, token % MEL.patches_per_column), dim=1)
+    coords = patch_coords(case.lengths, MEL.patches_per_column).to(device)
     starts = cases.cu_seqlens(case.lengths, device)
     return lambda patches: encoder(PackedPatches(patches, coords, starts, max(case.lengths)))
 

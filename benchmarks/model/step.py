@@ -29,7 +29,7 @@ from slap_fast.data.augment import mask_indices
 from slap_fast.diagnostics import flops
 from slap_fast.diagnostics.memory import estimate_memory
 from slap_fast.models.layers import Segments
-from slap_fast.packed import PackedBatch
+from slap_fast.packed import PackedBatch, starts_of
 from slap_fast.training.state import TrainState
 from slap_fast.training.step import autocast
 
@@ -64,7 +64,7 @@ def make_batch(
     samples.pop()
     rng = np.random.default_rng(number)
     rng.shuffle(samples)
-    starts = torch.tensor([0, *samples]).cumsum(0)
+    starts = starts_of(samples, torch.int64)
     waveform = torch.from_numpy(rng.normal(0, 0.1, int(starts[-1])).astype(np.float32))
     audio = ops.mel_patches(waveform, starts, mel)
     ids = rng.integers(5, config.model.text.vocab_size, len(samples) * TOKENS_PER_CAPTION)

@@ -22,7 +22,7 @@ from slap_fast.config import MelConfig
 from slap_fast.data.patches import clip_patches
 from slap_fast.models.layers import Attention, Segments
 from slap_fast.models.slap import SlapModel
-from slap_fast.packed import PackedPatches
+from slap_fast.packed import PackedPatches, column_and_band
 from slap_fast.reference import mel_patches as reference_mel
 from slap_fast.reference.rope import rotate
 
@@ -122,8 +122,7 @@ class ClipEmbedder(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         patches = self.front_end(waveform)
         token = torch.arange(patches.shape[0], device=patches.device)
-        bands = self.front_end.mel.patches_per_column
-        coords = torch.stack([token // bands, token % bands], dim=1).int()
+        coords = column_and_band(token, self.front_end.mel.patches_per_column)
         starts = torch.zeros(2, dtype=torch.int32)  # cu_seqlens, which nothing dense reads
         features = self.encoder(PackedPatches(patches, coords, starts, 0))
         return F.normalize(self.projection(self.head(features, None)), dim=-1)[0]

@@ -20,6 +20,7 @@ from slap_fast.config import MelConfig, from_dict, to_dict
 from slap_fast.data.audio.decode import as_waveform
 from slap_fast.data.patches import clip_patches
 from slap_fast.models.tokenizer import END, START, CaptionTokenizer
+from slap_fast.packed import starts_of
 
 
 class SlapFeatureExtractor(FeatureExtractionMixin):
@@ -67,8 +68,7 @@ class SlapFeatureExtractor(FeatureExtractionMixin):
         ]
         lengths = torch.tensor([len(clip) for clip in patches])
         if packed:
-            starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-            data = {"input_features": torch.cat(patches), "audio_cu_seqlens": starts}
+            data = {"input_features": torch.cat(patches), "audio_cu_seqlens": starts_of(lengths)}
         else:
             padded = nn.utils.rnn.pad_sequence(patches, batch_first=True)
             mask = torch.arange(padded.shape[1]) < lengths[:, None]

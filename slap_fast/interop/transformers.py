@@ -33,7 +33,7 @@ from slap_fast.interop.model_card import model_card
 from slap_fast.interop.processing import SlapFeatureExtractor, SlapProcessor, make_tokenizer
 from slap_fast.models import slap as native
 from slap_fast.models.tokenizer import CaptionTokenizer
-from slap_fast.packed import PackedPatches, PackedText
+from slap_fast.packed import PackedPatches, PackedText, column_and_band, positions, starts_of
 
 
 class SlapConfig(PreTrainedConfig):
@@ -127,8 +127,7 @@ class SlapModel(PreTrainedModel):
             "input_features", input_features, input_features_mask, audio_cu_seqlens, packed_ndim=2
         )
         bands = self.config.model.mel.patches_per_column
-        token = sequences.positions
-        coords = torch.stack([token // bands, token % bands], dim=1).int()
+        coords = column_and_band(sequences.positions, bands)
         patches = patches.to(self.slap.audio_encoder.patch_embedding.weight.dtype)
         audio = PackedPatches(patches, coords, sequences.cu_seqlens, sequences.max_seqlen)
         features = self.slap.audio_encoder(audio)
@@ -194,9 +193,7 @@ class _Sequences:
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int, order: Tensor | None, shape: Any):
         self.cu_seqlens, self.max_seqlen = cu_seqlens, max_seqlen
         self._order, self._shape = order, shape
-        lengths = cu_seqlens.diff().long()
-        starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
-        self.positions = torch.arange(len(starts), device=starts.device) - starts
+        self.positions = positions(cu_seqlens.diff())
         """int64 [T], of each token in its own sequence."""
 
     def pad(self, x: Tensor) -> Tensor:
@@ -224,7 +221,7 @@ def _unpad(
             f"{name}: found a mask of shape {list(mask.shape)}, expected {list(x.shape[:2])}"
         )
     lengths = mask.sum(1)
-    cu_seqlens = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    cu_seqlens = starts_of(lengths)
     order = mask.flatten().nonzero().flatten()
     sequences = _Sequences(cu_seqlens, int(lengths.max()), order, mask.shape)
     return x.flatten(0, 1)[order], sequences

@@ -14,7 +14,7 @@ from slap_fast import ops
 from slap_fast.config import AudioEncoderConfig, MelConfig
 from slap_fast.models.layers import Attention, RMSNorm, Segments, SwiGLU, init_weights
 from slap_fast.packed import PackedPatches
-from slap_fast.precision import product_dtype
+from slap_fast.precision import compute_dtype
 
 
 class AudioBlock(nn.Module):
@@ -63,7 +63,7 @@ class AudioEncoder(nn.Module):
         Returns:
             Dense features [T, C], normalised, in the parameters' dtype or autocast's.
         """
-        x = self.patch_embedding(audio.patches.to(product_dtype(self.patch_embedding.weight)))
+        x = self.patch_embedding(audio.patches.to(compute_dtype(self.patch_embedding.weight)))
         if mask_indices is not None:
             token = self.mask_token.to(x.dtype).expand(len(mask_indices), -1)
             x = x.index_copy(0, mask_indices, token)

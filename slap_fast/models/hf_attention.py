@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
-from slap_fast.precision import product_dtype
+from slap_fast.packed import starts_of
+from slap_fast.precision import compute_dtype
 
 NAME = "slap_fast"
 
@@ -50,7 +51,7 @@ class PackedView(NamedTuple):
     @classmethod
     def from_mask(cls, mask: Tensor) -> PackedView:
         """B sequences of the tokens where ``mask``, bool [B, L], is true; left or right padded."""
-        starts = F.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+        starts = starts_of(mask.sum(1))
         # A stable sort, not nonzero: its shape depends on no value, so it needs no sync and
         # compiles.
         order = (~mask).flatten().to(torch.uint8).argsort(stable=True)
@@ -206,7 +207,7 @@ def packed_attention(
             PackedView.without_padding(len(x), x.shape[2], x.device) for x in (query, key)
         )
     # Under autocast a rotation in fp32 leaves q and k in fp32, beside v in the autocast dtype.
-    query, key, value = (x.to(product_dtype(x)) for x in (query, key, value))
+    query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
     side = -1 if sliding_window is None else sliding_window - 1
     same = query.shape[2] == key.shape[2]
     out = ops.attention(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
-from slap_fast.precision import product_dtype
+from slap_fast.precision import compute_dtype
 
 
 class Segments(NamedTuple):
@@ -189,7 +189,7 @@ class _ProbeAttention(nn.Module):
         """
         w_q, w_k, w_v = self.in_proj_weight.chunk(3)
         b_q, _, b_v = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        x = x.to(product_dtype(x))
+        x = x.to(compute_dtype(x))
         with torch.autocast(x.device.type, enabled=False):
             q = F.linear(probe.flatten(), w_q, b_q).unflatten(0, (self.num_heads, -1))
             w_k = w_k.unflatten(0, q.shape)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slap_fast.ops.attention_options import AttentionOptions
+from slap_fast.precision import accumulation_dtype
 from slap_fast.reference.rope import rotate
 
 BLOCK = 64
@@ -241,7 +242,7 @@ class _PlainAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, batches: list[Batch], num_rows: int, scale: float
     ) -> tuple[Tensor, Tensor]:
-        lse_dtype = torch.promote_types(q.dtype, torch.float32)
+        lse_dtype = accumulation_dtype(q)
         out = q.new_zeros(q.shape[1], num_rows, q.shape[2])
         lse = q.new_full((q.shape[1], num_rows), -math.inf, dtype=lse_dtype)
         q_h, k_h, v_h = (x.transpose(0, 1).to(lse_dtype) for x in (q, k, v))

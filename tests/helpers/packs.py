@@ -22,17 +22,17 @@ TAIL = 5
 
 KERNELS = {
     "whole": Settings(
-        forward_whole={16: Setting(16, 16, 4, 1), 256: Setting(64, 256, 8, 1)},
+        forward_short={16: Setting(16, 16, 4, 1), 256: Setting(64, 256, 8, 1)},
         forward_tiled=Setting(64, 64, 4, 1),
-        backward_whole={16: Setting(16, 16, 4, 1), 256: Setting(256, 32, 8, 1)},
+        backward_short={16: Setting(16, 16, 4, 1), 256: Setting(256, 32, 8, 1)},
         backward_queries=Setting(64, 64, 4, 1),
         backward_keys=Setting(64, 64, 4, 1),
     ),
     "tiled": Settings({}, Setting(64, 32, 4, 1), {}, Setting(128, 32, 8, 1), Setting(64, 64, 4, 1)),
     "mixed": Settings(
-        forward_whole={64: Setting(32, 64, 4, 1)},
+        forward_short={64: Setting(32, 64, 4, 1)},
         forward_tiled=Setting(128, 64, 8, 1),
-        backward_whole={32: Setting(32, 16, 4, 1)},
+        backward_short={32: Setting(32, 16, 4, 1)},
         backward_queries=Setting(64, 64, 4, 1),
         backward_keys=Setting(32, 128, 8, 1),
     ),

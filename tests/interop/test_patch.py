@@ -11,6 +11,7 @@ from torch import nn
 
 import slap_fast
 from slap_fast import ops
+from slap_fast.packed import starts_of
 
 IDS = torch.randint(4, 60, (3, 12), generator=torch.Generator().manual_seed(1))
 MASK = torch.tensor(
@@ -143,7 +144,7 @@ def test_packed_inputs_stay_packed():
     packed = model(
         input_ids=IDS[MASK.bool()][None],
         position_ids=positions[None],
-        cu_seq_lens_q=torch.tensor([0, *lengths]).cumsum(0).int(),
+        cu_seq_lens_q=starts_of(lengths),
         max_length_q=max(lengths),
     ).last_hidden_state[0]
     assert (packed - padded).norm() / padded.norm() < 1e-5

@@ -8,6 +8,7 @@ import torch
 
 from slap_fast import Slap, losses
 from slap_fast.config import override, slap_tiny
+from slap_fast.packed import starts_of
 from slap_fast.training.state import begin
 
 SMALL = override(
@@ -69,7 +70,7 @@ def test_features_are_those_of_slap_and_padded_equals_packed(slap, pair, clips):
     packed = processor.feature_extractor(clips, packed=True)
     ids = slap.tokenizer.encode(TEXTS)
     packed["input_ids"] = torch.tensor(sum(ids, []))
-    packed["text_cu_seqlens"] = torch.tensor([0, *map(len, ids)]).cumsum(0).int()
+    packed["text_cu_seqlens"] = starts_of(list(map(len, ids)))
     dense = model(**packed)
     mask = padded["input_features_mask"]
     for name in ("audio_embeds", "text_embeds", "logits_per_audio"):

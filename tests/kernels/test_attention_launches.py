@@ -57,7 +57,7 @@ def test_architecture(monkeypatch):
 
 def test_the_table_is_sound():
     for settings in triton_attention.SETTINGS.values():
-        for whole, side in ((settings.forward_whole, 1), (settings.backward_whole, 0)):
+        for whole, side in ((settings.forward_short, 1), (settings.backward_short, 0)):
             assert list(whole) == sorted(whole)
             assert all(limit == setting[side] for limit, setting in whole.items())
         tile = triton_attention.TILE.value

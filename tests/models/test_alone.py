@@ -20,10 +20,10 @@ from slap_fast.models import (
     SwiGLU,
     Teacher,
 )
-from slap_fast.packed import PackedBatch, PackedText
+from slap_fast.packed import PackedBatch, PackedText, starts_of
 
 LENGTHS = [12, 1, 0, 30]
-SEGMENTS = Segments(torch.tensor([0, *LENGTHS]).cumsum(0).int(), max(LENGTHS))
+SEGMENTS = Segments(starts_of(LENGTHS), max(LENGTHS))
 TINY = AudioEncoderConfig(
     hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, local_window=2
 )

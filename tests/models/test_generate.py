@@ -9,7 +9,7 @@ from slap_fast.config import CaptionDecoderConfig
 from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.generate import generate
 from slap_fast.models.layers import Segments
-from slap_fast.packed import PackedText
+from slap_fast.packed import PackedText, starts_of
 
 START, END, VOCAB = 0, 1, 5
 LENGTHS = [6, 3, 11]
@@ -28,7 +28,7 @@ def decoder():
 def audio():
     torch.manual_seed(4)
     features = 2 * torch.randn(sum(LENGTHS), 12, dtype=torch.float64)
-    return features, Segments(torch.tensor([0, *LENGTHS]).cumsum(0).int(), max(LENGTHS))
+    return features, Segments(starts_of(LENGTHS), max(LENGTHS))
 
 
 def log_probs(decoder, audio, clip: int, ids: list[int]) -> torch.Tensor:

@@ -7,6 +7,7 @@ from torch import nn
 
 from slap_fast import ops
 from slap_fast.models.layers import MAPHead, RMSNorm, SwiGLU
+from slap_fast.packed import starts_of
 
 LENGTHS = [1, 9, 0, 30]
 
@@ -27,7 +28,7 @@ def test_map_head_loads_siglip_and_equals_it(siglip_head):
     head = MAPHead(32, 4, 48, norm="layer", bias=True, eps=1e-6).double()
     head.load_state_dict(siglip_head.state_dict())
     x = torch.randn(sum(LENGTHS), 32, dtype=torch.float64)
-    starts = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    starts = starts_of(LENGTHS)
     pooled = head(x, starts)
     empty = head.attention(head.probe, x, starts)[LENGTHS.index(0)]
     assert torch.equal(empty, head.attention.out_proj.bias)  # no values, so no value bias
@@ -45,7 +46,7 @@ def test_map_head_learns_as_siglip_does(siglip_head):
     lengths = [n for n in LENGTHS if n]
     x = torch.randn(sum(lengths), 32, dtype=torch.float64)
     dout = torch.randn(len(lengths), 32, dtype=torch.float64)
-    head(x, torch.tensor([0, *lengths]).cumsum(0).int()).backward(dout)
+    head(x, starts_of(lengths)).backward(dout)
     for clip, gradient in zip(x.split(lengths), dout, strict=True):
         siglip_head(clip[None])[0].backward(gradient)
     siglip = dict(siglip_head.named_parameters())
