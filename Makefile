@@ -5,11 +5,11 @@
 # make soak      the reliability figures in their long forms: MINUTES=5 at most for each
 # make bench     times what this machine can run beside its peers; at most 10 minutes a call
 # make peers WHEELS=FOLDER   installs peers to compare with, no network needed
-# make compile-report   compiles every kernel for GPUs that are not there
+# make compile-report   compiles every kernel for GPUs that this machine lacks
 # make figures   writes the README's figures from benchmarks/results
 #
 # The first one creates the virtual environment .venv with the versions of constraints.txt.
-# make PY=python TARGET   uses the environment that is there, as it is, instead
+# make PY=python TARGET   uses an existing environment as it is
 # make PYTHON=python3.12 TARGET   creates .venv with another interpreter (3.10 or later)
 
 PYTHON ?= python3

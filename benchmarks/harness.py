@@ -29,21 +29,22 @@ from benchmarks import cases, machine
 
 Variant = Callable[[int], Any]
 Row = dict[str, Any]
+"""One line of a record: a variant, where it ran, and its figures."""
 
 
 class Prepared(NamedTuple):
-    """A variant in two parts: only the second counts, and it gets what the first returns."""
+    """A variant in two parts: only the second is timed, on what the first returns."""
 
     first: Variant
     then: Callable[[Any], Any]
 
 
 class NotInstalled(Exception):
-    """A peer that does not load here, or does not run on this device; its text says why."""
+    """A peer that does not load here or does not run on this device; the message says why."""
 
 
 def load(name: str) -> Any:
-    """A peer's module, which needs a GPU; raises NotInstalled."""
+    """Imports a peer that needs a GPU; raises NotInstalled."""
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a binary that does not fit this torch raises anything
@@ -59,9 +60,9 @@ def load(name: str) -> Any:
 def seconds(
     variants: Mapping[str, Variant | Prepared], device: torch.device, *, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each of ``rounds`` calls of each variant, after three that do not count.
+    """Seconds of each of ``rounds`` calls of each variant, after three that are not timed.
 
-    Each round has an order of its own: whoever comes after a slow variant finds a cold cache.
+    Each round has an order of its own: a variant that follows a slow one finds a cold cache.
     """
     clock = _cuda_seconds if device.type == "cuda" else _host_seconds
     for _ in range(3):
@@ -75,7 +76,7 @@ def seconds(
 
 
 def _ready(variant: Variant | Prepared, number: int) -> Callable[[], Any]:
-    """What of a call counts, the rest being done."""
+    """The part of a call that is timed, once the rest is done."""
     if isinstance(variant, Prepared):
         return partial(variant.then, variant.first(number))
     return partial(variant, number)
@@ -130,7 +131,7 @@ def _peak_mib(variant: Variant | Prepared, device: torch.device) -> float | None
 class Peak:
     """Memory at its peak, beyond what was there before: a GPU's own count, or resident pages.
 
-    ``bytes`` is there after the block; None on a CPU where the system does not say.
+    ``bytes`` is set after the block; None on a CPU where the system does not say.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -141,7 +142,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
         elif PEAK_RESET.exists():
-            ctypes.CDLL(None).malloc_trim(0)  # pages that are free again are no one's
+            ctypes.CDLL(None).malloc_trim(0)  # returns freed pages to the system
             PEAK_RESET.write_text("5", encoding="ascii")  # the peak is now
             self.before = _status("VmRSS")
         return self
@@ -154,11 +155,11 @@ class Peak:
 
 
 PEAK_RESET = Path("/proc/self/clear_refs")
-"""Linux's; what is written there starts the count of resident pages anew."""
+"""Linux's; a write to it restarts the peak of resident memory."""
 
 
 def _status(name: str) -> int:
-    """Bytes of a line of Linux's /proc/self/status."""
+    """Bytes from a line of Linux's /proc/self/status."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
@@ -166,7 +167,7 @@ def _status(name: str) -> int:
 def directions(
     call: Callable[[Tensor], Tensor], inputs: list[Tensor], dout: Tensor, *, backward: bool = True
 ) -> dict[str, Variant]:
-    """The same call forward, backward and both; a graph for the backward is made before."""
+    """The same call forward, backward and both; the backward's graph is built before."""
 
     def forward(number: int) -> None:
         with torch.no_grad():
@@ -188,7 +189,7 @@ def directions(
 
 
 def of_floor(floor_ms: float, ms: float) -> float | None:
-    """The share of a time that the least time on one H200 is; None on a CPU, which is no H200."""
+    """The least time on one H200 as a share of a time; None on a CPU."""
     return floor_ms / ms if device().type == "cuda" else None
 
 
@@ -201,7 +202,7 @@ def bandwidth(moved: float, ms: float) -> dict[str, float | None]:
 
 
 def first_line(error: Exception) -> str:
-    """What a row says of an error; its kind where it says nothing."""
+    """The first line of an error's message; its type where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:100]
 
 
@@ -229,8 +230,8 @@ def finish(
 ) -> list[Row]:
     """Runs the parts, writes their rows as they come, prints them as a table and returns them.
 
-    A run that is cut off leaves what it has; with ``--resume`` it goes on after its last whole
-    part. ``packs``: the cases, for the record.
+    A run that is cut off leaves what it has; with ``--resume`` it goes on after its last
+    complete part. ``packs``: the cases, for the record.
     """
     record = machine.record(title=title, rounds=options.rounds, done={}, rows=[])
     if packs:
@@ -259,13 +260,13 @@ def _write(path: Path | None, record: dict[str, Any]) -> None:
 
 
 def _earlier(path: Path | None, record: dict[str, Any]) -> dict[str, Any]:
-    """What the file has of the same run, without the part that was cut off; else the record."""
+    """The file's record of the same run, without the part that was cut off; else ``record``."""
     if path is None or not path.exists():
         return record
-    found = json.loads(path.read_text(encoding="utf-8"))
-    found["rows"] = found["rows"][: max(found.get("done", {}).values(), default=0)]
-    mine = {key: value for key, value in record.items() if key not in ("done", "rows")}
-    return found if mine.items() <= found.items() else record
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier["rows"] = earlier["rows"][: max(earlier.get("done", {}).values(), default=0)]
+    header = {key: value for key, value in record.items() if key not in ("done", "rows")}
+    return earlier if header.items() <= earlier.items() else record
 
 
 def _print(rows: list[dict[str, Any]], title: str) -> None:
@@ -273,12 +274,12 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
     columns = list(dict.fromkeys(key for row in shown for key, value in row.items() if value))
     table = Table(title=title, caption="ms: median (10th to 90th percentile)")
     for column in columns:
-        words = any(isinstance(row.get(column), str) for row in rows)
-        table.add_column(column, justify="left" if words else "right")
+        is_text = any(isinstance(row.get(column), str) for row in rows)
+        table.add_column(column, justify="left" if is_text else "right")
     for row in shown:
         table.add_row(*(row.get(column, "") for column in columns))
-    told = sys.stdout.isatty() or "COLUMNS" in os.environ
-    Console(width=None if told else 160).print(table)
+    knows_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if knows_width else 160).print(table)
 
 
 def _with_spread(row: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Every JSON file in benchmarks/results is one: ``schema``, ``machine``, and one of ``rows`` (a
 benchmark), ``card`` (an evaluation), ``figures`` (reliability) and ``steps`` (the suite). A test
-holds every committed record against :func:`complaints`.
+checks every committed record with :func:`complaints`.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def facts() -> dict[str, Any]:
     """
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {
-            name: found
+            name: installed
             for name in PACKAGES + PEERS
-            if (found := _version(name)) != "not installed" or name in PACKAGES
+            if (installed := _version(name)) != "not installed" or name in PACKAGES
         },
         "commit": os.environ.get("SLAP_FAST_COMMIT") or _commit() or "unknown",
         "date": datetime.date.today().isoformat(),
@@ -69,18 +69,20 @@ def facts() -> dict[str, Any]:
 
 
 def record(**content: Any) -> dict[str, Any]:
-    """What was measured as a record of this machine."""
+    """A record of this machine with what was measured."""
     return {"schema": SCHEMA, "machine": facts(), **content}
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record, its folder too; one who is stopped meanwhile leaves the last."""
+    """Writes a record in one rename, and makes its folder.
+
+    Not through slap_fast.atomic_files, whose packages the suite may have yet to install."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record, indent=1, ensure_ascii=True)
 
 
 def complaints(record: dict[str, Any]) -> Iterator[str]:
-    """What keeps it from being a record of this schema."""
+    """Where it breaks the schema."""
     if record.get("schema") != SCHEMA:
         yield f"schema: found {record.get('schema')!r}, expected {SCHEMA}"
     machine = record.get("machine", {})
@@ -102,10 +104,10 @@ def complaints(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _commit() -> str | None:
-    """Followed by -dirty where tracked files differ from it; the records themselves may."""
-    name = _said("git", "describe", "--always")
+    """The commit, with -dirty where tracked files other than the records differ from it."""
+    name = _first_line("git", "describe", "--always")
     tracked = "git", "status", "--porcelain", "--untracked-files=no"
-    changed = _said(*tracked, "--", ":/", ":(top,exclude)benchmarks/results")
+    changed = _first_line(*tracked, "--", ":/", ":(top,exclude)benchmarks/results")
     return f"{name}-dirty" if changed else name
 
 
@@ -123,8 +125,8 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _said(*command: str) -> str | None:
-    """The first line that a program prints; None where there is no such program or it fails."""
+def _first_line(*command: str) -> str | None:
+    """The first line that a program prints; None where it does not exist or fails."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Everything that is measured of a machine, in one command: `make bench`, `slap-fast bench`.
+"""All benchmarks and checks of a machine in one command: `make bench`, `slap-fast bench`.
 
     python -m benchmarks.suite [STEP ...] [--out DIR] [--minutes 9.5] [--again] [--wheels DIR]
 
@@ -6,10 +6,10 @@ With a GPU: builds the extension, compares every kernel with the reference in ea
 kernels' tests, the sanitizer, and the benchmarks. Without one: what a CPU can say. No network is
 needed; --wheels adds a step that installs peers, and whatever else is missing, from a folder.
 
-DIR gets a JSON record for each benchmark, suite_gpu.json (or suite_cpu.json) with what became of
-each step, and suite.log with all that was printed. A step that is done at this commit is not run
-again, and a benchmark goes on after its last whole part: a run that was cut off goes on where it
-stopped. Once peers were installed, everything is run again.
+DIR gets a JSON record for each benchmark, suite_gpu.json (or suite_cpu.json) with the outcome
+of each step, and suite.log with all that was printed. A step that is done at this commit is not run
+again, and a benchmark goes on after its last complete part: a run that was cut off goes on where
+it stopped. Once peers were installed, everything is run again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Step(NamedTuple):
     name: str
     command: list[str]
     needs: str | None = None
-    """"gpu" or "cpu", where it says nothing on the other."""
+    """"gpu" or "cpu", where the step has no meaning on the other."""
     environment: dict[str, str] = {}
 
 
@@ -69,7 +69,7 @@ def benchmark(
 
 
 def steps(out: Path, wheels: Path | None, dry_run: bool, again: bool = False) -> list[Step]:
-    """All there is, in order: what is wrong shows before anything is timed.
+    """All steps in order: errors show before anything is timed.
 
     A dry run takes tiny shapes, collects tests, lets pip pretend, and interprets the kernels where
     there is no GPU, so that it goes through every step on any machine.
@@ -82,7 +82,7 @@ def steps(out: Path, wheels: Path | None, dry_run: bool, again: bool = False) ->
     interpret = {"TRITON_INTERPRET": "1"} if dry_run and KIND == "cpu" else {}
     numerics = benchmark("ops.numerics", out, dry_run=False)
     resume = [] if again else ["--resume"]
-    peers = [] if wheels is None else [Step("peers", [*PIP, *pretend, *_files(wheels)])]
+    peers = [] if wheels is None else [Step("peers", [*PIP, *pretend, *_wheel_files(wheels)])]
     return [
         *peers,
         Step("build", [*PIP, *pretend, "--no-build-isolation", "-e", "."], gpu),
@@ -112,12 +112,12 @@ def steps(out: Path, wheels: Path | None, dry_run: bool, again: bool = False) ->
     ]
 
 
-def _files(wheels: Path) -> list[str]:
+def _wheel_files(wheels: Path) -> list[str]:
     return sorted(str(path.resolve()) for path in wheels.glob("*.whl"))
 
 
 def run(step: Step, log: IO[str], seconds: float) -> dict[str, Any]:
-    """Runs a step, prints what it prints and keeps it in the log; what became of it."""
+    """Runs a step, prints and logs its output, and returns its outcome."""
     started = time.perf_counter()
     if shutil.which(step.command[0]) is None:
         return {"status": f"not run: no {step.command[0]} here"}
@@ -153,7 +153,7 @@ def run(step: Step, log: IO[str], seconds: float) -> dict[str, Any]:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """With all that it started, where there are process groups."""
+    """Kills a step and, where there are process groups, all that it started."""
     if hasattr(os, "killpg"):
         os.killpg(process.pid, signal.SIGKILL)
     else:
@@ -161,8 +161,8 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def chosen_steps(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Step]:
-    """The steps that were asked for; an unknown one, or a folder with no wheels, is refused."""
-    if options.wheels is not None and not _files(options.wheels):
+    """The steps that were asked for; refuses an unknown one, and a folder with no wheels."""
+    if options.wheels is not None and not _wheel_files(options.wheels):
         parser.error(f"--wheels: found no .whl in {options.wheels}")
     every = steps(options.out.resolve(), options.wheels, options.dry_run, options.again)
     names = [step.name for step in every]
@@ -172,7 +172,7 @@ def chosen_steps(options: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 
 def main() -> int:
-    """Runs what is not done yet; 1 when a step failed."""
+    """Runs the steps that are not done yet; returns 1 when one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("steps", nargs="*", help="by default all of them")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
@@ -190,38 +190,38 @@ def main() -> int:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         if earlier["machine"]["commit"] == record["machine"]["commit"]:
             record["steps"] = earlier["steps"]
-    known = record["steps"]
+    outcomes = record["steps"]
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "suite.log").open("a", encoding="utf-8") as log:
         for step in chosen:
             left = deadline - time.perf_counter()
-            if not options.again and known.get(step.name, {}).get("status") == "done":
+            if not options.again and outcomes.get(step.name, {}).get("status") == "done":
                 print(f"{step.name}: done before; --again runs it again", flush=True)
                 continue
             if step.needs not in (None, KIND):
-                known[step.name] = {"status": f"not run: needs a {step.needs.upper()}"}
+                outcomes[step.name] = {"status": f"not run: needs a {step.needs.upper()}"}
             elif left <= 0:
-                known[step.name] = {"status": "not run: no time was left"}
+                outcomes[step.name] = {"status": "not run: no time was left"}
             else:
                 for target in (sys.stdout, log):
                     print(f"== {step.name}: {' '.join(step.command)}", file=target, flush=True)
                 if step.name == "peers":
-                    known.clear()  # what was timed without them is timed again
-                known[step.name] = run(step, log, left)
+                    outcomes.clear()  # what was timed without them is timed again
+                outcomes[step.name] = run(step, log, left)
             machine.write(path, record)
-    return summarise({step.name: known[step.name] for step in chosen}, options.out)
+    return summarise({step.name: outcomes[step.name] for step in chosen}, options.out)
 
 
 def summarise(outcomes: dict[str, dict[str, Any]], out: Path) -> int:
-    """What became of each step, and what to do next; 1 when one failed."""
+    """Prints the outcome of each step and what to do next; returns 1 when one failed."""
     print()
-    for name, row in outcomes.items():
-        seconds = f"{row['seconds']:6.1f} s" if "seconds" in row else " " * 8
-        print(f"{name:24}{seconds}  {row['status']}")
+    for name, outcome in outcomes.items():
+        seconds = f"{outcome['seconds']:6.1f} s" if "seconds" in outcome else " " * 8
+        print(f"{name:24}{seconds}  {outcome['status']}")
     print(f"\nrecords and suite.log: {out}")
-    if any("no time" in row["status"] for row in outcomes.values()):
+    if any("no time" in outcome["status"] for outcome in outcomes.values()):
         print("not finished: the same command goes on")
-    return int(any(row["status"].startswith("failed") for row in outcomes.values()))
+    return int(any(outcome["status"].startswith("failed") for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":

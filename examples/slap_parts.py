@@ -8,9 +8,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from slap_fast import losses
 from slap_fast.config import TrainConfig, override, slap_tiny
-from slap_fast.data.builtin.scenes import SoundSet
+from slap_fast.data.builtin.sound_set import SoundSet
 from slap_fast.data.loader import TrainSteps
-from slap_fast.data.source import BuiltinClips
+from slap_fast.data.sources.builtin import BuiltinClips
 from slap_fast.losses import self_distillation
 from slap_fast.models import SlapModel
 from slap_fast.models.tokenizer import CaptionTokenizer

@@ -2,8 +2,8 @@
 
 import torch
 
-from slap_fast.data.builtin.scenes import SoundSet
-from slap_fast.data.source import BuiltinClips
+from slap_fast.data.builtin.sound_set import SoundSet
+from slap_fast.data.sources.builtin import BuiltinClips
 from slap_fast.models.tokenizer import CaptionTokenizer
 
 

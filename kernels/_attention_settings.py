@@ -20,12 +20,12 @@ class Setting(NamedTuple):
 class Settings(NamedTuple):
     """How all kernels are launched for one kind of GPU, head and dtype.
 
-    The whole ways are by the longest sequence that takes them, the shortest first.
+    The short-sequence kernels are by the longest sequence that they compute, the shortest first.
     """
 
-    forward_whole: dict[int, Setting]
+    forward_short: dict[int, Setting]
     forward_tiled: Setting
-    backward_whole: dict[int, Setting]
+    backward_short: dict[int, Setting]
     backward_queries: Setting
     backward_keys: Setting
 
@@ -44,16 +44,16 @@ def architecture(device: torch.device) -> str:
 
 _HOPPER = {
     64: Settings(
-        forward_whole={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 4, 2)},
+        forward_short={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 4, 2)},
         forward_tiled=Setting(128, 64, 8, 2),
-        backward_whole={64: Setting(64, 64, 4, 1), 256: Setting(256, 32, 8, 2)},
+        backward_short={64: Setting(64, 64, 4, 1), 256: Setting(256, 32, 8, 2)},
         backward_queries=Setting(128, 64, 8, 2),
         backward_keys=Setting(32, 128, 8, 2),
     ),
     128: Settings(
-        forward_whole={64: Setting(64, 64, 4, 1), 128: Setting(64, 128, 4, 2)},
+        forward_short={64: Setting(64, 64, 4, 1), 128: Setting(64, 128, 4, 2)},
         forward_tiled=Setting(128, 64, 8, 2),
-        backward_whole={128: Setting(128, 32, 8, 2)},
+        backward_short={128: Setting(128, 32, 8, 2)},
         backward_queries=Setting(128, 64, 8, 2),
         backward_keys=Setting(16, 64, 8, 2),
     ),
@@ -64,42 +64,42 @@ _HALF = {
     "sm_100": _HOPPER
     | {
         64: _HOPPER[64]._replace(
-            forward_whole={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 8, 2)},
-            backward_whole={64: Setting(64, 64, 4, 1), 256: Setting(256, 16, 8, 1)},
+            forward_short={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 8, 2)},
+            backward_short={64: Setting(64, 64, 4, 1), 256: Setting(256, 16, 8, 1)},
         ),
         128: _HOPPER[128]._replace(
-            forward_whole={64: Setting(64, 64, 8, 1), 128: Setting(64, 128, 4, 2)},
-            backward_whole={128: Setting(128, 32, 8, 1)},
+            forward_short={64: Setting(64, 64, 8, 1), 128: Setting(64, 128, 4, 2)},
+            backward_short={128: Setting(128, 32, 8, 1)},
         ),
     },
     "sm_80": {
         64: Settings(
-            forward_whole={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 8, 1)},
+            forward_short={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 8, 1)},
             forward_tiled=Setting(128, 64, 8, 2),
-            backward_whole={64: Setting(64, 32, 8, 1), 128: Setting(128, 32, 8, 2)},
+            backward_short={64: Setting(64, 32, 8, 1), 128: Setting(128, 32, 8, 2)},
             backward_queries=Setting(128, 32, 8, 1),
             backward_keys=Setting(16, 128, 8, 1),
         ),
         128: Settings(
-            forward_whole={64: Setting(32, 64, 8, 1), 128: Setting(32, 128, 8, 1)},
+            forward_short={64: Setting(32, 64, 8, 1), 128: Setting(32, 128, 8, 1)},
             forward_tiled=Setting(64, 64, 8, 1),
-            backward_whole={},
+            backward_short={},
             backward_queries=Setting(64, 64, 8, 1),
             backward_keys=Setting(32, 64, 8, 1),
         ),
     },
     "gfx942": {
         64: Settings(
-            forward_whole={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 4, 1)},
+            forward_short={64: Setting(64, 64, 4, 1), 256: Setting(64, 256, 4, 1)},
             forward_tiled=Setting(128, 64, 8, 2),
-            backward_whole={64: Setting(64, 64, 4, 1), 128: Setting(128, 32, 4, 1)},
+            backward_short={64: Setting(64, 64, 4, 1), 128: Setting(128, 32, 4, 1)},
             backward_queries=Setting(128, 64, 8, 2),
             backward_keys=Setting(32, 64, 4, 1),
         ),
         128: Settings(
-            forward_whole={64: Setting(64, 64, 4, 1), 128: Setting(64, 128, 4, 2)},
+            forward_short={64: Setting(64, 64, 4, 1), 128: Setting(64, 128, 4, 2)},
             forward_tiled=Setting(64, 64, 4, 2),
-            backward_whole={64: Setting(64, 32, 4, 1)},
+            backward_short={64: Setting(64, 32, 4, 1)},
             backward_queries=Setting(64, 32, 4, 1),
             backward_keys=Setting(16, 64, 8, 2),
         ),
@@ -114,10 +114,10 @@ _FP32 = {
 }
 
 SETTINGS = {
-    (name, head_dim, size): found
+    (name, head_dim, size): settings
     for name, halves in _HALF.items()
     for size, table in ((2, halves), (4, _FP32))
-    for head_dim, found in table.items()
+    for head_dim, settings in table.items()
 } | {("gfx942", 64, 4): _FP32[64]._replace(backward_keys=Setting(32, 32, 4, 1))}
 """By :func:`architecture`, the least of 64 and 128 that holds head_dim, and bytes of an element.
 Chosen by registers (no spills), shared memory and L2 traffic; to be measured."""

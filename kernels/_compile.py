@@ -1,4 +1,4 @@
-"""A kernel as a launch compiles it: for compiling it where there is no GPU."""
+"""Kernels as a launch compiles them, to compile them where there is no GPU."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ class CompileCase(NamedTuple):
     """One kernel at one launch setting, as ``compile_cases()`` yields it."""
 
     name: str
-    """What a reader calls it: kernel, dtype, sizes."""
+    """Kernel, head size, dtype, block sizes."""
     function: Any
     """The jitted function."""
     signature: dict[str, str]
-    """Type of every argument: "*bf16", "i64", "constexpr". A launch finds pointers and strides to
-    be multiples of 16, so it is compiled for that."""
+    """Type of every argument: "*bf16", "i64", "constexpr". Pointers and strides are compiled as
+    multiples of 16, as those of a launch are."""
     constexprs: dict[str, Any]
     num_warps: int
     num_stages: int
-    selected: bool = True
-    """Whether a launch table picks this setting on sm_90."""
     target: str | None = None
     """The one target that it is for; None: all."""
 

@@ -1,7 +1,7 @@
 """What kernels over packed rows share: products, the span of a sequence, heads loaded and stored.
 
 Heads are loaded as their two halves, rotated in fp32, rounded once and joined pair by pair (element
-2 c is c, element 2 c + 1 is c + D / 2): a product over a head does not mind the order, and what
+2 c is c, element 2 c + 1 is c + D / 2): the order does not change a product over a head, and what
 comes out of one is split again, turned back and stored by halves.
 
 Shapes: D head size, PADDED to a power of two; rows int64 [ROWS], of the packed tensor; valid bool

@@ -3,19 +3,19 @@
     out_i = sum_j p_ij v_j    p_ij = exp(s_ij - lse_i)    s_ij = scale R_i q_i . R_j k_j
 
 over the keys j of i's sequence that query i sees; R_i rotates the pairs (c, c + D / 2) of a head by
-the angles of row i. The backward makes s and p again from q, k and lse, and has
+the angles of row i. The backward recomputes s and p from q, k and lse, and has
 
     dv_j = sum_i p_ij dout_i        dp_ij = dout_i . v_j       delta_i = sum_j p_ij dp_ij - dlse_i
     dk_j = R_j^-1 scale sum_i ds_ij R_i q_i        ds_ij = p_ij (dp_ij - delta_i)
     dq_i = R_i^-1 scale sum_j ds_ij R_j k_j
 
-A sequence takes one of two ways by its own length, the longer of its queries and keys, so that its
-bits never depend on its neighbours:
+The length of a sequence, that of its queries or its keys, whichever is longer, decides which of two
+kernels computes it, so that its bits never depend on its neighbours:
 
-- whole, up to the limits in SETTINGS: one program per sequence and head. All keys stay, read and
-  rotated once; blocks of queries pass by, each with a single-pass softmax. In the backward all
-  queries stay and blocks of keys pass by. Short sequences are bound by L2, and tiles of 64 queries
-  would read the keys of a 10 s clip four times.
+- short-sequence, up to the limits in SETTINGS: one program per sequence and head. All keys stay,
+  read and rotated once; blocks of queries pass by, each with a single-pass softmax. In the backward
+  all queries stay and blocks of keys pass by. Short sequences are bound by L2, and tiles of 64
+  queries would read the keys of a 10 s clip four times.
 - tiled, above: one program per block and head walks over the blocks that the window can see.
 
 Nothing is atomic: a program owns the rows it writes, and a program of keys sums over all the query
@@ -70,8 +70,8 @@ def _assignment(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program's head (int64), first row in its sequence, first rows and lengths of the queries
-    and keys of that, and whether it takes this way: more than SHORTER rows, and without tiles at
-    most BLOCK."""
+    and keys of that, and whether this kernel computes it: more than SHORTER rows, and without tiles
+    at most BLOCK."""
     block, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
     if tiles_ptr is None:
         sequence, start = block, 0
@@ -118,22 +118,22 @@ def _softmax_step(scores, high):
 @triton.jit
 def _store_result(out_ptr, lse_ptr, stride, rows, valid, acc, high, total, HEAD_DIM: tl.constexpr):
     """out = acc / total, and lse from the row maximum (base 2) and total; 0, -inf for no key."""
-    blind = total == 0.0
-    total = tl.where(blind, 1.0, total)
+    masked = total == 0.0
+    total = tl.where(masked, 1.0, total)
     store(out_ptr, stride, rows, valid, acc / total[:, None], HEAD_DIM)
-    lse = tl.where(blind, float("-inf"), (high + tl.log2(total)) * LN2)
+    lse = tl.where(masked, float("-inf"), (high + tl.log2(total)) * LN2)
     tl.store(lse_ptr + rows, lse, mask=valid)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
-def _forward_whole(
+def _forward_short(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cos_ptr, sin_ptr, cu_q_ptr, cu_k_ptr,
     q_stride, q_head_stride, k_stride, k_head_stride, v_stride, v_head_stride,
     total_q, total_k, num_heads, left, right, scale,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, LOCAL: tl.constexpr,
     SHORTER: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One head of a whole sequence: all its keys stay, BLOCK_Q queries at a time pass by."""
+    """One head of a short sequence: all its keys stay, BLOCK_Q queries at a time pass by."""
     head, zero, begin_q, len_q, begin_k, len_k, mine = _assignment(
         None, cu_q_ptr, cu_k_ptr, total_q, total_k, num_heads, SHORTER, BLOCK_K
     )
@@ -211,17 +211,17 @@ def _backward_queries(
 ):  # fmt: skip
     """dq of BLOCK_Q queries of one head, which walk over the keys they can see.
 
-    Tiled, it leaves delta for _backward_keys. Without tiles the queries are a whole sequence's: all
+    Tiled, it leaves delta for _backward_keys. Without tiles the queries are a short sequence's: all
     of them meet every key, so dk and dv are done too (GROUP is 1).
     """
-    WHOLE: tl.constexpr = tiles_ptr is None
+    SHORT: tl.constexpr = tiles_ptr is None
     head, start, begin_q, len_q, begin_k, len_k, mine = _assignment(
         tiles_ptr, cu_q_ptr, cu_k_ptr, total_q, total_k, num_heads, SHORTER, BLOCK_Q
     )
     if not mine:
         return
     first, last = 0, len_k
-    if not WHOLE:
+    if not SHORT:
         if start >= len_q:
             return
         first, last = _seen_from(start, BLOCK_Q, len_k - len_q, left, right, len_k)
@@ -239,7 +239,7 @@ def _backward_queries(
     rows_of_head = head * total_q + rows
     if dlse_ptr is not None:
         delta -= tl.load(dlse_ptr + rows_of_head, mask=valid, other=0.0)
-    if not WHOLE:
+    if not SHORT:
         tl.store(delta_ptr + rows_of_head, delta, mask=valid)
     lse = tl.load(lse_ptr + rows_of_head, mask=valid, other=0.0) * LOG2E
     dq = tl.zeros((BLOCK_Q, padded(HEAD_DIM)), tl.float32)
@@ -254,7 +254,7 @@ def _backward_queries(
         dp = dot(dout, tl.trans(v))
         ds = tl.where(seen, p * (dp - delta[:, None]), 0.0).to(k.dtype)
         dq += dot(ds, k)
-        if WHOLE:
+        if SHORT:
             # Transposed: a product's tall side has to be at least 64 for wgmma, BLOCK_K is not.
             p = tl.where(seen, p, 0.0).to(dout.dtype)
             dv = tl.trans(dot(tl.trans(dout), p))
@@ -339,30 +339,30 @@ def _clear_tail(
 
 def _settings(q: Tensor, k: Tensor) -> Settings:
     settings = SETTINGS[architecture(q.device), 64 if q.shape[2] <= 64 else 128, q.element_size()]
-    # The whole way back writes keys from one query head, so none may share them.
-    return settings if q.shape[1] == k.shape[1] else settings._replace(backward_whole={})
+    # The short-sequence backward writes keys from one query head, so none may share them.
+    return settings if q.shape[1] == k.shape[1] else settings._replace(backward_short={})
 
 
 def compile_cases() -> Iterator[CompileCase]:
     """Every kernel with every setting and dtype, for its GPU: rotary, with dlse, local, global."""
     clear = Setting(0, 0, num_warps=4, num_stages=1)
     kernels = (
-        ("forward_whole", _forward_whole, ()),
+        ("forward_short", _forward_short, ()),
         ("forward_tiled", _forward_tiled, ()),
-        ("backward_whole", _backward_queries, ("delta_ptr", "tiles_ptr")),
+        ("backward_short", _backward_queries, ("delta_ptr", "tiles_ptr")),
         ("backward_queries", _backward_queries, ("dk_ptr", "dv_ptr")),
         ("backward_keys", _backward_keys, ()),
         ("clear_tail", _clear_tail, ()),
     )
-    for ((target, head_dim, size), settings), (way, kernel, absent), local in itertools.product(
+    for ((target, head_dim, size), settings), (kind, kernel, absent), local in itertools.product(
         SETTINGS.items(), kernels, (True, False)
     ):
-        found = getattr(settings, way, clear)
+        chosen = getattr(settings, kind, clear)
         for (block_q, block_k, num_warps, num_stages), dtype in itertools.product(
-            found.values() if isinstance(found, dict) else (found,),
+            chosen.values() if isinstance(chosen, dict) else (chosen,),
             ("fp16", "bf16") if size == 2 else ("fp32",),
         ):
-            name = f"{way} D={head_dim} {dtype} {block_q}x{block_k} " + ("global", "local")[local]
+            name = f"{kind} D={head_dim} {dtype} {block_q}x{block_k} " + ("global", "local")[local]
             constexprs = dict.fromkeys(absent) | {"GROUP": 1, "HEAD_DIM": head_dim, "LOCAL": local}
             constexprs |= {"SHORTER": 0, "BLOCK_Q": block_q, "BLOCK_K": block_k} | CLEAR_BLOCK
             yield compile_case(name, kernel, dtype, constexprs, num_warps, num_stages, target)
@@ -390,7 +390,7 @@ def schedule_tiles(cu_seqlens: Tensor, total_tokens: int) -> Tensor:
 
 
 class _Call(NamedTuple):
-    """The arguments of the operations that are no operands."""
+    """The arguments of the operations besides q, k, v and their gradients."""
 
     cu_seqlens: Tensor
     cu_seqlens_k: Tensor
@@ -411,10 +411,10 @@ class _Call(NamedTuple):
     )
     NUM_TENSORS = 6
 
-    def launches(self, whole: dict[int, Setting]) -> Iterator[tuple[int, Setting | None]]:
-        """(SHORTER, setting) of the whole ways, then of the tiled one, without a setting; all but
-        those that can only be idle: that is all that max_seqlen decides."""
-        for shorter, setting in zip([0, *whole], [*whole.values(), None], strict=True):
+    def launches(self, short: dict[int, Setting]) -> Iterator[tuple[int, Setting | None]]:
+        """(SHORTER, setting) of the short-sequence kernels, then of the tiled one, whose setting is
+        None. Those that max_seqlen leaves without a sequence are not launched."""
+        for shorter, setting in zip([0, *short], [*short.values(), None], strict=True):
             if max(self.max_seqlen, self.max_seqlen_k) > shorter:
                 yield shorter, setting
 
@@ -422,7 +422,7 @@ class _Call(NamedTuple):
         self, kernel: Any, programs: int, shorter: int, setting: Setting, q: Tensor, k: Tensor,
         *tensors_and_strides: Tensor | int | None,
     ) -> None:  # fmt: skip
-        """Launches a kernel with what all of them take in the end."""
+        """Launches a kernel; the arguments that every kernel has in common come last."""
         block_q, block_k, num_warps, num_stages = setting
         kernel[(programs,)](
             *tensors_and_strides,
@@ -434,9 +434,11 @@ class _Call(NamedTuple):
         )  # fmt: skip
 
 
-def _tiles(made: Tensor | None, cu_seqlens: Tensor, x: Tensor, block: int) -> tuple[Tensor, int]:
-    """The schedule of the rows of x, and how many blocks it has."""
-    tiles = schedule_tiles(cu_seqlens, len(x)) if made is None else made
+def _tiles(
+    schedule: Tensor | None, cu_seqlens: Tensor, x: Tensor, block: int
+) -> tuple[Tensor, int]:
+    """The schedule of the rows of x, made where there is none, and how many blocks it has."""
+    tiles = schedule_tiles(cu_seqlens, len(x)) if schedule is None else schedule
     return tiles, len(tiles) * (TILE.value // block)
 
 
@@ -471,10 +473,10 @@ def _forward(inputs: list[Tensor], num_heads_kv: int, *arguments: Any) -> tuple[
     settings, num_heads, strides = _settings(q, k), q.shape[1], _strides(q, k, v)
     tensors = (q, k, v, out, lse, call.cos, call.sin, call.cu_seqlens, call.cu_seqlens_k)
     with torch.cuda.device_of(q):
-        for shorter, setting in call.launches(settings.forward_whole):
+        for shorter, setting in call.launches(settings.forward_short):
             if setting is not None:
                 programs = (len(call.cu_seqlens) - 1) * num_heads
-                call.launch(_forward_whole, programs, shorter, setting, q, k, *tensors, *strides)
+                call.launch(_forward_short, programs, shorter, setting, q, k, *tensors, *strides)
                 continue
             setting = settings.forward_tiled
             tiles, blocks = _tiles(call.schedule, call.cu_seqlens, q, setting.block_q)
@@ -501,23 +503,23 @@ def _backward(
     settings, num_heads = _settings(q, k), q.shape[1]
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
-    given = (q, k, v, out, lse, dout, dlse)
+    operands = (q, k, v, out, lse, dout, dlse)
     positions = (call.cos, call.sin, call.cu_seqlens, call.cu_seqlens_k)
     strides, rows_k = _strides(q, k, v, dout), (dk.stride(0), dv.stride(0))
     sequences = len(call.cu_seqlens) - 1
     with torch.cuda.device_of(q):
-        for shorter, setting in call.launches(settings.backward_whole):
+        for shorter, setting in call.launches(settings.backward_short):
             if setting is not None:
                 call.launch(
                     _backward_queries, sequences * num_heads, shorter, setting, q, k,
-                    *given, None, dq, dk, dv, *positions, None, *strides, dq.stride(0), *rows_k,
+                    *operands, None, dq, dk, dv, *positions, None, *strides, dq.stride(0), *rows_k,
                 )  # fmt: skip
                 continue
             delta, setting = torch.empty_like(lse), settings.backward_queries
             tiles, blocks = _tiles(call.schedule, call.cu_seqlens, q, setting.block_q)
             call.launch(
                 _backward_queries, blocks * num_heads, shorter, setting, q, k,
-                *given, delta, dq, None, None, *positions, tiles, *strides, dq.stride(0), 0, 0,
+                *operands, delta, dq, None, None, *positions, tiles, *strides, dq.stride(0), 0, 0,
             )  # fmt: skip
             setting = settings.backward_keys
             tiles, blocks = _tiles(call.schedule_k, call.cu_seqlens_k, k, setting.block_k)

@@ -2,14 +2,14 @@
 
     pooled_bh = sum_i p_hi x_i    p_hi = exp(s_hi - lse_bh)    s_hi = w_h . x_i
 
-over the tokens i of sequence b. The backward makes s and p again from x, w and lse, and has
+over the tokens i of sequence b. The backward recomputes s and p from x, w and lse, and has
 
     dx_i = sum_h p_hi dout_bh + ds_hi w_h    dw_h = sum_i ds_hi x_i
     ds_hi = p_hi (dout_bh . x_i - delta_bh)    delta_bh = dout_bh . pooled_bh
 
 The ds of a head sum to 0 over a sequence, so dw is taken as sum_i ds_hi (x_i - pooled_bh): what
 rounding adds to delta would else be multiplied by the mean of x, which is large behind a norm.
-Each way reads x once, a tile of whole rows at a time.
+Forward and backward read x once, a tile of whole rows at a time.
 
 - Forward: a sequence is cut into pieces of SPLIT tokens from its own beginning, a program each, and
   the pieces of a longer one are combined in their order: its bits ignore its neighbours. Sequence b

@@ -1,7 +1,7 @@
 """slap-fast: scalable language-audio pretraining (SLAP, arXiv 2601.12594), fast.
 
-``Slap`` is a trained model; ``ops`` holds the packed operations; the rest is imported where it
-lives.
+``Slap`` is a trained model and ``ops`` the packed operations; the rest is imported from its
+subpackage.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_WHERE = {
+_MODULES = {
     "Slap": "slap_fast.inference.slap",
     "MelConfig": "slap_fast.config",
-    "AudioError": "slap_fast.data.audio.decode",
+    "AudioError": "slap_fast.data.audio.track",
     "patch": "slap_fast.interop.patch",
     "which": "slap_fast.ops.dispatch",
 }
@@ -25,8 +25,8 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: `import slap_fast` must stay light.
     if name == "ops":
         return importlib.import_module("slap_fast.ops")
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'slap_fast' has no attribute {name!r}")
 
 

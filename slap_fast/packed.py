@@ -1,4 +1,4 @@
-"""What a step reads: packed audio, packed text, and what belongs to both. Nothing is padded."""
+"""Packed clips and captions, the input of a step, and where each token is inside its sequence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,34 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 IGNORE_INDEX = -100
+
+
+def starts_of(lengths: Sequence[int] | Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
+    """Lengths of B sequences -> [B + 1], where each begins and the last ends (``cu_seqlens``)."""
+    lengths = torch.as_tensor(lengths, dtype=torch.int64)
+    return F.pad(lengths.cumsum(0), (1, 0)).to(dtype)
+
+
+def positions(lengths: Sequence[int] | Tensor) -> Tensor:
+    """Lengths of B sequences -> int64 [T], the position of each token inside its sequence."""
+    lengths = torch.as_tensor(lengths, dtype=torch.int64)
+    starts = lengths.cumsum(0) - lengths
+    token = torch.arange(int(lengths.sum()), device=lengths.device)
+    return token - starts.repeat_interleave(lengths)
+
+
+def patch_coords(lengths: Sequence[int] | Tensor, patches_per_column: int) -> Tensor:
+    """Lengths of B clips, in patches -> int32 [T, 2], the (time, freq) of each patch."""
+    return column_and_band(positions(lengths), patches_per_column)
+
+
+def column_and_band(position: Tensor, patches_per_column: int) -> Tensor:
+    """Positions of patches inside their clips [T] -> int32 [T, 2], their (time, freq)."""
+    time_freq = [position // patches_per_column, position % patches_per_column]
+    return torch.stack(time_freq, dim=1).int()
 
 
 class PackedPatches(NamedTuple):
@@ -40,21 +66,24 @@ class PackedText(NamedTuple):
     @classmethod
     def from_ids(cls, captions: Sequence[Sequence[int]]) -> PackedText:
         """Packs token ids, one sequence per caption."""
-        lengths = torch.tensor([0, *map(len, captions)])
+        lengths = list(map(len, captions))
         ids = torch.tensor([token for caption in captions for token in caption], dtype=torch.int64)
-        starts = lengths.cumsum(0)
-        positions = torch.arange(len(ids)) - starts[:-1].repeat_interleave(lengths[1:])
-        return cls(
-            ids, positions.int()[:, None], starts.int(), int(lengths.max()) if captions else 0
-        )
+        position = positions(lengths).int()[:, None]
+        return cls(ids, position, starts_of(lengths), max(lengths, default=0))
 
     @classmethod
     def from_padded(cls, input_ids: Tensor, attention_mask: Tensor) -> PackedText:
-        """Packs a tokenizer's padded batch: int64 [B, L], and a mask that holds at real tokens."""
-        ids = [
-            row[mask].tolist() for row, mask in zip(input_ids, attention_mask.bool(), strict=True)
-        ]
-        return cls.from_ids(ids)
+        """Packs the batch of a tokenizer that pads, such as transformers' with ``padding=True``.
+
+        Args:
+            input_ids: integers [B, L], a caption per row; padding may be on either side.
+            attention_mask: [B, L], 1 or True at real tokens.
+
+        Raises:
+            ValueError: the two differ in the number of captions.
+        """
+        rows = zip(input_ids, attention_mask.bool(), strict=True)
+        return cls.from_ids([ids[is_real].tolist() for ids, is_real in rows])
 
     def next_token_labels(self) -> Tensor:
         """int64 [T]: the token that follows inside the caption; IGNORE_INDEX at each last one."""
@@ -74,8 +103,8 @@ class PackedBatch(NamedTuple):
     labels: Tensor
     """int64 [T of the text], the captions' next tokens."""
     groups: Tensor
-    """int64 [B, M]: numbers of the meanings that are true of each clip, its caption's first, so
-    that no clip is a negative of a caption that fits it."""
+    """int64 [B, M], the caption keys of each clip, its own caption's first. Clip i and caption j
+    are a positive pair where ``groups[j, 0]`` is among ``groups[i]``, else a negative one."""
     mask_indices: Tensor
     """int64 [M], sorted: the patches that the student does not see."""
     masked_clips: int
@@ -103,7 +132,7 @@ class PackedBatch(NamedTuple):
             ids: int64 [T of the text], B captions.
             text_lengths: tokens of each caption.
             patches_per_column: patches that cover the same frames.
-            groups: as the field; None: every clip has a meaning of its own.
+            groups: as the field; None: a clip's only positive is its own caption.
             mask_indices: as the field; None: nothing is masked.
 
         Raises:
@@ -120,10 +149,8 @@ class PackedBatch(NamedTuple):
                 f"text_lengths: found {len(text_lengths)} captions, expected {len(lengths)}"
             )
         text = PackedText.from_ids([part.tolist() for part in ids.split(list(text_lengths))])
-        starts = torch.tensor([0, *lengths]).cumsum(0)
-        token = torch.arange(len(patches)) - starts[:-1].repeat_interleave(torch.tensor(lengths))
-        coords = torch.stack([token // patches_per_column, token % patches_per_column], dim=1)
-        audio = PackedPatches(patches, coords.int(), starts.int(), max(lengths, default=0))
+        coords = patch_coords(lengths, patches_per_column)
+        audio = PackedPatches(patches, coords, starts_of(lengths), max(lengths, default=0))
         if groups is None:
             groups = torch.arange(len(lengths))[:, None]
         masked = mask_indices is not None
@@ -141,18 +168,13 @@ class PackedBatch(NamedTuple):
     def empty(cls, patch_dim: int) -> PackedBatch:
         """No clips: what a rank goes through while the others still have some."""
         text = PackedText.from_ids([])
-        audio = PackedPatches(
-            torch.zeros(0, patch_dim),
-            torch.zeros(0, 2, dtype=torch.int32),
-            torch.zeros(1, dtype=torch.int32),
-            0,
-        )
+        audio = PackedPatches(torch.zeros(0, patch_dim), patch_coords([], 1), starts_of([]), 0)
         nothing = torch.zeros(0, dtype=torch.int64)
         return cls(audio, text, nothing, nothing[:, None], nothing, 0, 0)
 
     @property
     def masked_audio(self) -> PackedPatches:
-        """The clips that have masked patches: all that self-distillation looks at."""
+        """The clips that have masked patches, self-distillation's input."""
         patches, coords, cu_seqlens, max_seqlen = self.audio
         clips, tokens = self.masked_clips, self.masked_tokens
         return PackedPatches(patches[:tokens], coords[:tokens], cu_seqlens[: clips + 1], max_seqlen)

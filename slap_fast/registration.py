@@ -17,9 +17,9 @@ _LIBRARY = torch.library.Library("slap_fast", "FRAGMENT")
 def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """The operation ``slap_fast::<schema>``: ``run`` computes it, ``fake`` allocates its results.
 
-    It has no gradient of its own: its caller sees to that. On a CPU Triton kernels in it are
+    It has no gradient of its own: the caller adds one. On a CPU Triton kernels in it are
     interpreted, or raise. A size that changes from batch to batch is SymInt in the schema: as int
-    every batch would be compiled anew.
+    every new size would recompile.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)

@@ -1,5 +1,5 @@
-"""What every test runs under: fixed seeds, NaN in memory that nobody wrote, and kernels that are
-interpreted where there is no GPU."""
+"""What all tests share: fixed seeds, uninitialised memory filled with NaN, and interpreted kernels
+where there is no GPU."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line; before torch is loaded
 
-# Processes side by side share the processors.
+# Parallel test processes share the processors.
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 if platform.machine() in ("x86_64", "AMD64"):
-    # Products in one order on every processor: NumPy's, where kernels are interpreted, and torch's.
+    # The same order of additions in products on every processor: of NumPy (interpreter) and torch.
     os.environ.setdefault("OPENBLAS_CORETYPE", "Nehalem")
     os.environ.setdefault("MKL_CBWR", "AVX2")
 
@@ -28,7 +28,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is defined
 
-# `pytest` alone has not the checkout on its path; at the end, as a mutant's package comes first.
+# `pytest` without `python -m` lacks the checkout on its path; last, as a mutant's package is first.
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.helpers.paths import SHARED_DATA  # noqa: E402
@@ -38,13 +38,12 @@ pytest_plugins = ["tests.helpers.figures"]
 
 def pytest_configure() -> None:
     _check_interpreter()
-    # Fills torch.empty with NaN (the largest integer for integers), so that a read of memory that
-    # was never written shows.
+    # Fills torch.empty with NaN (integers: the largest), which shows reads of uninitialised memory.
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _check_interpreter() -> None:
-    """Triton before 3.7 reads numbers out of arrays in a way that numpy 2.4 has ended."""
+    """Raises where Triton's interpreter (before 3.7) cannot work with NumPy 2.4 or later."""
     try:
         releases = [tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy")]
     except PackageNotFoundError:
@@ -56,7 +55,14 @@ def _check_interpreter() -> None:
         )
 
 
+def _minutes(item: pytest.Item) -> float:
+    """What the mark ``slow`` says of a test that takes more than a minute."""
+    slow = item.get_closest_marker("slow")
+    return slow.kwargs.get("minutes", 0.0) if slow else 0.0
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_minutes, reverse=True)  # side by side, no process ends with a long one alone
     if torch.cuda.is_available():
         return
     for item in items:
@@ -73,7 +79,7 @@ def seeds() -> None:
 
 @pytest.fixture
 def shared_data() -> Path:
-    """Real recordings beside the checkout, which not every machine has."""
+    """Real recordings beside the checkout; skips where there are none."""
     if not SHARED_DATA.is_dir():
         pytest.skip("no ../shared/data beside the checkout")
     return SHARED_DATA

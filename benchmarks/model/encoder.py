@@ -24,7 +24,7 @@ from slap_fast.config import MelConfig, slap_base, slap_tiny
 from slap_fast.diagnostics import flops
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.layers import RMSNorm, SwiGLU
-from slap_fast.packed import PackedPatches
+from slap_fast.packed import PackedPatches, patch_coords
 
 TOLERANCE = {"cuda": 3e-2, "cpu": 1e-4}
 """Of the relative L2 difference from slap-fast."""
@@ -42,14 +42,13 @@ Encode = Callable[[Tensor], Tensor]
 
 def packed(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Encode:
     """Ours, on one run of tokens."""
-    token = torch.cat([torch.arange(length) for length in case.lengths]).to(device).int()
-    coords = torch.stack((token // MEL.patches_per_column, token % MEL.patches_per_column), dim=1)
+    coords = patch_coords(case.lengths, MEL.patches_per_column).to(device)
     starts = cases.cu_seqlens(case.lengths, device)
     return lambda patches: encoder(PackedPatches(patches, coords, starts, max(case.lengths)))
 
 
 def padded_to_longest(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Encode:
-    """The other; padding the patches is part of the work."""
+    """The padded network; padding the patches is part of the work."""
     with device:
         other = padded.Encoder(encoder.config, MEL)
     other.load_state_dict(encoder.state_dict())
@@ -85,7 +84,7 @@ def liger(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Enco
 
 
 def compiled(encoder: AudioEncoder, case: cases.Case, device: torch.device) -> Encode:
-    """Ours through torch.compile: what float8 is to be held against."""
+    """Ours through torch.compile: the baseline of float8."""
     if device.type != "cuda":
         raise harness.NotInstalled("needs a GPU")
     if case.name not in COMPILED_FOR:

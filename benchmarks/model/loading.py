@@ -27,9 +27,10 @@ from torch.utils.data import DataLoader
 from benchmarks import cases, harness
 from slap_fast import ops
 from slap_fast.config import MelConfig, slap_tiny
-from slap_fast.data.builtin.scenes import SoundSet
+from slap_fast.data.builtin.sound_set import SoundSet
+from slap_fast.data.open import open_source
 from slap_fast.data.patches import clip_patches, pack_patches
-from slap_fast.data.source import BuiltinClips, open_source
+from slap_fast.data.sources.builtin import BuiltinClips
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.packed import PackedPatches
 

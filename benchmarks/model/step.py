@@ -26,9 +26,10 @@ from benchmarks.model.step_variants import VARIANTS, StepResult, StepVariant, no
 from slap_fast import losses, ops
 from slap_fast.config import TrainConfig, slap_base, slap_tiny
 from slap_fast.data.augment import mask_indices
-from slap_fast.diagnostics import flops, memory
+from slap_fast.diagnostics import flops
+from slap_fast.diagnostics.memory import estimate_memory
 from slap_fast.models.layers import Segments
-from slap_fast.packed import PackedBatch
+from slap_fast.packed import PackedBatch, starts_of
 from slap_fast.training.state import TrainState
 from slap_fast.training.step import autocast
 
@@ -63,7 +64,7 @@ def make_batch(
     samples.pop()
     rng = np.random.default_rng(number)
     rng.shuffle(samples)
-    starts = torch.tensor([0, *samples]).cumsum(0)
+    starts = starts_of(samples, torch.int64)
     waveform = torch.from_numpy(rng.normal(0, 0.1, int(starts[-1])).astype(np.float32))
     audio = ops.mel_patches(waveform, starts, mel)
     ids = rng.integers(5, config.model.text.vocab_size, len(samples) * TOKENS_PER_CAPTION)
@@ -118,7 +119,7 @@ def bench_step(
     config = dataclasses.replace(config, warmup_steps=0)
     made = [make_batch(config, tokens, number) for number in range(BATCHES)]
     waveforms, starts, batches = ([x.to(device) for x in each] for each in zip(*made, strict=True))
-    work = flops.Work.of(batches[0])  # the others have the same
+    work = flops.StepShape.of(batches[0])  # the others have the same
     wanted = flops.step(config.model, config.loss, work)
     peak, peak_is = peak_flops(device)
     variants = {name: StepVariant(config, device, **VARIANTS[name]) for name in names}
@@ -218,7 +219,7 @@ def _parts(
     state: TrainState,
     batches: list[PackedBatch],
     config: TrainConfig,
-    work: flops.Work,
+    work: flops.StepShape,
     peak: float,
     rounds: int,
 ) -> Iterator[tuple[str, dict[str, float]]]:
@@ -285,11 +286,11 @@ def _cell(value: float | str | None) -> str:
 def default_tokens(config: TrainConfig, device_bytes: float) -> int:
     """Half of what fits beside three models of the same size: whole logits take the rest.
 
-    The estimate is :func:`slap_fast.diagnostics.memory.plan`'s of a device with ``device_bytes``.
+    The estimate is :func:`estimate_memory`'s of a device with ``device_bytes``.
     """
-    alone = memory.plan(config, device_bytes)["fixed_bytes"]
+    alone = estimate_memory(config, device_bytes)["fixed_bytes"]
     models = sum(alone.values()) - alone["reserved"]
-    return memory.plan(config, max(models, device_bytes - 2 * models))["max_tokens"] // 2
+    return estimate_memory(config, max(models, device_bytes - 2 * models))["max_tokens"] // 2
 
 
 def main() -> int:

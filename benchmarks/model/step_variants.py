@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -82,15 +82,8 @@ def chunked_losses(
     }
 
 
-@contextmanager
-def on_reference() -> Iterator[None]:
-    """Inside, operations of the model are the reference's."""
-    known = dict(dispatch.IMPLEMENTATIONS)
-    dispatch.IMPLEMENTATIONS |= {name: ("reference",) for name in ("attention", "map_pool")}
-    try:
-        yield
-    finally:
-        dispatch.IMPLEMENTATIONS |= known
+WITHOUT_KERNELS = {"attention": "torch", "map_pool": "reference"}
+"""What runs the operations of the model where the step is not fused."""
 
 
 class StepResult(NamedTuple):
@@ -161,7 +154,7 @@ class StepVariant:
             last = time_now
 
         peak = harness.Peak(self.state.device)
-        with nullcontext() if self.fused else on_reference(), peak:
+        with nullcontext() if self.fused else dispatch.using(WITHOUT_KERNELS), peak:
             last = now(self.state.device)
             loss = self.step(batch, lap)
         return StepResult(float(loss), laps, peak.bytes)

@@ -55,12 +55,12 @@ def work_of(problem: Problem) -> dict[str, Work]:
 def errors(attend: Attend, want: tuple[Tensor, Tensor], qkv: Tensor, dout: Tensor) -> list[float]:
     """Relative L2 errors of out and of dqkv against the reference; of out alone without a
     backward."""
-    found = [attend(qkv)]
+    results = [attend(qkv)]
     try:
-        found += torch.autograd.grad(found[0], qkv, dout)
+        results += torch.autograd.grad(results[0], qkv, dout)
     except (RuntimeError, NotImplementedError) as error:
         print(f"no backward: {error}", file=sys.stderr)
-    pairs = zip(found, want, strict=False)
+    pairs = zip(results, want, strict=False)
     return [float((a.detach().float() - b).norm() / b.norm()) for a, b in pairs]
 
 
@@ -74,7 +74,7 @@ def reference(problem: Problem, qkv: Tensor, dout: Tensor) -> tuple[Tensor, Tens
         problem.max_seqlen,
         rope=problem.rope,
         window_size=problem.window,
-        impl="reference",
+        impl="torch",
     )
     return out.detach(), torch.autograd.grad(out, exact, dout.float())[0]
 
@@ -101,16 +101,16 @@ def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[
     dout = torch.randn(shape[0], cases.NUM_HEADS, cases.HEAD_DIM, device=device, dtype=dtype)
     want = reference(problem, inputs[0], dout)
     shared = {"case": case.name, "layer": "global" if window == (-1, -1) else "local"}
-    calls, found = {}, {}
+    calls, errors_of = {}, {}
     for name, build in VARIANTS.items():
         try:
             if case.name not in COMPILED_FOR.get(name, (case.name,)):
                 raise harness.NotInstalled("not compiled for this case")
             attend = build(problem)
-            found[name] = errors(attend, want, inputs[0], dout)
-            if not max(found[name]) < TOLERANCE[dtype]:
-                raise RuntimeError(f"wrong, error {max(found[name]):.2g}")
-            backward = len(found[name]) == 2
+            errors_of[name] = errors(attend, want, inputs[0], dout)
+            if not max(errors_of[name]) < TOLERANCE[dtype]:
+                raise RuntimeError(f"wrong, error {max(errors_of[name]):.2g}")
+            backward = len(errors_of[name]) == 2
             calls[name] = harness.directions(attend, inputs, dout, backward=backward)
         except harness.NotInstalled as reason:
             yield {**shared, "variant": name, "note": str(reason)}
@@ -118,7 +118,7 @@ def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[
             if name == "slap-fast":
                 raise
             yield {**shared, "variant": name, "note": f"fails: {harness.first_line(error)}"}
-    assert len(found["slap-fast"]) == 2, "slap-fast has no backward"
+    assert len(errors_of["slap-fast"]) == 2, "slap-fast has no backward"
     for direction, work in work_of(problem).items():
         variants = {name: call[direction] for name, call in calls.items() if direction in call}
         taken = harness.measure(variants, device, rounds=rounds)
@@ -133,7 +133,7 @@ def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[
                 "GB/s": work.moved / ms / 1e6,
                 "of_floor": harness.of_floor(work.floor_ms, ms),
                 "times_ours": ms / taken["slap-fast"]["ms"],
-                "error": max(found[name]),
+                "error": max(errors_of[name]),
             }
 
 

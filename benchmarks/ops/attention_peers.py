@@ -144,9 +144,9 @@ def block_mask(problem: Problem, size: int = 128) -> Any:
     every = (begin >= first[end][:, None]) & (begin + size - 1 <= last[begin][:, None])
     every &= (begin + size <= total)[:, None]
     blocks = []
-    for there in (some & ~every, every):
-        count = there.sum(1, dtype=torch.int32)
-        indices = (~there).int().argsort(dim=1, stable=True).int()
+    for present in (some & ~every, every):
+        count = present.sum(1, dtype=torch.int32)
+        indices = (~present).int().argsort(dim=1, stable=True).int()
         blocks += [count[None, None], indices[None, None]]
     return BlockMask.from_kv_blocks(
         *blocks, BLOCK_SIZE=size, mask_mod=visible, seq_lengths=(total, total)
@@ -179,16 +179,16 @@ def cudnn_ragged(problem: Problem) -> Attend:
 
 
 def padded(problem: Problem) -> Attend:
-    """PyTorch's attention on a batch padded to the longest, as models run that know no packs."""
+    """PyTorch's attention on a batch padded to the longest, as models without packing run it."""
     lengths = torch.tensor(problem.lengths, device=problem.cu_seqlens.device)
     token = torch.arange(problem.max_seqlen, device=lengths.device)
     left, right = (len(token) if side == -1 else side for side in problem.window)
-    apart = token[None] - token[:, None]
+    distance = token[None] - token[:, None]
     inside = token < lengths[:, None]
     # A row of padding sees itself, so that it is not NaN.
-    mask = inside[:, None, :] & (apart >= -left) & (apart <= right) | (apart == 0)
+    mask = inside[:, None, :] & (distance >= -left) & (distance <= right) | (distance == 0)
     if inside.all() and problem.window == (-1, -1):
-        mask = None  # the fast way
+        mask = None  # the fast kernel
     places = inside.flatten().nonzero()[:, 0]
 
     def padded_to_longest(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from benchmarks import harness
 from slap_fast import compilation, losses
 
 SHAPES = {"cuda": (82_000, 768, 50_368), "cpu": (2_048, 128, 8_192)}
-"""Tokens, hidden size and words."""
+"""Tokens, hidden size and vocabulary."""
 CHECKED = 4_096
 """Rows that are compared: in fp32 the logits of all would take 16 GB."""
 IGNORED = -100
@@ -37,7 +37,7 @@ def ours() -> Loss:
 
 
 def ours_compiled() -> Loss:
-    """As a compiled run has it: what happens to a block of logits is a graph, on a GPU alone."""
+    """As a compiled run has it: the work on a chunk of logits is a graph, on a GPU alone."""
     if harness.device().type == "cpu":
         raise harness.NotInstalled("needs a GPU")
     return compilation.compile_for_any_size(losses.caption_loss)
@@ -102,9 +102,9 @@ def rows_of(tokens: int, size: int, words: int, rounds: int) -> Iterator[dict[st
     for name, make in VARIANTS.items():
         try:
             loss = make()
-            found = with_gradients(loss, few, weight, labels[:CHECKED])
+            results = with_gradients(loss, few, weight, labels[:CHECKED])
             errors[name] = max(
-                float((a.float() - b).norm() / b.norm()) for a, b in zip(found, want, strict=True)
+                float((a.float() - b).norm() / b.norm()) for a, b in zip(results, want, strict=True)
             )
             if not errors[name] < TOLERANCE[dtype]:
                 raise RuntimeError(f"wrong, error {errors[name]:.2g}")

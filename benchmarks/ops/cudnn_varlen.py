@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Graph:
-    """One graph over a pack: what it is made of, and the tensors that every run gets."""
+    """One graph over a pack: its nodes, and the tensors that every run is given."""
 
     def __init__(self, cudnn: Any, cu_seqlens: Tensor, longest: int, num_heads: int) -> None:
         types = cudnn.data_type
@@ -28,18 +28,18 @@ class Graph:
             handle=self.handle,
         )
         self.fed: dict[Any, Tensor] = {}
-        self.lengths = self._known(cu_seqlens.diff(), types.INT32)
+        self.lengths = self._input(cu_seqlens.diff(), types.INT32)
 
-    def _known(self, values: Tensor, data_type: Any) -> Any:
-        """int [n] that every run gets."""
+    def _input(self, values: Tensor, data_type: Any) -> Any:
+        """An int [n] that every run is given."""
         ones = [1, 1, 1]
         tensor = self.graph.tensor(dim=[len(values), *ones], stride=[1, *ones], data_type=data_type)
         self.fed[tensor] = values
         return tensor
 
     def layout(self, token: int, width: int) -> dict[str, Any]:
-        """Of a pack [T, H, width] whose tokens are ``token`` elements apart."""
-        offsets = self._known(self.cu_seqlens.long() * token, self.cudnn.data_type.INT64)
+        """The layout of a pack [T, H, width] whose tokens are ``token`` elements apart."""
+        offsets = self._input(self.cu_seqlens.long() * token, self.cudnn.data_type.INT64)
         return {
             "dim": [len(self.cu_seqlens) - 1, self.num_heads, self.longest, width],
             "stride": [self.longest * token, width, token, 1],
@@ -47,14 +47,14 @@ class Graph:
         }
 
     def output(self, tensor: Any, token: int, width: int, data_type: Any) -> None:
-        """Makes a result one that is written, in that layout."""
+        """Marks a result as an output, in that layout."""
         layout = self.layout(token, width)
         tensor.set_output(True).set_dim(layout["dim"]).set_stride(layout["stride"])
         tensor.set_data_type(data_type)
         tensor.set_ragged_offset(layout["ragged_offset"])
 
     def build(self) -> None:
-        """Compiles it; raises what cuDNN says where it has no kernel."""
+        """Compiles the graph; raises cuDNN's error where it has no kernel."""
         self.graph.validate()
         self.graph.build_operation_graph()
         modes = self.cudnn.heur_mode
@@ -108,15 +108,15 @@ class Attention:
         graph = self.backward
         inputs = [graph.graph.tensor(**graph.layout(n * row, head_dim)) for n in (2, 2, 3, 1, 1)]
         inputs.append(graph.graph.tensor(**graph.layout(num_heads, 1), data_type=fp32))
-        slopes = graph.graph.sdpa_backward(
+        gradients = graph.graph.sdpa_backward(
             *inputs,
             max_total_seq_len_q=sum(lengths),
             max_total_seq_len_kv=sum(lengths),
             **options(graph),
         )
-        for slope in slopes:
-            graph.output(slope, row, head_dim, bf16)
-        self.backward_names = [*inputs, *slopes]
+        for gradient in gradients:
+            graph.output(gradient, row, head_dim, bf16)
+        self.backward_names = [*inputs, *gradients]
         for graph in (self.forward, self.backward):
             graph.build()
 
@@ -140,8 +140,8 @@ class _Function(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, stats = ctx.saved_tensors
-        slopes = [torch.empty(q.shape, device=q.device, dtype=q.dtype) for _ in range(3)]
-        tensors = (q, k, v, out, dout.contiguous(), stats, *slopes)
+        gradients = [torch.empty(q.shape, device=q.device, dtype=q.dtype) for _ in range(3)]
+        tensors = (q, k, v, out, dout.contiguous(), stats, *gradients)
         attention = ctx.attention
         attention.backward.run(dict(zip(attention.backward_names, tensors, strict=True)))
-        return *slopes, None
+        return *gradients, None

@@ -26,7 +26,7 @@ SIGLIP = "SigLIP-style head, padded"
 
 
 class PaddedHead(nn.Module):
-    """Keys and values of every token, then attention from one probe: SigLIP's way."""
+    """Keys and values of every token, then attention from one probe, as SigLIP does."""
 
     def __init__(self, head: MAPHead, lengths: list[int]) -> None:
         super().__init__()
@@ -73,10 +73,10 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
 
     batches = [siglip.padded(x.detach()).requires_grad_() for x in inputs]
     want = siglip(batches[0])
-    found = folded(inputs[0])
-    (dx,) = torch.autograd.grad(found, inputs[0], dout)
+    out = folded(inputs[0])
+    (dx,) = torch.autograd.grad(out, inputs[0], dout)
     (dpadded,) = torch.autograd.grad(want, batches[0], dout)
-    error = max(_error(found, want), _error(siglip.padded(dx), dpadded))
+    error = max(_error(out, want), _error(siglip.padded(dx), dpadded))
     if not error < (1e-4 if dtype == torch.float32 else 3e-2):
         raise RuntimeError(f"{case.name}: the two heads differ by {error:.2g}")
     heads = {
@@ -97,10 +97,10 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
             yield row | {"times_ours": ms / taken["slap-fast head"]["ms"], "error": error}
 
 
-def _error(found: Tensor, want: Tensor) -> float:
-    """Relative, of all of a tensor."""
-    found, want = found.detach().float(), want.detach().float()
-    return float((found - want).norm() / want.norm())
+def _error(out: Tensor, want: Tensor) -> float:
+    """Relative L2 error of a tensor."""
+    out, want = out.detach().float(), want.detach().float()
+    return float((out - want).norm() / want.norm())
 
 
 def main() -> int:

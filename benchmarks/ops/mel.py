@@ -19,13 +19,14 @@ from torch import Tensor
 from benchmarks import cases, harness
 from slap_fast import ops
 from slap_fast.config import MelConfig
+from slap_fast.packed import starts_of
 from slap_fast.reference import mel_patches as reference
 
 RATE = 16_000
 SAMPLES_PER_TOKEN = RATE // cases.TOKENS_PER_SECOND
 PRESETS = {name: MelConfig(preset=name, mean=0.0, std=1.0) for name in ("kaldi", "torchaudio")}
-IMPLS = {"cuda": ("triton",), "cpu": ("cpp", "reference")}
-"""The reference takes a second a call on a GPU: 128 frames at a time."""
+IMPLS = {"cuda": ("triton",), "cpu": ("cpp", "torch")}
+"""PyTorch's takes a second a call on a GPU: 128 frames at a time."""
 TOLERANCE = 0.05
 """Of ln(mel), the largest difference between two fp32 pipelines on noise."""
 
@@ -37,12 +38,12 @@ def stft(clips: list[Tensor]) -> list[Tensor]:
     """The torchaudio preset from torch.stft; one batch where all clips are as long."""
     window, filterbank = reference.constants(PRESETS["torchaudio"], torch.float32, clips[0].device)
     equal = len({len(clip) for clip in clips}) == 1
-    found: list[Tensor] = []
+    log_mels: list[Tensor] = []
     for batch in [torch.stack(clips)] if equal else [clip[None] for clip in clips]:
         spectrum = torch.stft(batch, 512, 160, 400, window, return_complex=True)
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
-        found += (power.transpose(1, 2) @ filterbank).clamp_min_(1e-10).log_()
-    return found
+        log_mels += (power.transpose(1, 2) @ filterbank).clamp_min_(1e-10).log_()
+    return log_mels
 
 
 def torchaudio_mel() -> Peer:
@@ -130,22 +131,22 @@ def load(make: Callable[[], Peer], clip: Tensor, preset: str | None) -> Peer:
     """The peer, once it agrees with ours on a clip; raises NotInstalled."""
     try:
         peer = make()
-        found = torch.as_tensor(np.asarray(peer([clip])[0]))
+        log_mel = torch.as_tensor(np.asarray(peer([clip])[0]))
     except Exception as error:  # torchaudio beside another torch raises OSError, for one
         raise harness.NotInstalled(f"{type(error).__name__}: {error}") from error
     if preset is not None:
-        check(found, clip, preset)
+        check(log_mel, clip, preset)
     return peer
 
 
-def check(found: Tensor, clip: Tensor, preset: str) -> None:
+def check(log_mel: Tensor, clip: Tensor, preset: str) -> None:
     """Raises RuntimeError where a log-mel [frames, 64] is not the preset's."""
     config = PRESETS[preset]
     patches = reference.mel_patches(clip.double(), torch.tensor([0, len(clip)]), config)[0]
     grid = patches.view(-1, 4, 16, 16).transpose(1, 2).reshape(-1, 64)
-    error = (found.cpu().double() - grid[: len(found)]).abs().max().item()
-    if len(found) != config.num_frames(len(clip)) or not error < TOLERANCE:
-        raise RuntimeError(f"{preset}: {len(found)} frames differ by {error:.2g}")
+    error = (log_mel.cpu().double() - grid[: len(log_mel)]).abs().max().item()
+    if len(log_mel) != config.num_frames(len(clip)) or not error < TOLERANCE:
+        raise RuntimeError(f"{preset}: {len(log_mel)} frames differ by {error:.2g}")
 
 
 def ours(inputs: list[Tensor], bounds: Tensor, config: MelConfig, impl: str) -> harness.Variant:
@@ -156,16 +157,16 @@ def ours(inputs: list[Tensor], bounds: Tensor, config: MelConfig, impl: str) -> 
 def variants_of(case: cases.Case, rows: list[dict[str, Any]]) -> dict[str, harness.Variant]:
     """What runs the case; peers that do not load become rows that say so."""
     device = harness.device()
-    bounds = torch.tensor([0, *case.lengths]).cumsum(0).to(device) * SAMPLES_PER_TOKEN
+    bounds = starts_of(case.lengths, torch.int64).to(device) * SAMPLES_PER_TOKEN
     waves = [0.1 * torch.randn(int(bounds[-1]), device=device) for _ in range(3)]
-    words = [(wave * 2**15).clamp(-(2**15), 2**15 - 1).to(torch.int16) for wave in waves]
+    int16_waves = [(wave * 2**15).clamp(-(2**15), 2**15 - 1).to(torch.int16) for wave in waves]
     sizes = (bounds.diff()).tolist()
     clips = [wave.split(sizes) for wave in waves]
     variants = {
         f"slap-fast {impl}, {preset}, {kind}": ours(inputs, bounds, config, impl)
         for impl in IMPLS[device.type]
         for preset, config in PRESETS.items()
-        for kind, inputs in (("fp32", waves), ("int16", words))
+        for kind, inputs in (("fp32", waves), ("int16", int16_waves))
     }
     for preset, config in PRESETS.items():
         first = clips[0][0]

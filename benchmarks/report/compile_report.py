@@ -1,9 +1,9 @@
-"""Compiles every kernel for GPUs that are not there: `make compile-report`.
+"""Compiles every kernel for GPUs that this machine lacks: `make compile-report`.
 
 Each file in kernels/ has a ``compile_cases()`` that yields all it can launch. Every case is
-compiled for every target; the report says what the assembler made of it. Exit code 1 when one does
-not compile, when it compiles to something that cannot run, or when a setting that the file's table
-selects for sm_90 spills registers there.
+compiled for every target; the report has the registers and the memory that the assembler gave it.
+Exit code 1 when one does not compile, when it compiles to something that cannot run, or when it
+spills registers on sm_90.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 
 class Row(NamedTuple):
-    """What became of a case on a target."""
+    """The outcome of a case on a target."""
 
     kernel: str
     target: str
     num_warps: int
     num_stages: int
-    selected: bool
     registers: int | None = None
     """Per thread."""
     spilled: int | None = None
@@ -68,7 +67,7 @@ class Row(NamedTuple):
     @property
     def fails(self) -> bool:
         """Does not compile, or spills where it may not."""
-        spills = self.selected and self.target == "sm_90" and bool(self.spilled)
+        spills = self.target == "sm_90" and bool(self.spilled)
         return self.error is not None or spills
 
 
@@ -78,7 +77,7 @@ def _cases_of(module: str) -> list[CompileCase]:
 
 def compile_case(case: CompileCase, target: str) -> Row:
     """Compiles one case for one target; a compile error becomes part of the row."""
-    row = Row(case.name, target, case.num_warps, case.num_stages, case.selected)
+    row = Row(case.name, target, case.num_warps, case.num_stages)
     multiples = {
         (position,): [["tt.divisibility", 16]]
         for position, (name, kind) in enumerate(case.signature.items())
@@ -133,13 +132,12 @@ def _compile(job: tuple[str, int, str]) -> Row:
     return compile_case(_cases_of(module)[number], target)
 
 
-def report(targets: Iterable[str], *, selected_only: bool, jobs: int) -> list[Row]:
+def report(targets: Iterable[str], *, jobs: int) -> list[Row]:
     """Compiles the cases for the targets, ``jobs`` at a time, with a bar on stderr."""
     chosen = [
         (module, number, target)
         for module in MODULES
         for number, case in enumerate(_cases_of(module))
-        if case.selected or not selected_only
         for target in targets
         if case.target in (None, target)
     ]
@@ -150,18 +148,17 @@ def report(targets: Iterable[str], *, selected_only: bool, jobs: int) -> list[Ro
 
 
 def render(rows: list[Row]) -> None:
-    """The rows as a table on stdout, and what is wrong below it."""
+    """The rows as a table on stdout, and the failures below it."""
     table = Table(title=f"{len(rows)} compiled with Triton {triton.__version__}")
     columns = ("kernel", "target", "warps", "stages", "registers", "spilled", "shared", "products")
     for column in columns:
         table.add_column(column, justify="left" if column in ("kernel", "target") else "right")
     for row in rows:
         figures = (row.num_warps, row.num_stages, row.registers, row.spilled, row.shared)
-        mark = "*" if row.selected else ""
         cells = ("" if figure is None else str(figure) for figure in figures)
-        table.add_row(row.kernel + mark, row.target, *cells, row.error or row.products or "")
+        table.add_row(row.kernel, row.target, *cells, row.error or row.products or "")
     Console(width=140).print(table)
-    print("* selected by the kernel's table; spilled: bytes of stack, on gfx942 registers")
+    print("spilled: bytes of stack, on gfx942 registers")
     for row in rows:
         if row.fails:
             print(f"FAILS {row.kernel} {row.target}: {row.error or f'spills {row.spilled} bytes'}")
@@ -171,11 +168,10 @@ def main() -> int:
     """Compiles, prints and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", default=",".join(TARGETS), help="with commas between")
-    parser.add_argument("--selected", action="store_true", help="only what the tables select")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="also write the rows as JSON here")
     options = parser.parse_args()
-    rows = report(options.targets.split(","), selected_only=options.selected, jobs=options.jobs)
+    rows = report(options.targets.split(","), jobs=options.jobs)
     render(rows)
     if options.out:
         machine.write(options.out, machine.record(rows=[row._asdict() for row in rows]))

@@ -212,7 +212,7 @@ def folded(summary: str, body: str) -> str:
 
 
 def main() -> int:
-    """Rewrites README.md and docs/images; with ``--check`` only says what is not as recorded."""
+    """Rewrites README.md and docs/images; with ``--check`` only reports what differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; 1 where it would")
     parser.add_argument("--root", type=Path, default=ROOT, help="of the repository")

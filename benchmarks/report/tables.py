@@ -44,17 +44,17 @@ def columns(names: dict[str, str], **where: Any) -> Callable[[Record], str]:
         for row in rows:
             if row.get("variant") not in ran:
                 absent.setdefault(row["note"].partition(":")[0], {})[row["variant"]] = None
-        told = "; ".join(
+        not_run = "; ".join(
             f"{', '.join(f'`{name}`' for name in variants)}: {why}"
             for why, variants in absent.items()
         )
-        return f"{table}\n\nNot run: {told}." if told else table
+        return f"{table}\n\nNot run: {not_run}." if not_run else table
 
     return render
 
 
 def encoder(record: Record) -> str:
-    """Packed beside padded, and where packing does not pay, in words."""
+    """Packed beside padded, and a line that names the cases where padded is faster."""
     table = columns(
         {"case": "", "variant": "", **MS, "audio_s_per_s": "s of audio per s"}
         | {"times_ours": "x ours"},
@@ -137,7 +137,7 @@ PROMISES = {
 
 
 def reliability(record: Record) -> str:
-    """A row per figure and kind of device; a figure that nobody tried says so."""
+    """A row per figure and kind of device, also for a figure that was not run."""
     rows = []
     for name, promise in PROMISES.items():
         tests = [test for test in record["figures"] if test["figure"] == name]

@@ -1,4 +1,4 @@
-"""What slap-fast set out to reach, and by how much each recorded run meets or misses it.
+"""The targets of slap-fast, and by how much each recorded run meets or misses them.
 
 Times are of one H200; C1 and C2 are packs of benchmarks/cases.py. A target whose benchmark has no
 record, or whose peer did not load, is not run.
@@ -41,8 +41,10 @@ def _values(record: Record, column: str, where: dict[str, Any]) -> list[float]:
     wanted = {
         name: value if isinstance(value, tuple) else (value,) for name, value in where.items()
     }
-    fit = [row for row in record["rows"] if all(row.get(name) in of for name, of in wanted.items())]
-    return [row[column] for row in fit if row.get(column) is not None]
+    matching = [
+        row for row in record["rows"] if all(row.get(name) in of for name, of in wanted.items())
+    ]
+    return [row[column] for row in matching if row.get(column) is not None]
 
 
 def attention(column: str, case: str, layer: str, direction: str, variant: Any = "slap-fast"):
@@ -206,13 +208,13 @@ def verdicts(records: Mapping[str, dict[str, Any]]) -> list[list[str]]:
 
 def _verdict(target: Target, record: dict[str, Any] | None) -> list[str]:
     sign = "at least" if target.at_least else "at most"
-    told = [target.what, f"{sign} {_figure(target.bound)} {target.unit}"]
+    line = [target.what, f"{sign} {_figure(target.bound)} {target.unit}"]
     value = target.value(record) if record else None
     if value is None:
-        return [*told, "", "not run"]
+        return [*line, "", "not run"]
     share = value / target.bound
     met = share >= 1 if target.at_least else share <= 1
-    return [*told, _figure(value), "met" if met else f"missed by {abs(share - 1):.1%}"]
+    return [*line, _figure(value), "met" if met else f"missed by {abs(share - 1):.1%}"]
 
 
 def _figure(value: float) -> str:

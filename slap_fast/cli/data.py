@@ -37,9 +37,9 @@ def check(
     """
     from rich.table import Table
 
-    from slap_fast.data import validate
+    from slap_fast.data.validate import to_json, validate
 
-    report = validate.check(data, split, workers=workers, progress=show_progress(json))
+    report = validate(data, split, workers=workers, progress=show_progress(json))
     table = Table("", "clips", title=f"{report.clips} clips, {report.seconds / 3600:.2f} h")
     for kind, count in report.counts().items():
         table.add_row(kind, str(count), style="red" if count else "dim")
@@ -50,7 +50,7 @@ def check(
         console.print(f"{problem.kind}: {place}{problem.message}", highlight=False)
     if len(report.problems) > MAX_LISTED:
         console.print(f"and {len(report.problems) - MAX_LISTED} more; --json lists them all")
-    emit(validate.to_json(report), json)
+    emit(to_json(report), json)
     return 1 if report.problems else 0
 
 

@@ -33,8 +33,9 @@ def eval(
         json: Print the card as JSON on stdout.
     """
     from slap_fast.atomic_files import write_json
-    from slap_fast.data.source import open_source
-    from slap_fast.evaluation.card import evaluate, render
+    from slap_fast.data.open import open_source
+    from slap_fast.evaluation.card import evaluate
+    from slap_fast.evaluation.table import render
     from slap_fast.inference.slap import DEFAULT_TEMPLATE, Slap
 
     slap = Slap.from_pretrained(model, device=torch_device(device))

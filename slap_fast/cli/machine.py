@@ -35,7 +35,8 @@ def plan(
     from slap_fast.diagnostics import memory
 
     size = memory.memory_of(gpu)
-    estimate = memory.plan(override(load_recipe(config), dict(map(parse_setting, settings))), size)
+    run = override(load_recipe(config), dict(map(parse_setting, settings)))
+    estimate = memory.estimate_memory(run, size)
     memory.render(estimate, make_console(json))
     emit(estimate, json)
     return 0

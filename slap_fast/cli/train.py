@@ -60,8 +60,9 @@ def train(
     from slap_fast.checkpoint.format import read_json
     from slap_fast.config import override
     from slap_fast.data.audio.isolated import IsolatedDecoder
-    from slap_fast.data.source import open_source
-    from slap_fast.evaluation.card import evaluate, render, score
+    from slap_fast.data.open import open_source
+    from slap_fast.evaluation.card import evaluate, score
+    from slap_fast.evaluation.table import render
     from slap_fast.inference.slap import Slap
     from slap_fast.training import loop
     from slap_fast.training.state import begin, describe, restore, stored_config, stored_run

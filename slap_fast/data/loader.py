@@ -6,32 +6,26 @@ the very batches it would have seen.
 
 from __future__ import annotations
 
-import atexit
-import ctypes
-import functools
 import hashlib
 import heapq
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Hashable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from slap_fast import ops
-from slap_fast.config import MelConfig, TrainConfig
-from slap_fast.data.audio.decode import AudioError
+from slap_fast.config import TrainConfig
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.augment import mask_indices, spec_augment
 from slap_fast.data.order import Order
-from slap_fast.data.patches import clip_patches, pack_patches
+from slap_fast.data.patch_cache import PatchCache, decode_patches
+from slap_fast.data.patches import pack_patches
 from slap_fast.data.source import BadClip, ClipSource, bad_clip
 from slap_fast.data.sources.mixture import MixedClips
+from slap_fast.data.workers import worker_loader
 from slap_fast.models.tokenizer import CaptionTokenizer
 from slap_fast.packed import PackedBatch, PackedText
 
@@ -52,8 +46,8 @@ class StepData(NamedTuple):
 class _Clip(NamedTuple):
     patches: Tensor
     caption: str
-    meanings: list[Hashable]
-    """Of all the clip's captions, that of the chosen one first."""
+    caption_keys: list[Hashable]
+    """Of all the clip's captions, that of ``caption`` first."""
     mask: np.ndarray
     warnings: tuple[str, ...]
 
@@ -91,25 +85,25 @@ class TrainSteps(Dataset):
         return self.config.steps
 
     def clips_of(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, index) of the step's clips: one random order after the other, end to end."""
+        """(epoch, index) of the step's clips, drawn from one random order after the other."""
         return self._order.draw(step * self.batch_size, self.batch_size)
 
     def share_of(self, step: int) -> list[tuple[int, int]]:
         """This rank's clips of the step, in the step's order.
 
-        The longest clip left goes to the rank with the fewest seconds: every rank comes to the same
-        split by itself, and the shares of all ranks are the step.
+        The longest clip left goes to the rank with the fewest seconds: every rank computes the same
+        split by itself, and the shares of all ranks together are the step.
         """
         clips = self.clips_of(step)
         seconds = [min(self.source.seconds(i), self.config.data.max_seconds) for _, i in clips]
         loads = [(0.0, rank) for rank in range(self.world_size)]
-        mine = []
-        for place in sorted(range(len(clips)), key=lambda place: -seconds[place]):
+        share = []
+        for position in sorted(range(len(clips)), key=lambda position: -seconds[position]):
             load, rank = heapq.heappop(loads)
-            heapq.heappush(loads, (load + seconds[place], rank))
+            heapq.heappush(loads, (load + seconds[position], rank))
             if rank == self.rank:
-                mine.append(place)
-        return [clips[place] for place in sorted(mine)]
+                share.append(position)
+        return [clips[position] for position in sorted(share)]
 
     def __getitem__(self, step: int) -> StepData:
         clips, bad, share = [], [], self.share_of(step)
@@ -129,8 +123,8 @@ class TrainSteps(Dataset):
         captions = self.source.captions(index)
         caption = captions[rng.integers(len(captions))]
         start, end = _crop(self.source.seconds(index), config.data.max_seconds, rng)
-        kept = self.cache.get(index) if self.cache is not None and end is None else None
-        patches, warnings = kept or _patches(self.source, mel, index, start, end)
+        cached = self.cache.get(index) if self.cache is not None and end is None else None
+        patches, warnings = cached or decode_patches(self.source, mel, index, start, end)
         one = pack_patches([patches], mel)
         augmented = spec_augment(
             one.patches,
@@ -147,16 +141,16 @@ class TrainSteps(Dataset):
         ssl = config.model.ssl
         if config.loss.ssl and rng.random() < ssl.mask_clips:
             mask = mask_indices(one.cu_seqlens, ssl.mask_ratio, rng)
-        meanings = dict.fromkeys(self.source.meaning(index, text) for text in (caption, *captions))
-        return _Clip(augmented, caption, list(meanings), mask, warnings)
+        keys = dict.fromkeys(self.source.caption_key(index, text) for text in (caption, *captions))
+        return _Clip(augmented, caption, list(keys), mask, warnings)
 
     def _batch(self, clips: list[_Clip]) -> PackedBatch:
         clips = sorted(clips, key=lambda clip: len(clip.mask) == 0)
         audio = pack_patches([clip.patches for clip in clips], self.config.model.mel)
         text = PackedText.from_ids(self.tokenizer.encode([clip.caption for clip in clips]))
-        groups = [[_number(meaning) for meaning in clip.meanings] for clip in clips]
-        most = max(map(len, groups))
-        groups = [row + row[:1] * (most - len(row)) for row in groups]
+        groups = [[_number(key) for key in clip.caption_keys] for clip in clips]
+        width = max(map(len, groups))
+        groups = [row + row[:1] * (width - len(row)) for row in groups]
         starts = audio.cu_seqlens.tolist()
         masks = [
             torch.as_tensor(clip.mask) + start for clip, start in zip(clips, starts, strict=False)
@@ -173,17 +167,9 @@ class TrainSteps(Dataset):
         )
 
 
-def _patches(
-    source: ClipSource, mel: MelConfig, index: int, start: float = 0.0, end: float | None = None
-) -> tuple[Tensor, tuple[str, ...]]:
-    """(patches [T, patch_dim], warnings) of a clip or its part. Raises AudioError."""
-    audio = source.audio(index, start, end)
-    return clip_patches(audio.waveform, mel).patches, audio.warnings
-
-
-def _number(meaning: Hashable) -> int:
-    """63 bits that are the same in every process, as Python's own hash of a string is not."""
-    digest = hashlib.blake2b(repr(meaning).encode(), digest_size=8).digest()
+def _number(caption_key: Hashable) -> int:
+    """A hash of 63 bits that is the same in every process, unlike Python's own of a string."""
+    digest = hashlib.blake2b(repr(caption_key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -196,118 +182,24 @@ def _crop(
     return start, start + max_seconds
 
 
-class PatchCache:
-    """Patches of the clips that need no random crop, computed once, in one shared block."""
-
-    def __init__(self, tokens: int, patch_dim: int, *, whole: bool) -> None:
-        """With room for ``tokens`` patches; ``whole``: of all the source's clips."""
-        self.whole = whole
-        # One block: a shared tensor per clip would hold a file descriptor each. Filled in place, as
-        # clips put together at the end are there two or three times.
-        self._patches = torch.empty(tokens, patch_dim).share_memory_()
-        self._used = 0
-        self._spans: dict[int, tuple[int, int, tuple[str, ...]]] = {}
-
-    def add(self, index: int, patches: Tensor, warnings: tuple[str, ...]) -> None:
-        """Keeps a copy of a clip's patches, [T, patch_dim], where there is room for them."""
-        start, end = self._used, self._used + len(patches)
-        if end <= len(self._patches):
-            self._patches[start:end] = patches
-            self._spans[index] = start, end, warnings
-            self._used = end
-
-    def get(self, index: int) -> tuple[Tensor, tuple[str, ...]] | None:
-        """([T, patch_dim] float32, not to be written to; warnings), None for a clip not kept."""
-        if index not in self._spans:
-            return None
-        start, end, warnings = self._spans[index]
-        return self._patches[start:end], warnings
-
-    @classmethod
-    def build(
-        cls, source: ClipSource, config: TrainConfig, workers: int, progress: bool
-    ) -> PatchCache | None:
-        """Decodes the clips of at most ``data.max_seconds``; None when there are none, or when they
-        do not fit ``data.cache_gb``.
-
-        A clip that cannot be decoded is left out: training meets it again, and counts it. So is one
-        that is longer than the source says, where that leaves no room.
-        """
-        mel, data = config.model.mel, config.data
-        if len(source) * mel.num_patches(1) * mel.patch_dim * 4 > data.cache_gb * 1e9:
-            return None
-        seconds = [source.seconds(i) for i in range(len(source))]
-        keep = [i for i, s in enumerate(seconds) if s <= data.max_seconds]
-        tokens = sum(mel.num_patches(round(seconds[i] * mel.sample_rate)) for i in keep)
-        if not 0 < tokens * mel.patch_dim * 4 <= data.cache_gb * 1e9:
-            return None
-        loader = _loader(_Patches(source, mel, keep), workers)
-        bar = tqdm(loader, desc="decoding", unit="clip", disable=not progress)
-        cache = cls(tokens, mel.patch_dim, whole=len(keep) == len(source))
-        for index, found in zip(keep, bar, strict=True):
-            if found is not None:
-                cache.add(index, *found)
-        return cache
-
-
-class _Patches(Dataset):
-    def __init__(self, source: ClipSource, mel: MelConfig, keep: list[int]) -> None:
-        self.source, self.mel, self.keep = source, mel, keep
-
-    def __len__(self) -> int:
-        return len(self.keep)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, tuple[str, ...]] | None:
-        try:
-            return _patches(self.source, self.mel, self.keep[item])
-        except AudioError:
-            return None
-
-
-def _loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
-    """Items one by one, from processes that end when this one does."""
-    ending = multiprocessing.RawValue(ctypes.c_bool)
-    # Before multiprocessing says goodbye to what is still there: SIGTERM, and waits for the end.
-    atexit.register(setattr, ending, "value", True)
-    begin = functools.partial(_begin_worker, ending)
-    return DataLoader(
-        dataset, batch_size=None, num_workers=workers, worker_init_fn=begin, **options
-    )
-
-
-def _begin_worker(ending: Any, _: int) -> None:
-    # Ctrl-C, torchrun and SLURM signal the whole process group; the main process saves, and ends
-    # the workers itself. Where one of them dies, DataLoader raises in the middle of that.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-
-
-def _end_with_the_parent() -> None:
-    # DataLoader's own watch asks for the parent's number, which under forkserver (the default on
-    # Linux from Python 3.14 on) is that of the server, and the server waits for its workers.
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def steps_from(
     data: TrainSteps, first: int, workers: int, device: torch.device | None = None
 ) -> Iterator[StepData]:
-    """The run's steps from ``first`` on, prefetched by ``workers`` processes (0: in this one).
+    """The run's steps from ``first`` on, prefetched by ``workers`` processes (0: by this one).
 
     For a GPU in pinned memory. For a CPU, where all patches are cached, this process makes the
-    steps, as a worker would only copy them through shared memory; a GPU would wait for that.
+    steps: a worker would only copy them through shared memory. A GPU would wait for this process.
     """
     on_gpu = device is not None and device.type == "cuda"
-    if data.cache is not None and data.cache.whole and not on_gpu:
+    if data.cache is not None and data.cache.is_complete and not on_gpu:
         workers = 0
     return iter(
-        _loader(
+        worker_loader(
             data,
             workers,
             sampler=range(first, len(data)),
             pin_memory=on_gpu,
-            # Its own: a start draws from it, and a run is saved with torch's.
+            # Its own: starting draws a number, and torch's generator belongs to the training state.
             generator=torch.Generator(),
         )
     )

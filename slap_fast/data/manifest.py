@@ -1,4 +1,4 @@
-"""Which clips there are and what is said of them: JSONL, CSV, or a folder with captions in it.
+"""Manifests: the clips of a collection and their captions, in JSONL, CSV or a folder.
 
 A row needs ``path`` and ``caption`` (in JSONL also a list of captions); ``label``, ``split``,
 ``start``, ``end`` and ``duration_s`` (seconds) are optional, other columns are ignored. Rows of the
@@ -18,24 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .caf .m4a .mp4 .webm".split()
-)
-
+from slap_fast.data.audio.formats import BY_SUFFIX
 
 MAX_CAPTION = 10_000
-"""Characters; no sentence about a sound is longer."""
+"""Characters; longer text is no caption."""
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; says the file, the line, what was found and expected."""
+    """A manifest that cannot be used; names the file, the line, what was found and expected."""
 
     def __init__(self, message: str, code: str = "E_MANIFEST", line: int = 0) -> None:
         super().__init__(message)
         self.code = code
-        """E_CAPTION_EMPTY, _TYPE, _LONG or _TEXT (no Unicode text); E_MANIFEST: all else."""
+        """E_CAPTION_EMPTY, _TYPE, _LONG or _TEXT (not Unicode); E_PAIR; E_MANIFEST: all else."""
         self.line = line
-        """0: not one line."""
+        """0: no single line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ class Row:
     label: str | None
     """Class, where there is one."""
     split: str | None
-    """train, val, test, or whatever the manifest says."""
+    """train, val, test, or any other name."""
     start: float
     """Where the clip starts in the file, seconds."""
     end: float | None
@@ -57,7 +54,7 @@ class Row:
     seconds: float | None
     """Duration of the file (``duration_s``), where the manifest gives it."""
     line: int
-    """Where in the manifest."""
+    """In the manifest."""
 
 
 def read_manifest(
@@ -71,30 +68,30 @@ def read_manifest(
     """
     path = Path(path)
     if path.is_dir():
-        found, folder = _folder_fields(path), str(path)
+        entries, folder = _folder_fields(path), str(path)
     elif path.suffix.lower() in (".jsonl", ".csv"):
-        found = _csv_fields(path) if path.suffix.lower() == ".csv" else _jsonl_fields(path)
+        entries = _csv_fields(path) if path.suffix.lower() == ".csv" else _jsonl_fields(path)
         folder = str(path.parent)
     else:
         raise ManifestError(f"{path}: expected a folder, or a file that ends in .jsonl or .csv")
-    rows = _merged(folder, found, bad)
+    rows = _merge(folder, entries, bad)
     if not rows and not bad:
         raise ManifestError(f"{path}: found no rows, expected at least one")
     splits = {row.split for row in rows}
     if split is None or splits <= {None}:
         return rows
     if split not in splits:
-        there = ", ".join(sorted(name for name in splits if name is not None))
-        raise ManifestError(f"{path}: found no rows of split {split!r}, there are: {there}")
+        names = ", ".join(sorted(name for name in splits if name is not None))
+        raise ManifestError(f"{path}: found no rows of split {split!r}, there are: {names}")
     return [row for row in rows if row.split == split]
 
 
-Found = Iterator[tuple[Path, int, dict[str, Any] | ManifestError]]
-"""(manifest, line, its fields or why there are none)"""
+Entries = Iterator[tuple[Path, int, dict[str, Any] | ManifestError]]
+"""(manifest, line, the fields of the line or its error)"""
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Bytes that are not UTF-8 come as lone surrogates."""
+    """Yields lines; bytes that are not UTF-8 become lone surrogates."""
     try:
         file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except OSError as error:
@@ -104,7 +101,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _not_utf8(text: str) -> str:
-    """What in a text from :func:`_lines` was not UTF-8; empty where all was."""
+    """The first byte of a text from :func:`_lines` that was not UTF-8; empty where all was."""
     if text.isascii():
         return ""
     try:
@@ -114,15 +111,15 @@ def _not_utf8(text: str) -> str:
     return ""
 
 
-def _jsonl_fields(path: Path) -> Found:
+def _jsonl_fields(path: Path) -> Entries:
     for number, text in enumerate(_lines(path), 1):
         if not text.isspace():
             yield path, number, _object(path, number, text)
 
 
 def _object(path: Path, line: int, text: str) -> dict[str, Any] | ManifestError:
-    if found := _not_utf8(text):
-        return _error(path, line, found, "UTF-8")
+    if byte := _not_utf8(text):
+        return _error(path, line, byte, "UTF-8")
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -132,7 +129,7 @@ def _object(path: Path, line: int, text: str) -> dict[str, Any] | ManifestError:
     return fields
 
 
-def _csv_fields(path: Path) -> Found:
+def _csv_fields(path: Path) -> Entries:
     reader = csv.reader(_lines(path), strict=True)
     header = None
     while True:
@@ -151,8 +148,8 @@ def _csv_fields(path: Path) -> Found:
         line = reader.line_num
         if header is None:
             header = [name.strip() for name in values]
-        elif found := _not_utf8("".join(values)):
-            yield path, line, _error(path, line, found, "UTF-8")
+        elif byte := _not_utf8("".join(values)):
+            yield path, line, _error(path, line, byte, "UTF-8")
         elif values and len(values) != len(header):
             expected = f"the {len(header)} of the header"
             yield path, line, _error(path, line, f"{len(values)} fields", expected)
@@ -160,25 +157,25 @@ def _csv_fields(path: Path) -> Found:
             yield path, line, dict(zip(header, values, strict=True))
 
 
-def _folder_fields(folder: Path) -> Found:
+def _folder_fields(folder: Path) -> Entries:
     for audio in audio_files(folder):
-        notes, text = audio.with_suffix(".json"), audio.with_suffix(".txt")
+        json_file, text_file = audio.with_suffix(".json"), audio.with_suffix(".txt")
         name = str(audio.relative_to(folder))
-        if notes.exists() or text.exists():
-            beside = notes if notes.exists() else text
-            fields = fields_of(beside, "".join(_lines(beside)))
+        if json_file.exists() or text_file.exists():
+            sidecar = json_file if json_file.exists() else text_file
+            fields = fields_of(sidecar, "".join(_lines(sidecar)))
             if not isinstance(fields, ManifestError):
                 fields["path"] = name
-            yield beside, 1, fields
+            yield sidecar, 1, fields
         else:
-            expected = f"expected {text.name} or {notes.name}"
+            expected = f"expected {text_file.name} or {json_file.name}"
             yield audio, 0, ManifestError(f"{audio}: found no captions, {expected}", "E_PAIR")
 
 
 def fields_of(path: Path, text: str) -> dict[str, Any] | ManifestError:
-    """What a .json, or a .txt with a caption per line, says of the audio of the same name.
+    """The fields in the text of a .json, or of a .txt with a caption per line.
 
-    Bytes that are not UTF-8 come as lone surrogates.
+    Lone surrogates in it stand for bytes that are not UTF-8.
     """
     if path.suffix.lower() == ".json":
         return _object(path, 1, text)
@@ -187,7 +184,7 @@ def fields_of(path: Path, text: str) -> dict[str, Any] | ManifestError:
 
 
 def row_of(manifest: Path, line: int, folder: str, fields: dict[str, Any]) -> Row:
-    """The row that a manifest's fields make; raises ManifestError."""
+    """Makes a row of a manifest's fields. Raises ManifestError."""
     for column in ("path", "caption"):
         if column not in fields:
             _fail(manifest, line, f"no {column!r}", f"it among the columns: {', '.join(fields)}")
@@ -255,15 +252,15 @@ def _number(manifest: Path, line: int, fields: dict[str, Any], column: str) -> f
     return number
 
 
-def _merged(folder: str, found: Found, bad: list[ManifestError] | None) -> list[Row]:
+def _merge(folder: str, entries: Entries, bad: list[ManifestError] | None) -> list[Row]:
     clips: dict[tuple, Row] = {}
-    for manifest, line, fields in found:
+    for manifest, line, fields in entries:
         try:
             if isinstance(fields, ManifestError):
                 raise fields
             row = row_of(manifest, line, folder, fields)
             key = fields["path"].strip(), row.start, row.end  # hashing a Path costs ten times more
-            clips[key] = _with(manifest, clips[key], row) if key in clips else row
+            clips[key] = _add_captions(manifest, clips[key], row) if key in clips else row
         except ManifestError as error:
             if bad is None:
                 raise
@@ -271,21 +268,21 @@ def _merged(folder: str, found: Found, bad: list[ManifestError] | None) -> list[
     return list(clips.values())
 
 
-def _with(manifest: Path, first: Row, row: Row) -> Row:
+def _add_captions(manifest: Path, first: Row, row: Row) -> Row:
     """The first row of a clip with the captions of another one added."""
     for column in ("split", "label"):
-        here, there = getattr(row, column), getattr(first, column)
-        if here != there:
-            expected = f"{there!r}, as line {first.line} says of {row.path.name}"
-            _fail(manifest, row.line, f"{column} {here!r}", expected)
+        value, expected = getattr(row, column), getattr(first, column)
+        if value != expected:
+            expected = f"{expected!r}, as line {first.line} says of {row.path.name}"
+            _fail(manifest, row.line, f"{column} {value!r}", expected)
     return replace(first, captions=first.captions + row.captions)
 
 
 def _error(
     manifest: Path, line: int, found: str, expected: str, code: str = "E_MANIFEST"
 ) -> ManifestError:
-    said = " ".join(f"found {found}, expected {expected}".split())  # names may hold line ends
-    return ManifestError(f"{manifest}, line {line}: {said}", code, line)
+    message = " ".join(f"found {found}, expected {expected}".split())  # values may hold newlines
+    return ManifestError(f"{manifest}, line {line}: {message}", code, line)
 
 
 def _fail(
@@ -299,4 +296,4 @@ def audio_files(path: str | os.PathLike) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         return [path]
-    return sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    return sorted(p for p in path.rglob("*") if p.suffix.lower() in BY_SUFFIX)

@@ -1,4 +1,4 @@
-"""Which clip comes at which position of a run: computed, never stored.
+"""Which clip comes at which position of a run: computed, not stored.
 
 Every pass over a source is a permutation of its clips under a key made of the seed, the source and
 the pass. It is a Feistel network over a grid of about sqrt(n) by sqrt(n) places, walked on where it
@@ -67,24 +67,25 @@ class Order:
         self.bases = np.cumsum([0, *sizes])
         source = np.repeat(np.arange(len(sizes)), slots)
         number = np.concatenate([np.arange(n) for n in slots])
-        evenly = np.argsort((number + 0.5) / self.slots[source], kind="stable")
-        self._source, self._number = source[evenly], number[evenly]
+        order = np.argsort((number + 0.5) / self.slots[source], kind="stable")
+        self._source, self._number = source[order], number[order]
 
     def draw(self, first: int, count: int) -> list[tuple[int, int]]:
         """(pass, index) of the draws ``first .. first + count - 1``."""
-        turn, slot = np.divmod(np.arange(first, first + count), SLOTS)
+        cycle, slot = np.divmod(np.arange(first, first + count), SLOTS)
         source = self._source[slot]
-        nth = turn * self.slots[source] + self._number[slot]
-        lap, place = np.divmod(nth, np.array(self.sizes)[source])
+        nth = cycle * self.slots[source] + self._number[slot]
+        epoch, position = np.divmod(nth, np.array(self.sizes)[source])
         index = np.empty(count, dtype=np.int64)
-        for s, p in set(zip(source.tolist(), lap.tolist(), strict=True)):
-            here = (source == s) & (lap == p)
-            index[here] = self.bases[s] + permute(place[here], self.sizes[s], (self.seed, s, p))
-        return list(zip(lap.tolist(), index.tolist(), strict=True))
+        for s, e in set(zip(source.tolist(), epoch.tolist(), strict=True)):
+            chosen = (source == s) & (epoch == e)
+            own = permute(position[chosen], self.sizes[s], (self.seed, s, e))
+            index[chosen] = self.bases[s] + own
+        return list(zip(epoch.tolist(), index.tolist(), strict=True))
 
 
 def _apportion(weights: Sequence[float]) -> list[int]:
-    """SLOTS whole slots in proportion to the weights: the largest remainders are rounded up."""
+    """SLOTS slots in proportion to the weights: the largest remainders are rounded up."""
     exact = np.array(weights, dtype=float) * (SLOTS / math.fsum(weights))
     slots = np.floor(exact).astype(int)
     for k in np.argsort(slots - exact, kind="stable")[: SLOTS - slots.sum()]:

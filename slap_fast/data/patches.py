@@ -9,7 +9,7 @@ import torch
 
 from slap_fast import ops
 from slap_fast.config import MelConfig
-from slap_fast.packed import PackedPatches
+from slap_fast.packed import PackedPatches, patch_coords, starts_of
 
 
 def clip_patches(waveform: np.ndarray, mel: MelConfig) -> PackedPatches:
@@ -20,10 +20,7 @@ def clip_patches(waveform: np.ndarray, mel: MelConfig) -> PackedPatches:
 
 def pack_patches(clips: Sequence[torch.Tensor], mel: MelConfig) -> PackedPatches:
     """Clips [T_i, patch_dim], each whole columns, end to end."""
-    lengths = torch.tensor([0, *map(len, clips)])
-    starts = lengths.cumsum(0)
-    token = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(lengths[1:])
-    bands = mel.patches_per_column
-    coords = torch.stack([token // bands, token % bands], dim=1).int()
+    lengths = list(map(len, clips))
     patches = torch.cat(list(clips)) if clips else torch.zeros(0, mel.patch_dim)
-    return PackedPatches(patches, coords, starts.int(), int(lengths.max()))
+    coords = patch_coords(lengths, mel.patches_per_column)
+    return PackedPatches(patches, coords, starts_of(lengths), max(lengths, default=0))

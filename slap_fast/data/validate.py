@@ -1,4 +1,4 @@
-"""What is wrong with a manifest, a folder or shards, item by item, before anyone trains on it."""
+"""Validation of a manifest, a folder or shards, clip by clip, before training on it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from slap_fast.atomic_files import file_sha256
-from slap_fast.data.audio.containers import AudioError
 from slap_fast.data.audio.decode import Inspection
 from slap_fast.data.audio.isolated import IsolatedDecoder
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.manifest import ManifestError, Row, read_manifest
-from slap_fast.data.shards.index import INDEX, ROWS, ShardClips, read_index
+from slap_fast.data.shards.index import INDEX, ROWS, read_index
+from slap_fast.data.sources.shards import ShardClips
 
 KINDS = {
     "E_MISSING": "missing",
@@ -33,13 +34,13 @@ KINDS = {
     "E_MANIFEST": "bad row",
     "E_SHARD": "bad shard",
 }
-"""By the start of a code; any other is "corrupt"."""
+"""Kind of a problem by the start of its code; any other is "corrupt"."""
 NOTES = ("W_CROPPED", "W_EXT_MISMATCH")
-"""Warnings that are nothing to repair."""
+"""Warnings that need no repair."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong."""
+    """One fault."""
 
     kind: str
     """A value of KINDS, or "corrupt"."""
@@ -49,42 +50,42 @@ class Problem(NamedTuple):
     name: str
     """The file, the shard, or the clip in a shard."""
     line: int
-    """In the manifest; 0: no line of one."""
+    """In the manifest; 0: none."""
     message: str
     """One line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a check found."""
+    """The result of a validation."""
 
     clips: int
-    """Looked at."""
+    """Number of clips."""
     seconds: float
     """Of audio that decodes."""
     problems: list[Problem]
     notes: Counter[str]
-    """Warnings that are nothing to repair, by code."""
+    """Warnings that need no repair, by code."""
 
     def counts(self) -> dict[str, int]:
         """Problems of each kind, "corrupt" last."""
-        found = Counter(problem.kind for problem in self.problems)
-        return {kind: found[kind] for kind in dict.fromkeys([*KINDS.values(), "corrupt"])}
+        counts = Counter(problem.kind for problem in self.problems)
+        return {kind: counts[kind] for kind in dict.fromkeys([*KINDS.values(), "corrupt"])}
 
 
 class _Clip(NamedTuple):
     name: str
     row: Row | None
-    """None where a shard does not give it."""
-    found: Inspection | AudioError
+    """None where it cannot be read from its shard."""
+    result: Inspection | AudioError
 
 
-def check(
+def validate(
     data: str | Path, split: str | None = None, *, workers: int = 2, progress: bool = False
 ) -> Report:
-    """Decodes everything, in ``workers`` processes of their own, and looks at the captions.
+    """Decodes every clip, in ``workers`` processes of their own, and validates the captions.
 
-    Raises ManifestError or ShardError where there is no list of clips to go by.
+    Raises ManifestError or ShardError where the manifest or the index as a whole cannot be read.
     """
     data = Path(data)
     problems: list[Problem] = []
@@ -97,36 +98,36 @@ def check(
         rows = read_manifest(data, split, bad=bad)
         problems += [_problem(error.code, str(data), error.line, str(error)) for error in bad]
         clips = _in_order(len(rows), _FileReader(rows), workers, progress)
-    seen: dict[str, _Clip] = {}
+    firsts: dict[str, _Clip] = {}
     count, seconds, notes = 0, 0.0, Counter[str]()
     for clip in clips:
         count += 1
         if clip.row is not None:
             problems += _bad_captions(clip.name, clip.row)
         line = 0 if clip.row is None else clip.row.line
-        if isinstance(clip.found, AudioError):
-            problems.append(_problem(clip.found.code, clip.name, line, str(clip.found)))
+        if isinstance(clip.result, AudioError):
+            problems.append(_problem(clip.result.code, clip.name, line, str(clip.result)))
             continue
-        seconds += clip.found.seconds
-        notes.update(code for code in clip.found.warnings if code in NOTES)
-        for code in clip.found.warnings:
+        seconds += clip.result.seconds
+        notes.update(code for code in clip.result.warnings if code in NOTES)
+        for code in clip.result.warnings:
             if code not in NOTES:
-                problems.append(_problem(code, clip.name, line, f"{clip.name}: {_MEANS[code]}"))
-        first = seen.setdefault(clip.found.digest, clip)
-        if first is not clip and "W_SILENT" not in clip.found.warnings:
-            message = f"{_place(clip)}: has the same audio as {_place(first)}"
+                problems.append(_problem(code, clip.name, line, f"{clip.name}: {_MESSAGES[code]}"))
+        first = firsts.setdefault(clip.result.digest, clip)
+        if first is not clip and "W_SILENT" not in clip.result.warnings:
+            message = f"{_name_and_split(clip)}: has the same audio as {_name_and_split(first)}"
             problems.append(_problem("E_DUPLICATE", clip.name, line, message))
     return Report(count, seconds, problems, notes)
 
 
-_MEANS = {
+_MESSAGES = {
     "W_SILENT": "all samples are equal",
     "W_CORRUPT": "parts of the file are damaged, the decoder leaves them out",
     "W_TRUNCATED": "the file has no last page",
 }
 
 
-def _place(clip: _Clip) -> str:
+def _name_and_split(clip: _Clip) -> str:
     split = clip.row.split if clip.row is not None else None
     return clip.name if split is None else f"{clip.name} (split {split})"
 
@@ -157,22 +158,22 @@ class _FileReader:
     def __call__(self, index: int, decoder: IsolatedDecoder) -> _Clip:
         row = self.rows[index]
         try:
-            found = decoder.inspect(row.path, start=row.start, end=row.end)
+            result = decoder.inspect(row.path, start=row.start, end=row.end)
         except AudioError as error:
-            return _Clip(str(row.path), row, error)
-        return _Clip(str(row.path), row, found)
+            result = error
+        return _Clip(str(row.path), row, result)
 
 
 class _ShardReader:
-    """Clips of shards; each thread has a source of its own, as one keeps the clip it read last."""
+    """Clips of shards; each thread has a source of its own, as a source keeps its last clip."""
 
     def __init__(self, source: ShardClips) -> None:
-        self._source, self._own = source, threading.local()
+        self._source, self._local = source, threading.local()
 
     def __call__(self, index: int, decoder: IsolatedDecoder) -> _Clip:
-        if not hasattr(self._own, "source"):
-            self._own.source = copy.copy(self._source)
-        source, row = self._own.source, None
+        if not hasattr(self._local, "source"):
+            self._local.source = copy.copy(self._source)
+        source, row = self._local.source, None
         name = source.name(index)
         try:
             audio, row = source.clip(index)
@@ -184,14 +185,14 @@ class _ShardReader:
 def _in_order(
     count: int, read: Callable[[int, IsolatedDecoder], _Clip], workers: int, progress: bool
 ) -> Iterator[_Clip]:
-    """What ``read`` finds of each clip, read by ``workers`` threads with a process each."""
-    own, decoders = threading.local(), []
+    """Yields the clips, read by ``workers`` threads with a decoder's process each."""
+    local, decoders = threading.local(), []
 
     def work(index: int) -> _Clip:
-        if not hasattr(own, "decoder"):
-            own.decoder = IsolatedDecoder()
-            decoders.append(own.decoder)
-        return read(index, own.decoder)
+        if not hasattr(local, "decoder"):
+            local.decoder = IsolatedDecoder()
+            decoders.append(local.decoder)
+        return read(index, local.decoder)
 
     bar = tqdm(total=count, desc="checking", unit="clip", disable=not progress)
     try:
@@ -205,7 +206,7 @@ def _in_order(
 
 
 def _bad_shards(folder: Path, progress: bool) -> Iterator[Problem]:
-    """Files of the set that are not what the index says, to the last byte."""
+    """Files whose size or hash differs from the index."""
     index = read_index(folder)
     expected = [(ROWS, None, index.rows_sha256)]
     expected += [(shard.name, shard.bytes, shard.sha256) for shard in index.shards]

@@ -24,11 +24,13 @@ from slap_fast.atomic_files import write_json
 from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.console import emit, make_console, show_progress
 from slap_fast.data.builtin.scenes import LABELS
+from slap_fast.data.open import open_source
 from slap_fast.data.patches import clip_patches
-from slap_fast.data.source import BuiltinClips, open_source
+from slap_fast.data.sources.builtin import BuiltinClips
 from slap_fast.demo.content import Promise, ReportClip, ReportQuery
 from slap_fast.demo.report import write_report
-from slap_fast.evaluation.card import evaluate, render
+from slap_fast.evaluation.card import evaluate
+from slap_fast.evaluation.table import render
 from slap_fast.inference.slap import Slap
 from slap_fast.training.loop import train
 from slap_fast.training.state import begin, describe

@@ -1,4 +1,4 @@
-"""What this machine has, what runs on it, and what to do about the rest."""
+"""What is installed on this machine, what runs on it, and how to get the rest."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ COMPILER = {
 }
 
 
-class Row(TypedDict):
-    """One line of the report."""
+class Component(TypedDict):
+    """A part of the installation: a package, a device, an operation."""
 
     name: str
     found: str
@@ -35,7 +35,7 @@ class Row(TypedDict):
     status: Status
     """``missing``: needed, and it fails the report. ``optional``: absent or unfit, not needed."""
     todo: str
-    """What to do about it, or what its absence means; empty when there is nothing to do."""
+    """The remedy, or what its absence means; empty when there is nothing to do."""
 
 
 class Parity(TypedDict):
@@ -55,7 +55,7 @@ class Report(TypedDict):
     """Plain JSON values."""
 
     ok: bool
-    rows: list[Row]
+    rows: list[Component]
     parity: list[Parity] | None
     """None until :func:`parity` is asked for; empty where everything runs the reference."""
 
@@ -94,42 +94,45 @@ PACKAGES = (
 
 
 def report() -> Report:
-    """Looks at the interpreter, the packages, the extension, the devices and the operations.
+    """Examines the interpreter, the packages, the extension, the devices and the operations.
 
-    Nothing that is broken raises: it becomes a row.
+    Nothing that is broken raises: it becomes a component that is missing.
     """
-    rows = [
-        _row("Python", platform.python_version(), sys.version_info >= (3, 10), "Python >= 3.10"),
+    components = [
+        _component(
+            "Python", platform.python_version(), sys.version_info >= (3, 10), "Python >= 3.10"
+        ),
         *(_package(package) for package in PACKAGES),
         _extension(),
         *_gpus(),
         _tokenizer(),
         *_operations(),
     ]
-    return {"ok": all(row["status"] != "missing" for row in rows), "rows": rows, "parity": None}
+    ok = all(component["status"] != "missing" for component in components)
+    return {"ok": ok, "rows": components, "parity": None}
 
 
 def parity(report: Report) -> Report:
-    """The report with the figures of :mod:`slap_fast.diagnostics.parity` on the best device."""
+    """Adds to the report the figures of :mod:`slap_fast.diagnostics.parity` on the best device."""
     import torch
 
     from slap_fast.diagnostics import parity
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows: list[Parity] = [
+    figures: list[Parity] = [
         {
-            "operation": row.op,
-            "runs": row.impl,
-            "case": row.case,
-            "figure": row.check.name,
-            "found": row.check.found,
-            "allowed": row.check.allowed,
-            "status": "ok" if row.check.passed else "wrong",
+            "operation": figure.op,
+            "runs": figure.impl,
+            "case": figure.case,
+            "figure": figure.figure.name,
+            "found": figure.figure.value,
+            "allowed": figure.figure.allowed,
+            "status": "ok" if figure.figure.passed else "wrong",
         }
-        for row in parity.run(device)
+        for figure in parity.run(device)
     ]
-    ok = report["ok"] and all(row["status"] == "ok" for row in rows)
-    return {**report, "ok": ok, "parity": rows}
+    ok = report["ok"] and all(figure["status"] == "ok" for figure in figures)
+    return {**report, "ok": ok, "parity": figures}
 
 
 def exit_code(report: Report) -> int:
@@ -138,7 +141,7 @@ def exit_code(report: Report) -> int:
 
 
 def render(report: Report) -> None:
-    """Prints the report as a table, and below it what to do, on stderr: stdout is for results."""
+    """Prints the report as a table, and the remedies below it, on stderr: stdout is for results."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -146,44 +149,46 @@ def render(report: Report) -> None:
     colours = {"ok": "green", "missing": "red", "optional": "yellow"}
     console = Console(stderr=True)
     table = Table("", "found", "status")
-    for row in report["rows"]:
-        status = Text(row["status"], colours[row["status"]])
-        table.add_row(row["name"], Text(row["found"]), status)
+    for component in report["rows"]:
+        status = Text(component["status"], colours[component["status"]])
+        table.add_row(component["name"], Text(component["found"]), status)
     console.print(table)
-    for row in report["rows"]:
-        if row["todo"]:
+    for component in report["rows"]:
+        if component["todo"]:
             # Not wrapped, so that a command can be copied whole.
-            console.print(Text(f"{row['name']}: {row['todo']}"), soft_wrap=True)
+            console.print(Text(f"{component['name']}: {component['todo']}"), soft_wrap=True)
     if report["parity"] is not None:
         _render_parity(report["parity"], console)
 
 
-def _render_parity(rows: list[Parity], console: Console) -> None:
+def _render_parity(figures: list[Parity], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    if not rows:
+    if not figures:
         console.print("Nothing to compare: everything runs the reference here.")
         return
     table = Table("operation", "runs", "case", "figure", title="against the reference in fp64")
     for name in ("found", "allowed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
-    for row in rows:
-        words = (row["operation"], row["runs"], row["case"], row["figure"])
-        figures = (f"{row['found']:.2g}", f"{row['allowed']:.2g}")
-        status = Text(row["status"], "green" if row["status"] == "ok" else "red")
-        table.add_row(*words, *figures, status)
+    for figure in figures:
+        names = (figure["operation"], figure["runs"], figure["case"], figure["figure"])
+        numbers = (f"{figure['found']:.2g}", f"{figure['allowed']:.2g}")
+        status = Text(figure["status"], "green" if figure["status"] == "ok" else "red")
+        table.add_row(*names, *numbers, status)
     console.print(table)
-    wrong = sorted({row["operation"] for row in rows if row["status"] == "wrong"})
+    wrong = sorted({figure["operation"] for figure in figures if figure["status"] == "wrong"})
     for operation in wrong:
         todo = "wrong here: please report it with this table, and use impl='reference'"
         console.print(Text(f"{operation}: {todo}"), soft_wrap=True)
     if not wrong:
-        console.print(f"All {len(rows)} figures are within what rounding allows.")
+        console.print(f"All {len(figures)} figures are within what rounding allows.")
 
 
-def _row(name: str, found: str, ok: bool, todo: str, otherwise: Status = "missing") -> Row:
+def _component(
+    name: str, found: str, ok: bool, todo: str, otherwise: Status = "missing"
+) -> Component:
     return {
         "name": name,
         "found": found,
@@ -192,27 +197,29 @@ def _row(name: str, found: str, ok: bool, todo: str, otherwise: Status = "missin
     }
 
 
-def _package(package: Package) -> Row:
+def _package(package: Package) -> Component:
     needed = package.extra is None and (package.name != "triton" or sys.platform == "linux")
-    wanted = f"'{package.name}>={package.minimum}'"
+    requirement = f"'{package.name}>={package.minimum}'"
     if package.extra:
-        todo = f"pip install {wanted} for {package.purpose}"
+        todo = f"pip install {requirement} for {package.purpose}"
     elif needed:
-        todo = f"pip install {wanted}"
+        todo = f"pip install {requirement}"
     else:
         todo = "only on Linux; the reference runs"
     otherwise: Status = "missing" if needed else "optional"
     try:
         import_module(package.module)
-        found = version(package.name)
-    except Exception as error:  # a package that is there but broken raises anything, OSError too
-        return _row(package.name, _why(error, package.module), False, todo, otherwise)
-    if _numbers(found) < _numbers(package.minimum):
-        return _row(package.name, f"{found}, too old", False, todo, otherwise)
-    return _row(package.name, found, True, "")
+        installed = version(package.name)
+    except Exception as error:  # a broken package raises anything, OSError too
+        return _component(
+            package.name, _load_failure(error, package.module), False, todo, otherwise
+        )
+    if _numbers(installed) < _numbers(package.minimum):
+        return _component(package.name, f"{installed}, too old", False, todo, otherwise)
+    return _component(package.name, installed, True, "")
 
 
-def _why(error: Exception, module: str) -> str:
+def _load_failure(error: Exception, module: str) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == module:
         return "not installed"
     text = str(error).strip().split("\n")[0]
@@ -224,16 +231,16 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in release.group().split(".")) if release else ()
 
 
-def _extension() -> Row:
+def _extension() -> Component:
     try:
         path = import_module("slap_fast._C").__file__
-        return _row("slap_fast._C", f"built: {Path(str(path)).name}", True, "")
+        return _component("slap_fast._C", f"built: {Path(str(path)).name}", True, "")
     except ImportError as error:
-        found = _why(error, "slap_fast._C")
+        found = _load_failure(error, "slap_fast._C")
     if found == "not installed":
         found = _why_not_built()
     todo = f"the slower reference runs; for C++: {COMPILER.get(platform.system(), 'a compiler')}"
-    return _row("slap_fast._C", found, False, f"{todo}; then {REBUILD}", "optional")
+    return _component("slap_fast._C", found, False, f"{todo}; then {REBUILD}", "optional")
 
 
 def _why_not_built() -> str:
@@ -245,10 +252,10 @@ def _why_not_built() -> str:
         return f"not built: no C++ compiler ({configured.split()[0]})"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "not built: no Python headers (Python.h)"
-    return f"not built: pip install -v shows why ({configured.split()[0]} is there)"
+    return f"not built: pip install -v shows why ({configured.split()[0]} exists)"
 
 
-def _gpus() -> list[Row]:
+def _gpus() -> list[Component]:
     name, cpu = "GPU", "not needed: everything runs on the CPU"
     try:
         import torch
@@ -256,32 +263,34 @@ def _gpus() -> list[Row]:
         if not torch.cuda.is_available():
             built = torch.version.cuda or torch.version.hip
             found = "none" if built else "none: this torch is a CPU build"
-            return [_row(name, found, False, cpu, "optional")]
+            return [_component(name, found, False, cpu, "optional")]
         return [
             _gpu(f"{name} {i}", torch.cuda.get_device_properties(i))
             for i in range(torch.cuda.device_count())
         ]
     except Exception as error:
-        return [_row(name, _why(error, "torch"), False, cpu, "optional")]
+        return [_component(name, _load_failure(error, "torch"), False, cpu, "optional")]
 
 
-def _gpu(name: str, device: torch.cuda._CudaDeviceProperties) -> Row:
+def _gpu(name: str, device: torch.cuda._CudaDeviceProperties) -> Component:
     gib = device.total_memory / 2**30
     found = f"{device.name}, capability {device.major}.{device.minor}, {gib:.0f} GiB"
-    return _row(name, found, device.major >= 8, "the kernels need capability 8.0", "optional")
+    return _component(name, found, device.major >= 8, "the kernels need capability 8.0", "optional")
 
 
-def _tokenizer() -> Row:
+def _tokenizer() -> Component:
     try:
         from slap_fast.models.tokenizer import CaptionTokenizer
 
         found = f"{CaptionTokenizer.load(None, max_tokens=256).vocab_size} tokens"
-        return _row("tokenizer", found, True, "")
+        return _component("tokenizer", found, True, "")
     except Exception as error:
-        return _row("tokenizer", _why(error, ""), False, f"reinstall slap-fast: {REBUILD}")
+        return _component(
+            "tokenizer", _load_failure(error, ""), False, f"reinstall slap-fast: {REBUILD}"
+        )
 
 
-def _operations() -> list[Row]:
+def _operations() -> list[Component]:
     try:
         import torch
 
@@ -289,6 +298,10 @@ def _operations() -> list[Row]:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         chosen = which(device=device)
-        return [_row(f"ops.{op}", f"{runs} ({device})", True, "") for op, runs in chosen.items()]
+        return [
+            _component(f"ops.{op}", f"{runs} ({device})", True, "") for op, runs in chosen.items()
+        ]
     except Exception as error:
-        return [_row("ops", _why(error, ""), False, f"reinstall slap-fast: {REBUILD}")]
+        return [
+            _component("ops", _load_failure(error, ""), False, f"reinstall slap-fast: {REBUILD}")
+        ]

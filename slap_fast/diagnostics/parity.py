@@ -1,6 +1,7 @@
 """Whether what runs on a device agrees with the reference: ``slap-fast doctor --parity``.
 
-``checks`` holds the one tolerance rule of the project, which the tests use too.
+The references of :mod:`slap_fast.reference` in fp64 are the truth. :func:`compare` holds the one
+tolerance rule of the project, which the tests use too.
 """
 
 from __future__ import annotations
@@ -27,36 +28,36 @@ in 80,000 draws of 128 products, summed in two orders, up to 6.2."""
 NUM_HEADS, NUM_HEADS_KV, HEAD_DIM, HIDDEN_SIZE = 4, 2, 64, 192
 
 
-class Check(NamedTuple):
-    """One figure beside what it may be."""
+class Figure(NamedTuple):
+    """An error beside the largest one allowed."""
 
     name: str
-    found: float
+    value: float
     allowed: float
 
     @property
     def passed(self) -> bool:
         """A NaN fails."""
-        return self.found <= self.allowed
+        return self.value <= self.allowed
 
 
-class Row(NamedTuple):
-    """One result of one operation."""
+class Comparison(NamedTuple):
+    """One figure of one result of an implementation."""
 
     op: str
     impl: str
     case: str
-    check: Check
+    figure: Figure
 
 
-def checks(
+def compare(
     actual: Tensor,
     eager: Tensor,
     truth: Tensor,
     *,
     operands: Sequence[Tensor],
     gradient: bool = False,
-) -> list[Check]:
+) -> list[Figure]:
     """Whether ``actual`` is as close to the fp64 ``truth`` as eager PyTorch in the same dtype.
 
     fp32: the L2 error is at most 1e-6 (gradients 1e-5) of the truth's norm, or twice eager's error.
@@ -78,7 +79,7 @@ def checks(
     assert actual.shape == eager.shape == truth.shape
     finite = truth.isfinite()
     differ = (actual.double()[~finite] != truth[~finite]).sum().item()
-    infinite = Check("infinite entries that differ", differ, 0)
+    infinite = Figure("infinite entries that differ", differ, 0)
     truth = truth[finite]
     if truth.numel() == 0:
         return [infinite]
@@ -92,23 +93,23 @@ def checks(
         share = 1e-5 if gradient else 1e-6
         floor = rounding * math.sqrt(truth.numel())
         bound = max(share * truth.norm().item(), 2 * eager_error.norm().item(), floor)
-        return [infinite, Check("L2 error", error.norm().item(), bound)]
+        return [infinite, Figure("L2 error", error.norm().item(), bound)]
     ulp = torch.finfo(actual.dtype).eps
     mean = max(1.1 * eager_error.mean().item(), ulp * truth.abs().mean().item(), rounding)
     largest = max(2 * eager_error.max().item(), ulp * truth.abs().max().item(), rounding)
     return [
         infinite,
-        Check("mean error", error.mean().item(), mean),
-        Check("largest error", error.max().item(), largest),
+        Figure("mean error", error.mean().item(), mean),
+        Figure("largest error", error.max().item(), largest),
     ]
 
 
-def run(device: torch.device) -> Iterator[Row]:
-    """What runs by default on the device, against the reference, in under a minute.
+def run(device: torch.device) -> Iterator[Comparison]:
+    """What runs by default on the device, against the reference in fp64, in under a minute.
 
-    An operation that runs the reference itself has nothing to compare and no row. On a CPU with
-    TRITON_INTERPRET=1 the Triton kernels run too, interpreted: that says they compute the right
-    thing, and nothing of a GPU.
+    An operation that runs the reference itself has no comparison. On a CPU with TRITON_INTERPRET=1
+    the Triton kernels run too, interpreted: that shows that they compute the right thing, and
+    nothing of a GPU.
     """
     dtypes = [torch.float32]
     if device.type == "cuda":
@@ -130,7 +131,7 @@ def _compared_impls(op: str, device: torch.device, dtype: torch.dtype) -> list[s
     return [impl for impl in (chosen, *interpreted) if impl != "reference"]
 
 
-def _told(impl: str, device: torch.device) -> str:
+def _label(impl: str, device: torch.device) -> str:
     return "triton, interpreted" if (impl, device.type) == ("triton", "cpu") else impl
 
 
@@ -138,7 +139,7 @@ def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-def _word(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -148,7 +149,7 @@ def _random(generator: torch.Generator, device: torch.device, *shape: int) -> Te
 
 def _attention(
     impl: str, device: torch.device, dtype: torch.dtype, generator: torch.Generator
-) -> Iterator[Row]:
+) -> Iterator[Comparison]:
     lengths = LENGTHS if device.type == "cuda" else LENGTHS_INTERPRETED
     starts, total = _starts(lengths, device), sum(lengths)
     dout = _random(generator, device, total, NUM_HEADS, HEAD_DIM).to(dtype)
@@ -172,13 +173,13 @@ def _attention(
             )
 
         operands = {"out": (v,), "gradient": (dout, v, k, q)}
-        case = f"{name}, {_word(dtype)}"
+        case = f"{name}, {_dtype_name(dtype)}"
         yield from _compared("attention", impl, case, attend, qkv, dout, operands)
 
 
 def _map_pool(
     impl: str, device: torch.device, dtype: torch.dtype, generator: torch.Generator
-) -> Iterator[Row]:
+) -> Iterator[Comparison]:
     lengths = LENGTHS if device.type == "cuda" else LENGTHS_INTERPRETED
     x = _random(generator, device, sum(lengths), HIDDEN_SIZE).to(dtype)
     weight = _random(generator, device, NUM_HEADS, HIDDEN_SIZE).to(dtype) * HIDDEN_SIZE**-0.5
@@ -189,7 +190,7 @@ def _map_pool(
         return ops.map_pool(x, weight.to(x.dtype), starts, impl=impl)
 
     operands = {"out": (x,), "gradient": (dout, x, weight)}
-    yield from _compared("map_pool", impl, _word(dtype), pool, x, dout, operands)
+    yield from _compared("map_pool", impl, _dtype_name(dtype), pool, x, dout, operands)
 
 
 def _compared(
@@ -200,20 +201,20 @@ def _compared(
     x: Tensor,
     dout: Tensor,
     operands: dict[str, tuple[Tensor, ...]],
-) -> Iterator[Row]:
-    """Output and gradient, beside those of eager in the same dtype and of the truth in fp64."""
+) -> Iterator[Comparison]:
+    """Output and gradient, beside those of the reference in the same dtype and in fp64."""
     results = []
-    for runs, wide in ((impl, False), ("reference", False), ("reference", True)):
-        given = (x.double() if wide else x).detach().requires_grad_()
-        out = call(given, runs)
-        (gradient,) = torch.autograd.grad(out, given, dout.to(out.dtype))
+    for name, dtype in ((impl, x.dtype), ("reference", x.dtype), ("reference", torch.float64)):
+        inputs = x.to(dtype).detach().requires_grad_()
+        out = call(inputs, name)
+        (gradient,) = torch.autograd.grad(out, inputs, dout.to(out.dtype))
         results.append({"out": out.detach(), "gradient": gradient})
     for name, factors in operands.items():
-        found = [result[name] for result in results]
-        for check in checks(*found, operands=factors, gradient=name == "gradient"):
-            if check.allowed == 0 and check.passed:
+        triple = [result[name] for result in results]
+        for figure in compare(*triple, operands=factors, gradient=name == "gradient"):
+            if figure.allowed == 0 and figure.passed:
                 continue  # no infinite entry differs: nothing to read
-            yield Row(op, _told(impl, x.device), f"{case}, {name}", check)
+            yield Comparison(op, _label(impl, x.device), f"{case}, {name}", figure)
 
 
 def _mel_patches(
@@ -222,27 +223,30 @@ def _mel_patches(
     config: MelConfig,
     dtype: torch.dtype,
     generator: torch.Generator,
-) -> Iterator[Row]:
+) -> Iterator[Comparison]:
     """|d ln mel| against fp64, at most 1.5 times what fp32 PyTorch has itself.
 
     The largest may be 1e-3 (0.004 dB) anyway: it comes from one bin near the floor, by chance.
     """
-    told = _told(impl, device)
-    lengths = SAMPLES_INTERPRETED if "interpreted" in told else SAMPLES
+    label = _label(impl, device)
+    lengths = SAMPLES_INTERPRETED if "interpreted" in label else SAMPLES
     time = torch.arange(sum(lengths)) / config.sample_rate
     noise = 0.1 * torch.randn(len(time), generator=generator)
     waveform = (0.3 * torch.sin(2_000 * time * time) + noise).clamp(-1, 1)
     if dtype == torch.int16:
         waveform = (waveform * 32_767).short()
     starts = torch.tensor([0, *itertools.accumulate(lengths)])
-    wide = waveform.double() if dtype.is_floating_point else waveform.double() / 32_768
-    truth = reference.mel_patches(wide, starts, config)[0]
+    exact = waveform.double() if dtype.is_floating_point else waveform.double() / 32_768
+    truth = reference.mel_patches(exact, starts, config)[0]
     eager = ops.mel_patches(waveform, starts, config, impl="reference").patches
-    given = waveform.to(device), starts.to(device)
-    found = ops.mel_patches(*given, config, impl=impl).patches.cpu()
-    error, allowed = (((x - truth) * config.std).abs().flatten() for x in (found, eager))
-    figures_of = (("99.9 % of |d ln mel|", 0.999, 1e-5), ("largest |d ln mel|", 1.0, 1e-3))
-    for name, share, floor in figures_of:
-        figures = [float(x.sort().values[round(share * (len(x) - 1))]) for x in (error, allowed)]
-        check = Check(name, figures[0], max(1.5 * figures[1], floor))
-        yield Row("mel_patches", told, f"{config.preset}, {_word(dtype)}", check)
+    inputs = waveform.to(device), starts.to(device)
+    actual = ops.mel_patches(*inputs, config, impl=impl).patches.cpu()
+    error, eager_error = (((x - truth) * config.std).abs().flatten() for x in (actual, eager))
+    case = f"{config.preset}, {_dtype_name(dtype)}"
+    quantiles = (("99.9 % of |d ln mel|", 0.999, 1e-5), ("largest |d ln mel|", 1.0, 1e-3))
+    for name, share, floor in quantiles:
+        value, of_eager = (
+            float(x.sort().values[round(share * (len(x) - 1))]) for x in (error, eager_error)
+        )
+        figure = Figure(name, value, max(1.5 * of_eager, floor))
+        yield Comparison("mel_patches", label, case, figure)

@@ -1,7 +1,7 @@
 """Retrieval, classification and captioning figures from arrays and strings; numpy alone.
 
-Ties and failed items never help: a model that gives every pair one score must not look like one
-that knows the answer. So among equal scores the wrong ones come first, and a NaN is a miss.
+Ties and failed items never help, or a model that gives every pair the same score would look good:
+among equal scores the wrong ones come first, and a NaN is a miss.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def retrieval(
         positives: per query, the columns that are right; or the same as bool [Q, N].
 
     Raises:
-        ValueError: no query, shapes that do not fit, a column that is not there, or a query without
+        ValueError: no query, shapes that do not fit, a column out of range, or a query without
             a positive.
     """
     similarity = np.asarray(similarity)
@@ -40,22 +40,22 @@ def retrieval(
     if len(positives) != len(similarity):
         raise ValueError(f"positives: found {len(positives)}, expected {len(similarity)} queries")
     step = max(1, 1_000_000 // similarity.shape[1])  # keeps the temporaries at a few 10 MB
-    first, precision = [], []
+    first_ranks, average_precisions = [], []
     for start in range(0, len(similarity), step):
         rows = similarity[start : start + step]
         relevant = _relevant(positives[start : start + step], rows.shape, start)
         ranks = _ranks(rows, relevant)
-        found = (ranks <= 10) * (np.arange(ranks.shape[1]) + 1) / ranks
-        first.append(ranks[:, 0])
-        precision.append(found.sum(1) / np.minimum(relevant.sum(1), 10))
-    recalls = {f"R@{k}": float((np.concatenate(first) <= k).mean()) for k in (1, 5, 10)}
-    return recalls | {"mAP@10": float(np.concatenate(precision).mean())}
+        precisions = (ranks <= 10) * (np.arange(ranks.shape[1]) + 1) / ranks
+        first_ranks.append(ranks[:, 0])
+        average_precisions.append(precisions.sum(1) / np.minimum(relevant.sum(1), 10))
+    recalls = {f"R@{k}": float((np.concatenate(first_ranks) <= k).mean()) for k in (1, 5, 10)}
+    return recalls | {"mAP@10": float(np.concatenate(average_precisions).mean())}
 
 
 def _relevant(
     positives: Sequence[Set[int]] | np.ndarray, shape: tuple[int, ...], start: int
 ) -> np.ndarray:
-    """bool, of ``shape``, for the queries from number ``start`` on."""
+    """The positives of some queries, the first of which is number ``start``, as bool [q, N]."""
     if isinstance(positives, np.ndarray):
         relevant = positives
         if relevant.dtype != bool or relevant.shape != shape:
@@ -79,21 +79,21 @@ def _relevant(
 
 def _ranks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """float [Q, <= 10]: ranks from 1 of each query's best positives; inf where there is none."""
-    found = relevant & ~np.isnan(scores)
+    scored = relevant & ~np.isnan(scores)
     columns = min(10, relevant.sum(1).max())
-    best = np.where(found, -scores, np.inf)
+    best = np.where(scored, -scores, np.inf)
     best = -np.sort(np.partition(best, columns - 1, axis=1)[:, :columns], axis=1)
     # A comparison with NaN is false: neither a positive nor a failed item stands before another.
     negatives = np.where(relevant, np.nan, scores)
     ranks = np.empty(best.shape)
     for j in range(columns):
         ranks[:, j] = j + 1 + (negatives >= best[:, j : j + 1]).sum(1)
-    ranks[np.arange(columns) >= found.sum(1, keepdims=True)] = np.inf
+    ranks[np.arange(columns) >= scored.sum(1, keepdims=True)] = np.inf
     return ranks
 
 
 def classification(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Accuracy, its mean over the classes, and what knowing nothing would give, as fractions of 1.
+    """Accuracy, its mean over the classes, and two baselines, as fractions of 1.
 
     A row counts as right when its target's score is larger than every other: a tie, or a NaN
     anywhere in the row, is wrong.
@@ -107,7 +107,7 @@ def classification(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         occur; ``chance``, 1 / L; ``majority``, the share of the most frequent class.
 
     Raises:
-        ValueError: no row, shapes that do not fit, or a target that is no class.
+        ValueError: no row, shapes that do not fit, or a target out of range.
     """
     recall = class_recall(scores, targets)
     return {
@@ -190,8 +190,10 @@ def cider_d(
     for item, captions in enumerate(references):
         if isinstance(captions, str) or not len(captions):
             raise ValueError(f"references[{item}]: found {captions!r}, expected a list of captions")
-    counted = [[_ngrams(tokenize(caption)) for caption in captions] for captions in references]
-    frequency = Counter(ngram for counts in counted for ngram in set().union(*counts))
+    reference_counts = [
+        [_ngrams(tokenize(caption)) for caption in captions] for captions in references
+    ]
+    frequency = Counter(ngram for counts in reference_counts for ngram in set().union(*counts))
     log_items = math.log(len(candidates))
     idf = {ngram: log_items - math.log(count) for ngram, count in frequency.items()}
 
@@ -205,9 +207,11 @@ def cider_d(
         return weights, [math.sqrt(square) for square in squares], length
 
     scores = np.zeros(len(candidates))
-    for item, (candidate, captions) in enumerate(zip(candidates, counted, strict=True)):
-        own = vector(_ngrams(tokenize(candidate)))
-        scores[item] = 10 * sum(_similarity(own, vector(counts)) for counts in captions)
+    for item, (candidate, captions) in enumerate(zip(candidates, reference_counts, strict=True)):
+        candidate_vector = vector(_ngrams(tokenize(candidate)))
+        scores[item] = 10 * sum(
+            _similarity(candidate_vector, vector(counts)) for counts in captions
+        )
         scores[item] /= len(captions)
     return float(scores.mean()), scores
 
@@ -221,16 +225,16 @@ def _similarity(
     reference: tuple[dict[Tokens, float], list[float], int],
 ) -> float:
     """Mean over n of the clipped cosine, times a penalty on the difference of lengths."""
-    ours, our_norms, our_length = candidate
-    theirs, their_norms, their_length = reference
+    weights, norms, length = candidate
+    ref_weights, ref_norms, ref_length = reference
     products = [0.0] * 4
-    for ngram, weight in ours.items():
-        if ngram in theirs:
-            # Clipped: repeating a word of the reference earns nothing.
-            products[len(ngram) - 1] += min(weight, theirs[ngram]) * theirs[ngram]
+    for ngram, weight in weights.items():
+        if ngram in ref_weights:
+            # Clipped, so that repeating a word of the reference earns nothing.
+            products[len(ngram) - 1] += min(weight, ref_weights[ngram]) * ref_weights[ngram]
     cosines = (
         product / (a * b)
-        for product, a, b in zip(products, our_norms, their_norms, strict=True)
+        for product, a, b in zip(products, norms, ref_norms, strict=True)
         if a and b
     )
-    return sum(cosines) / 4 * math.exp(-((our_length - their_length) ** 2) / (2 * 6.0**2))
+    return sum(cosines) / 4 * math.exp(-((length - ref_length) ** 2) / (2 * 6.0**2))

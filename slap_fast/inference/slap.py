@@ -1,4 +1,4 @@
-"""A trained model as a user holds it: audio files and sentences in, vectors and answers out."""
+"""A trained model for users: audio files and sentences in, vectors, labels and captions out."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tqdm import tqdm
 from slap_fast.atomic_files import MANIFEST, find_folder
 from slap_fast.checkpoint.format import CheckpointError
 from slap_fast.checkpoint.model import read_model, write_model
-from slap_fast.data.audio.decode import AudioError, as_waveform, decode, stream
+from slap_fast.data.audio.decode import as_waveform, decode, stream
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.patches import clip_patches, pack_patches
+from slap_fast.inference.chunks import chunks, packs
 from slap_fast.models.generate import generate
 from slap_fast.models.layers import Segments
 from slap_fast.models.slap import SlapModel
 from slap_fast.models.tokenizer import CaptionTokenizer
 from slap_fast.packed import PackedPatches, PackedText
 
-CHUNK_SECONDS, CHUNK_HOP_SECONDS = 30.0, 15.0
-MIN_SECONDS = 0.025
 DEFAULT_TEMPLATE = "the sound of {}"
 
 
@@ -30,9 +30,9 @@ class Failure(NamedTuple):
     """An item that could not be embedded."""
 
     index: int
-    """Its place in the list that was given."""
+    """Of the item in the list."""
     name: str
-    """The file, or what it was."""
+    """The file, or a description of the array."""
     code: str
     """E_..., as in :mod:`slap_fast.data.audio.decode`."""
     message: str
@@ -58,7 +58,7 @@ class Slap:
         self.tokenizer = tokenizer
         self.card = card or {}
         self.max_tokens = max_tokens
-        """Most audio tokens in one forward pass; about 25 a second."""
+        """Audio tokens in one forward pass at most; a second has about 25."""
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Slap:
@@ -79,7 +79,7 @@ class Slap:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Of the model."""
         return self.model.log_logit_scale.device
 
     def embed_audio(
@@ -94,15 +94,14 @@ class Slap:
 
         Args:
             items: one audio item or a list of them.
-            long: a clip of more than 30 s is read as overlapping 30 s chunks whose vectors are
-                averaged, in memory that does not grow with it, or as one sequence.
-            on_error: ``"raise"`` names the item and its fault; ``"skip"`` gives a row of NaN for
-                it.
+            long: a clip of more than 30 s as overlapping 30 s chunks whose vectors are averaged, in
+                memory that does not grow with its length, or as one sequence.
+            on_error: ``"raise"``, or ``"skip"`` for a row of NaN.
             progress: show a bar.
 
         Returns:
-            fp32 [N, E], unit norm, in the order given; with ``on_error="skip"`` a pair of that and
-            the list of :class:`Failure`.
+            fp32 [N, E], unit norm, in the order given; with ``on_error="skip"`` also the list of
+            :class:`Failure`.
 
         Raises:
             AudioError: an item cannot be read.
@@ -114,7 +113,7 @@ class Slap:
         items = _as_list(items)
         failures: list[Failure] = []
 
-        def pieces() -> Iterator[tuple[int, torch.Tensor]]:
+        def audio_chunks() -> Iterator[tuple[int, torch.Tensor]]:
             for i, item in enumerate(tqdm(items, desc="embedding", disable=not progress)):
                 try:
                     for waveform in self._waveforms(item, long):
@@ -125,9 +124,10 @@ class Slap:
                     failures.append(Failure(i, _name(item), error.code, str(error)))
 
         total = np.zeros((len(items), self.embed_dim), dtype=np.float64)
-        for owners, audio in self._packs(pieces()):
+        for owners, patches in packs(audio_chunks(), self.max_tokens):
             with torch.inference_mode():
-                np.add.at(total, owners, self.model.embed_audio(audio).float().cpu().numpy())
+                features = self.model.embed_audio(self._pack(patches)).float().cpu().numpy()
+            np.add.at(total, owners, features)
         total[[failure.index for failure in failures]] = np.nan
         vectors = _unit(total)
         return vectors if on_error == "raise" else (vectors, failures)
@@ -157,7 +157,7 @@ class Slap:
     ) -> Any:
         """Zero-shot labels: {label: probability}, most likely first; a list of them for a list.
 
-        ``template`` says a label in a sentence, with ``{}`` in its place; several are averaged.
+        ``template`` is a sentence with ``{}`` in the label's place; several are averaged.
         """
         scores = self.similarity(self.embed_audio(items), self.label_vectors(labels, template))
         logits = torch.from_numpy(scores) * self.model.logit_scale.item()
@@ -184,16 +184,15 @@ class Slap:
         """A caption per item: a string, or a list for a list. A clip over 30 s: its first 30 s."""
         items_list = _as_list(items)
 
-        def pieces() -> Iterator[tuple[int, torch.Tensor]]:
+        def first_chunks() -> Iterator[tuple[int, torch.Tensor]]:
             for i, item in enumerate(items_list):
                 first = next(self._waveforms(item, "chunks"))
                 yield i, clip_patches(first, self.model.config.mel).patches
 
         captions = [""] * len(items_list)
-        for owners, audio in self._packs(pieces()):
-            for owner, caption in zip(
-                owners, self._generate(audio, num_beams, max_tokens), strict=True
-            ):
+        for owners, patches in packs(first_chunks(), self.max_tokens):
+            generated = self._generate(self._pack(patches), num_beams, max_tokens)
+            for owner, caption in zip(owners, generated, strict=True):
                 captions[owner] = caption
         return captions if _is_list(items) else captions[0]
 
@@ -210,23 +209,6 @@ class Slap:
         )
         return [self.tokenizer.decode(line) for line in ids]
 
-    def _packs(
-        self, pieces: Iterable[tuple[int, torch.Tensor]]
-    ) -> Iterator[tuple[list[int], PackedPatches]]:
-        """Runs of pieces of at most ``max_tokens``, with the item that each piece belongs to."""
-        owners: list[int] = []
-        clips: list[torch.Tensor] = []
-        tokens = 0
-        for owner, patches in pieces:
-            if clips and tokens + len(patches) > self.max_tokens:
-                yield owners, self._pack(clips)
-                owners, clips, tokens = [], [], 0
-            owners.append(owner)
-            clips.append(patches)
-            tokens += len(patches)
-        if clips:
-            yield owners, self._pack(clips)
-
     def _pack(self, clips: list[torch.Tensor]) -> PackedPatches:
         packed = pack_patches(clips, self.model.config.mel)
         return PackedPatches(*(_to(x, self.device) for x in packed))
@@ -240,34 +222,15 @@ class Slap:
         rate = self.model.config.mel.sample_rate
         source, start, end = item if _is_span(item) else (item, 0.0, None)
         if _is_array(source) or (isinstance(source, tuple) and _is_array(source[0])):
-            array, found = source if isinstance(source, tuple) else (source, rate)
-            waveform = as_waveform(array, found, sample_rate=rate)
+            array, array_rate = source if isinstance(source, tuple) else (source, rate)
+            waveform = as_waveform(array, array_rate, sample_rate=rate)
             blocks: Iterable[np.ndarray] = [waveform]
         elif long == "whole":
             waveform = decode(source, sample_rate=rate, start=start, end=end).waveform
             blocks = [waveform]
         else:
             blocks = stream(source, sample_rate=rate, start=start, end=end)
-        return iter(blocks) if long == "whole" else _chunks(blocks, rate, _name(item))
-
-
-def _chunks(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.ndarray]:
-    """30 s windows every 15 s, the last one ending where the audio ends; a short clip is one."""
-    size, hop = round(CHUNK_SECONDS * rate), round(CHUNK_HOP_SECONDS * rate)
-    held = np.zeros(0, dtype=np.float32)
-    before, emitted = held, False
-    for block in blocks:
-        held = np.concatenate([held, block])
-        while len(held) > size:
-            yield held[:size]
-            before, held, emitted = held[:hop], held[hop:], True
-    if emitted and len(held) > size - hop:
-        yield np.concatenate([before, held])[-size:]
-    elif not emitted:
-        if len(held) < MIN_SECONDS * rate:
-            found = f"{len(held) / rate:.4f} s of audio"
-            raise AudioError("E_TOO_SHORT", name, found, f"at least {MIN_SECONDS:g} s")
-        yield held
+        return iter(blocks) if long == "whole" else chunks(blocks, rate, _name(item))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

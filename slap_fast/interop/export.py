@@ -1,7 +1,7 @@
 """The audio tower as one file for other runtimes: a waveform of any length in, its embedding out.
 
-``.pt2`` is a torch.export program, ``.onnx`` runs in onnxruntime. One clip needs no packing, so all
-is dense here: the front end is a convolution, attention has a mask, the pooling a softmax.
+``.pt2`` is a torch.export program, ``.onnx`` runs in onnxruntime. One clip needs no packing, so
+everything is dense: the front end is a convolution, attention has a mask, the pooling a softmax.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from slap_fast.config import MelConfig
 from slap_fast.data.patches import clip_patches
 from slap_fast.models.layers import Attention, Segments
 from slap_fast.models.slap import SlapModel
-from slap_fast.packed import PackedPatches
+from slap_fast.packed import PackedPatches, column_and_band
 from slap_fast.reference import mel_patches as reference_mel
 from slap_fast.reference.rope import rotate
 
 TOLERANCE = 1e-4
 """Largest difference of a unit-norm embedding's elements from the model's own."""
-CHECKED_SECONDS = (0.05, 1.0, 7.3)
-"""Of the clips that a file is checked on before it is written."""
+COMPARED_SECONDS = (0.05, 1.0, 7.3)
+"""Lengths of the clips that a file is compared on before it is written."""
 
 
 class FrontEnd(nn.Module):
@@ -60,7 +60,7 @@ class FrontEnd(nn.Module):
         spectra = F.conv1d(samples, self.kernel, stride=mel.hop_length)[0, :, :num_frames]
         real, imag = spectra.chunk(2)
         bands = (self.filterbank @ (real.square() + imag.square())).clamp(min=mel.floor).log().T
-        # The last column is filled with silence, and a patch is a convolution's window.
+        # Silence fills the last column, and a patch is the window of a convolution.
         bands = F.pad(bands, (0, 0, 0, mel.patch_time - 1), value=mel.log_floor)
         bands = (bands - mel.mean) / mel.std
         patches = F.conv2d(bands[None, None], self.cells, stride=self.cells.shape[2:])
@@ -99,8 +99,8 @@ class DensePooling(nn.Module):
         """probe [1, 1, C], x [T, C] -> [1, C]."""
         packed = self.packed
         weights = packed.in_proj_weight.chunk(3)
-        rows = (F.linear(y, w) for y, w in zip((probe[0], x, x), weights, strict=True))
-        q, k, v = (y.unflatten(-1, (packed.num_heads, -1)).transpose(0, 1)[None] for y in rows)
+        qkv = (F.linear(y, w) for y, w in zip((probe[0], x, x), weights, strict=True))
+        q, k, v = (y.unflatten(-1, (packed.num_heads, -1)).transpose(0, 1)[None] for y in qkv)
         out = F.scaled_dot_product_attention(q, k, v)
         return packed.out_proj(out[0].transpose(0, 1).flatten(1))
 
@@ -122,32 +122,31 @@ class ClipEmbedder(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         patches = self.front_end(waveform)
         token = torch.arange(patches.shape[0], device=patches.device)
-        bands = self.front_end.mel.patches_per_column
-        coords = torch.stack([token // bands, token % bands], dim=1).int()
-        starts = torch.zeros(2, dtype=torch.int32)  # of the packed run, which nothing dense reads
+        coords = column_and_band(token, self.front_end.mel.patches_per_column)
+        starts = torch.zeros(2, dtype=torch.int32)  # cu_seqlens, which nothing dense reads
         features = self.encoder(PackedPatches(patches, coords, starts, 0))
         return F.normalize(self.projection(self.head(features, None)), dim=-1)[0]
 
 
 def export(model: SlapModel, out: Path) -> float:
-    """Writes the audio tower as ``out``, once it gives the model's own embeddings.
+    """Writes the audio tower to ``out`` if it gives the model's own embeddings.
 
     Args:
         model: on the CPU.
         out: ``*.onnx``, input "waveform", output "embedding", or ``*.pt2``.
 
     Returns:
-        The largest difference from the model on clips of :data:`CHECKED_SECONDS`.
+        The largest difference from the model on clips of :data:`COMPARED_SECONDS`.
 
     Raises:
-        ValueError: another name, or packages are missing.
+        ValueError: another suffix, or packages are missing.
         RuntimeError: the difference is more than :data:`TOLERANCE`.
     """
     writers = {".onnx": _as_onnx, ".pt2": _as_program}
     if out.suffix not in writers:
         raise ValueError(f"out: found {str(out)!r}, expected a name that ends in .onnx or .pt2")
-    content, run = writers[out.suffix](model)
-    difference = max(_difference(model, run, seconds) for seconds in CHECKED_SECONDS)
+    content, embed = writers[out.suffix](model)
+    difference = max(_difference(model, embed, seconds) for seconds in COMPARED_SECONDS)
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"{out}: not written: {difference:.1e} away from the model, expected {TOLERANCE:g}"
@@ -164,17 +163,17 @@ def trace(model: SlapModel) -> torch.export.ExportedProgram:
     mel = model.config.mel
     shortest = mel.win_length if mel.preset == "kaldi" else mel.n_fft // 2 + 1
     shapes = {"waveform": {0: torch.export.Dim("num_samples", min=shortest)}}
-    # A clip of one frame is legal too: without this, a size of 1 would be a case of its own.
+    # A clip of one frame is legal too: without this, a size of 1 would be specialised.
     with _config.patch(backed_size_oblivious=True):
         waveform = torch.zeros(mel.sample_rate)
         return torch.export.export(ClipEmbedder(model), (waveform,), dynamic_shapes=shapes)
 
 
-Run = Callable[[np.ndarray], Any]
+Embed = Callable[[np.ndarray], Any]
 """[num_samples] float32 -> [E]."""
 
 
-def _as_program(model: SlapModel) -> tuple[bytes, Run]:
+def _as_program(model: SlapModel) -> tuple[bytes, Embed]:
     file = io.BytesIO()
     torch.export.save(trace(model), file)
     file.seek(0)
@@ -182,7 +181,7 @@ def _as_program(model: SlapModel) -> tuple[bytes, Run]:
     return file.getvalue(), lambda waveform: module(torch.from_numpy(waveform))
 
 
-def _as_onnx(model: SlapModel) -> tuple[bytes, Run]:
+def _as_onnx(model: SlapModel) -> tuple[bytes, Embed]:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
@@ -191,7 +190,7 @@ def _as_onnx(model: SlapModel) -> tuple[bytes, Run]:
             f"out: .onnx needs onnxscript and onnxruntime ({error}); "
             "pip install 'slap-fast[export]', or choose a name that ends in .pt2"
         ) from None
-    # It says which operations of torchvision it does without.
+    # It logs the torchvision operations that are not installed.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     program = torch.onnx.export(
         trace(model),
@@ -207,9 +206,9 @@ def _as_onnx(model: SlapModel) -> tuple[bytes, Run]:
 
 
 @torch.no_grad()
-def _difference(model: SlapModel, run: Run, seconds: float) -> float:
+def _difference(model: SlapModel, embed: Embed, seconds: float) -> float:
     mel = model.config.mel
     rng = np.random.default_rng(0)
     waveform = rng.standard_normal(round(seconds * mel.sample_rate)).astype(np.float32) / 10
     expected = model.embed_audio(clip_patches(waveform, mel))[0].numpy()
-    return float(np.abs(np.asarray(run(waveform)) - expected).max())
+    return float(np.abs(np.asarray(embed(waveform)) - expected).max())

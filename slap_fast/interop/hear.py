@@ -15,7 +15,7 @@ from slap_fast.packed import PackedPatches
 
 
 class HearModel(nn.Module):
-    """A trained model with the attributes that HEAR asks for."""
+    """A trained model with the attributes that HEAR requires."""
 
     def __init__(self, slap: SlapModel) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     [N, columns] of the middle of each column)."""
     mel, embeddings = model.slap.config.mel, model.columns(audio).float()
     step = mel.patch_time * mel.hop_length
-    # The middle of a column's frames; a centred frame's own middle is where it is counted from.
+    # The middle of a column's frames; torchaudio's frame i is centred at i x hop_length.
     width = mel.win_length if mel.preset == "kaldi" else 0
     middle = ((mel.patch_time - 1) * mel.hop_length + width) / 2
     samples = torch.arange(embeddings.shape[1], device=embeddings.device) * step + middle

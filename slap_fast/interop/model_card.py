@@ -31,23 +31,23 @@ print(classify("a.wav", candidate_labels=["a dog barks", "rain"]))
 
 
 def model_card(config: ModelConfig, card: dict[str, Any]) -> str:
-    """Markdown with the hub's YAML head; ``card`` is what ``slap-fast eval`` found, or empty."""
+    """Markdown with the hub's YAML head; ``card`` is that of ``slap-fast eval``, or empty."""
     head = _HEAD.format(
         rate=config.mel.sample_rate,
         layers=config.audio.num_layers,
         width=config.audio.hidden_size,
         dim=config.embed_dim or config.audio.hidden_size,
     )
-    rows = list(_figures(card))
-    if not rows:
+    figures = list(_figures(card))
+    if not figures:
         return head + "not run\n"
-    table = "\n".join(f"| {name} | {value:.4g} |" for name, value in rows)
-    counted = f"{card['n']} of {card['n_expected']} clips evaluated.\n" if "n" in card else ""
-    return f"{head}| figure | value |\n|---|---|\n{table}\n\n{counted}"
+    table = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures)
+    coverage = f"{card['n']} of {card['n_expected']} clips evaluated.\n" if "n" in card else ""
+    return f"{head}| figure | value |\n|---|---|\n{table}\n\n{coverage}"
 
 
 def _figures(card: dict[str, Any], path: str = "") -> Any:
-    """Every number of a card, by its dotted name."""
+    """Yields every number of a card with its dotted name."""
     for key, value in card.items():
         if isinstance(value, dict):
             yield from _figures(value, f"{path}{key}.")

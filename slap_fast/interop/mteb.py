@@ -41,22 +41,22 @@ class SlapEncoder(AbsEncoder):
     def encode(
         self, inputs: DataLoader, *, task_metadata: Any, hf_split: str, hf_subset: str, **_: Any
     ) -> np.ndarray:
-        """[N, E]: of the text, of the audio, or of a row that has both, the sum of the two."""
+        """Embeds N rows to [N, E]: their text, their audio, or the sum of both."""
         columns = inputs.dataset.features
-        found = []
+        embeddings = []
         if "text" in columns:
-            found.append(self.model.embed_text(list(inputs.dataset["text"])))
+            embeddings.append(self.model.embed_text(list(inputs.dataset["text"])))
         if "audio" in columns:
             batches = undecoded(inputs)
-            vectors = [self.model.embed_audio([audio_item(x) for x in batch]) for batch in batches]
-            found.append(np.concatenate(vectors))
-        if not found:
+            audio = [self.model.embed_audio([audio_item(x) for x in batch]) for batch in batches]
+            embeddings.append(np.concatenate(audio))
+        if not embeddings:
             raise ValueError(f"inputs: found columns {', '.join(columns)}, expected text or audio")
-        return sum(found)
+        return sum(embeddings)
 
 
 def undecoded(inputs: DataLoader) -> DataLoader:
-    """The loader's audio alone, batch by batch in the same order, not decoded."""
+    """The loader's audio column, in the same batches and order, not decoded."""
     rows = inputs.dataset.select_columns("audio")
     if isinstance(rows.features["audio"], datasets.Audio):
         rows = rows.cast_column("audio", datasets.Audio(decode=False))

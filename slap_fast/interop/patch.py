@@ -1,8 +1,8 @@
-"""``slap_fast.patch(model)``: another model's slow parts on slap-fast's operations, and back.
+"""``slap_fast.patch(model)``: slow parts of a third-party model on slap-fast's operations.
 
-One instance is changed, never a class: parameters, state dict, hooks and types stay. Each part is
-replaced only if it is known, and a part that can be run alone only if it gives the same numbers on
-a random input. The report says what was changed, what was not, and why; ``undo()`` restores.
+One instance is changed, never a class: parameters, state dict, hooks and types stay. Only known
+parts are replaced, and a part that can run alone only if it gives the same numbers on a random
+input. The report lists what was changed, what was not, and why; ``undo()`` restores the model.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import losses
-from slap_fast.interop import layers
-from slap_fast.models import hf_attention as packed
+from slap_fast.interop import third_party_layers
+from slap_fast.models import hf_attention
 
 
 @dataclass(frozen=True)
 class Change:
-    """One part of the model: what became of it."""
+    """The outcome for one part of the model."""
 
     option: str
     """attention, rms_norm, swiglu or linear_cross_entropy."""
@@ -39,12 +39,12 @@ class Change:
     changed: bool
     """Whether it runs on slap-fast now."""
     why: str
-    """What runs now, or why not."""
+    """What runs now, or why nothing changed."""
 
 
 @dataclass
 class PatchReport:
-    """What :func:`patch` did; printable, and the way back."""
+    """What :func:`patch` did; printable and reversible."""
 
     changes: list[Change] = field(default_factory=list)
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
@@ -55,20 +55,20 @@ class PatchReport:
             self._undo.pop()()
 
     def changed(self, option: str) -> int:
-        """Parts that an option changed."""
+        """Counts the parts that an option changed."""
         return sum(change.changed for change in self.changes if change.option == option)
 
     def __str__(self) -> str:
-        """A table with one line for equal parts."""
-        lines: Counter[tuple[str, ...]] = Counter()
+        """A table with one line for all equal parts."""
+        counts: Counter[tuple[str, ...]] = Counter()
         for c in self.changes:
-            lines[c.option, "yes" if c.changed else "no", c.kind, c.why] += 1
-        rows = [("option", "changed", "parts", "how, or why not")]
-        rows += [(o, done, f"{n} x {kind}", why) for (o, done, kind, why), n in lines.items()]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+            counts[c.option, "yes" if c.changed else "no", c.kind, c.why] += 1
+        lines = [("option", "changed", "parts", "how, or why not")]
+        lines += [(o, yes, f"{n} x {kind}", why) for (o, yes, kind, why), n in counts.items()]
+        widths = [max(len(line[i]) for line in lines) for i in range(3)]
         return "\n".join(
-            "  ".join([*(x.ljust(w) for x, w in zip(row, widths, strict=False)), row[3]])
-            for row in rows
+            "  ".join([*(x.ljust(w) for x, w in zip(line, widths, strict=False)), line[3]])
+            for line in lines
         )
 
     def _note(self, option: str, name: str, module: nn.Module, changed: bool, why: str) -> None:
@@ -83,7 +83,7 @@ def patch(
     swiglu: bool = True,
     linear_cross_entropy: bool = True,
 ) -> PatchReport:
-    """Puts what it can of one model on slap-fast's operations.
+    """Moves what it can of one model to slap-fast's operations.
 
     Args:
         model: a transformers or timm style model, or any module that holds one.
@@ -102,7 +102,7 @@ def patch(
     if attention:
         _patch_attention(model, report)
     for name, module in model.named_modules():
-        for candidate in layers.candidates(module):
+        for candidate in third_party_layers.candidates(module):
             if options[candidate.option]:
                 _patch_layer(name, module, candidate, report)
     if linear_cross_entropy:
@@ -111,10 +111,10 @@ def patch(
 
 
 def _patch_layer(
-    name: str, module: nn.Module, candidate: layers.Candidate, report: PatchReport
+    name: str, module: nn.Module, candidate: third_party_layers.Candidate, report: PatchReport
 ) -> None:
-    why = layers.obstacle(module, candidate)
-    report._note(candidate.option, name, module, why is None, why or candidate.what)
+    why = third_party_layers.obstacle(module, candidate)
+    report._note(candidate.option, name, module, why is None, why or candidate.description)
     if why is None:
         _set_forward(module, candidate.forward, report)
 
@@ -130,9 +130,9 @@ def _patch_attention(model: nn.Module, report: PatchReport) -> None:
         if isinstance(module, nn.MultiheadAttention):
             report._note("attention", name, module, False, "torch's own is not replaced")
     transformers = sys.modules.get("transformers")
-    if transformers is None:  # nobody imported it, so the model cannot be one of its
+    if transformers is None:  # never imported, so the model is none of its
         return
-    packed.register()
+    hf_attention.register()
     # A config may be shared with other models: this one gets its own.
     copies: dict[int, Any] = {}
     for module in model.modules():
@@ -153,12 +153,14 @@ def _patch_attention(model: nn.Module, report: PatchReport) -> None:
         ]
         if not parts:
             continue
-        found = module.config._attn_implementation
+        replaced = module.config._attn_implementation
         obstacle = _attention_obstacle(module)
         if obstacle is None:
-            module.set_attn_implementation({"": packed.NAME})
-            obstacle = None if module.config._attn_implementation == packed.NAME else "refused it"
-        why = obstacle or f"packed attention for transformers' {found}"
+            module.set_attn_implementation({"": hf_attention.NAME})
+            obstacle = (
+                None if module.config._attn_implementation == hf_attention.NAME else "refused it"
+            )
+        why = obstacle or f"packed attention for transformers' {replaced}"
         for part in parts:
             report._note("attention", name, part, obstacle is None, why)
 
@@ -188,7 +190,7 @@ def _patch_loss(model: Any, report: PatchReport) -> None:
     else:
         forward = functools.partial(_loss_without_logits, model, model.forward, head, shift)
         difference = _loss_difference(model, forward)
-        if difference > layers.TOLERANCE:
+        if difference > third_party_layers.TOLERANCE:
             obstacle = f"the loss differs by {difference:.1e} on eight tokens"
     why = obstacle or "loss in chunks, no logits kept"
     report._note("linear_cross_entropy", "", model, obstacle is None, why)
@@ -199,10 +201,10 @@ def _patch_loss(model: Any, report: PatchReport) -> None:
 def _loss_without_logits(
     model: Any, forward: Callable[..., Any], head: nn.Linear, shift: bool, *args: Any, **kwargs: Any
 ) -> Any:
-    """The model's own forward; with labels, its output layer hands the hidden states to the
-    loss."""
-    given = inspect.signature(forward).bind(*args, **kwargs).arguments
-    if given.get("labels") is None:
+    """Runs the model's own forward; with labels, its output layer passes the hidden states on to
+    the loss."""
+    arguments = inspect.signature(forward).bind(*args, **kwargs).arguments
+    if arguments.get("labels") is None:
         return forward(*args, **kwargs)
     loss = functools.partial(_chunked_loss, head.weight, shift)
     with _swapped(head, "forward", _identity), _swapped(model, "_loss_function", loss):
@@ -226,7 +228,7 @@ def _chunked_loss(
     shift_labels: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    """transformers' ForCausalLMLoss or ForMaskedLMLoss, where ``logits`` are hidden states."""
+    """Computes transformers' ForCausalLMLoss or ForMaskedLMLoss; ``logits`` are hidden states."""
     if shift_labels is not None:
         labels = shift_labels
     elif shift:
@@ -240,7 +242,7 @@ def _chunked_loss(
 
 @contextmanager
 def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Holds an instance attribute at a value."""
+    """Sets an instance attribute for the duration."""
     before = owner.__dict__.get(name)
     owner.__dict__[name] = value
     try:

@@ -1,4 +1,4 @@
-"""Waveforms and captions to the model's inputs, as transformers knows it: see ``transformers``."""
+"""transformers' feature extractor, processor and tokenizer for the model's inputs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from slap_fast.config import MelConfig, from_dict, to_dict
 from slap_fast.data.audio.decode import as_waveform
 from slap_fast.data.patches import clip_patches
 from slap_fast.models.tokenizer import END, START, CaptionTokenizer
+from slap_fast.packed import starts_of
 
 
 class SlapFeatureExtractor(FeatureExtractionMixin):
@@ -67,8 +68,7 @@ class SlapFeatureExtractor(FeatureExtractionMixin):
         ]
         lengths = torch.tensor([len(clip) for clip in patches])
         if packed:
-            starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-            data = {"input_features": torch.cat(patches), "audio_cu_seqlens": starts}
+            data = {"input_features": torch.cat(patches), "audio_cu_seqlens": starts_of(lengths)}
         else:
             padded = nn.utils.rnn.pad_sequence(patches, batch_first=True)
             mask = torch.arange(padded.shape[1]) < lengths[:, None]
@@ -107,16 +107,16 @@ class SlapProcessor(ProcessorMixin):
         return BatchFeature(data)
 
 
-def make_tokenizer(words: CaptionTokenizer) -> PreTrainedTokenizerFast:
-    """The captions' tokenizer as transformers': the same ids."""
-    tokenizer = Tokenizer.from_str(words.to_json())
+def make_tokenizer(captions: CaptionTokenizer) -> PreTrainedTokenizerFast:
+    """Converts the caption tokenizer to transformers' class; the ids stay."""
+    tokenizer = Tokenizer.from_str(captions.to_json())
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}",
-        special_tokens=[(START, words.start_id), (END, words.end_id)],
+        special_tokens=[(START, captions.start_id), (END, captions.end_id)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=words.max_tokens,
+        model_max_length=captions.max_tokens,
         cls_token=START,
         sep_token=END,
         pad_token="[PAD]",

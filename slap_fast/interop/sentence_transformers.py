@@ -23,7 +23,7 @@ from slap_fast.packed import PackedPatches, PackedText
 
 
 class SlapModule(InputModule):
-    """Packs what it is given, and embeds it; gradients flow."""
+    """Packs a batch of texts or of audio and embeds it; gradients flow."""
 
     save_in_root = False
 
@@ -41,7 +41,7 @@ class SlapModule(InputModule):
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, **_: Any
     ) -> dict[str, Any]:
-        """Texts, or audio: paths, arrays at the model's rate, or {"array", "sampling_rate"}.
+        """Packs texts or audio: paths, arrays at the model's rate, or {"array", "sampling_rate"}.
 
         Raises ValueError for a batch of both.
         """

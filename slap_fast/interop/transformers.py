@@ -1,8 +1,8 @@
-"""SLAP as transformers knows models: Auto classes, from_pretrained, pipelines, Trainer.
+"""SLAP as transformers' classes: Auto classes, from_pretrained, pipelines, Trainer.
 
-Importing this module registers the four classes, after which ``AutoModel.from_pretrained`` and the
-pipelines find them. Batches come padded, as everywhere in transformers, or packed; they are packed
-inside, so both give the same numbers and padding costs nothing past the entrance.
+Importing this module registers the classes, after which ``AutoModel.from_pretrained`` and the
+pipelines find them. Batches come padded, as everywhere in transformers, or packed; padded ones are
+packed at the entrance, so both give the same numbers and padding costs nothing after it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from slap_fast.interop.model_card import model_card
 from slap_fast.interop.processing import SlapFeatureExtractor, SlapProcessor, make_tokenizer
 from slap_fast.models import slap as native
 from slap_fast.models.tokenizer import CaptionTokenizer
-from slap_fast.packed import PackedPatches, PackedText
+from slap_fast.packed import PackedPatches, PackedText, column_and_band, positions, starts_of
 
 
 class SlapConfig(PreTrainedConfig):
-    """A :class:`slap_fast.config.ModelConfig` as transformers stores it: one mapping, ``slap``."""
+    """A :class:`slap_fast.config.ModelConfig` in transformers' form: one mapping, ``slap``."""
 
     model_type = "slap"
 
@@ -58,7 +58,7 @@ class SlapConfig(PreTrainedConfig):
 
 @dataclass
 class SlapOutput(ModelOutput):
-    """What a forward pass gives; the names are those of transformers' CLAP."""
+    """Output of a forward pass; the names are those of transformers' CLAP."""
 
     loss: Tensor | None = None
     """0-d, with ``return_loss``."""
@@ -100,7 +100,7 @@ class SlapModel(PreTrainedModel):
         """Nothing: the modules initialise themselves."""
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; a README.md that is not there is written too."""
+        """Saves as transformers does, and writes a README.md unless there is one."""
         super().save_pretrained(save_directory, *args, **kwargs)
         readme = Path(save_directory) / "README.md"
         if not readme.exists():
@@ -123,17 +123,16 @@ class SlapModel(PreTrainedModel):
             ``pooler_output`` [B, E], unit norm, and ``last_hidden_state``: [B, L, C], 0 at the
             padding, or [T, C].
         """
-        rows, run = _unpad(
+        patches, sequences = _unpad(
             "input_features", input_features, input_features_mask, audio_cu_seqlens, packed_ndim=2
         )
         bands = self.config.model.mel.patches_per_column
-        token = run.positions
-        coords = torch.stack([token // bands, token % bands], dim=1).int()
-        rows = rows.to(self.slap.audio_encoder.patch_embedding.weight.dtype)
-        audio = PackedPatches(rows, coords, run.cu_seqlens, run.max_seqlen)
+        coords = column_and_band(sequences.positions, bands)
+        patches = patches.to(self.slap.audio_encoder.patch_embedding.weight.dtype)
+        audio = PackedPatches(patches, coords, sequences.cu_seqlens, sequences.max_seqlen)
         features = self.slap.audio_encoder(audio)
-        pooled = self.slap.pool_audio(features, run.cu_seqlens)
-        return BaseModelOutputWithPooling(run.pad(features), pooled)
+        pooled = self.slap.pool_audio(features, sequences.cu_seqlens)
+        return BaseModelOutputWithPooling(sequences.pad(features), pooled)
 
     def get_text_features(
         self,
@@ -143,11 +142,14 @@ class SlapModel(PreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Token ids to embeddings: int64 [B, L] with a mask [B, L], or packed [T]; see
         :meth:`get_audio_features`."""
-        ids, run = _unpad("input_ids", input_ids, attention_mask, text_cu_seqlens, packed_ndim=1)
-        text = PackedText(ids, run.positions.int()[:, None], run.cu_seqlens, run.max_seqlen)
+        ids, sequences = _unpad(
+            "input_ids", input_ids, attention_mask, text_cu_seqlens, packed_ndim=1
+        )
+        positions = sequences.positions.int()[:, None]
+        text = PackedText(ids, positions, sequences.cu_seqlens, sequences.max_seqlen)
         features = self.slap.text_encoder(text)
-        pooled = self.slap.pool_text(features, run.cu_seqlens)
-        return BaseModelOutputWithPooling(run.pad(features), pooled)
+        pooled = self.slap.pool_text(features, sequences.cu_seqlens)
+        return BaseModelOutputWithPooling(sequences.pad(features), pooled)
 
     def forward(
         self,
@@ -160,8 +162,8 @@ class SlapModel(PreTrainedModel):
         audio_cu_seqlens: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> SlapOutput | tuple[Any, ...]:
-        """Either side alone, or both and their similarity; ``return_loss`` adds the contrastive
-        loss, row i of the audio belonging to row i of the text."""
+        """Encodes one side, or both with their similarity; ``return_loss`` adds the contrastive
+        loss, clip i belonging to text i."""
         audio = text = loss = logits = None
         if input_features is not None:
             audio = self.get_audio_features(input_features, input_features_mask, audio_cu_seqlens)
@@ -184,35 +186,34 @@ class SlapModel(PreTrainedModel):
         return out if return_dict is not False else out.to_tuple()
 
 
-class _Run:
-    """The packed run that a batch became."""
+class _Sequences:
+    """Bounds of a batch's sequences in its packed run; ``order`` and ``shape`` lead back to the
+    padded batch, if it was one."""
 
-    def __init__(self, cu_seqlens: Tensor, max_seqlen: int, rows: Tensor | None, shape: Any):
+    def __init__(self, cu_seqlens: Tensor, max_seqlen: int, order: Tensor | None, shape: Any):
         self.cu_seqlens, self.max_seqlen = cu_seqlens, max_seqlen
-        self._rows, self._shape = rows, shape
-        lengths = cu_seqlens.diff().long()
-        starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
-        self.positions = torch.arange(len(starts), device=starts.device) - starts
+        self._order, self._shape = order, shape
+        self.positions = positions(cu_seqlens.diff())
         """int64 [T], of each token in its own sequence."""
 
     def pad(self, x: Tensor) -> Tensor:
-        """[T, C] -> [B, L, C] with zeros, for a batch that came padded."""
+        """[T, C] -> [B, L, C] with zeros at the padding; packed batches stay [T, C]."""
         if self._shape is None:
             return x
         batch_size, length = self._shape
         out = x.new_zeros(batch_size * length, x.shape[-1])
-        return out.index_copy(0, self._rows, x).unflatten(0, (batch_size, length))
+        return out.index_copy(0, self._order, x).unflatten(0, (batch_size, length))
 
 
 def _unpad(
     name: str, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, packed_ndim: int
-) -> tuple[Tensor, _Run]:
-    """The rows that are real, end to end."""
+) -> tuple[Tensor, _Sequences]:
+    """Takes the real tokens of a batch, end to end."""
     if x.ndim == packed_ndim:
         if cu_seqlens is None:
             raise ValueError(f"{name}: found a packed run of shape {list(x.shape)}, without the "
                              "cu_seqlens that say where each sequence begins")  # fmt: skip
-        return x, _Run(cu_seqlens, int(cu_seqlens.diff().max()), None, None)
+        return x, _Sequences(cu_seqlens, int(cu_seqlens.diff().max()), None, None)
     if mask is None:
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     if mask.shape != x.shape[:2]:
@@ -220,24 +221,25 @@ def _unpad(
             f"{name}: found a mask of shape {list(mask.shape)}, expected {list(x.shape[:2])}"
         )
     lengths = mask.sum(1)
-    cu_seqlens = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    rows = mask.flatten().nonzero().flatten()
-    return x.flatten(0, 1)[rows], _Run(cu_seqlens, int(lengths.max()), rows, mask.shape)
+    cu_seqlens = starts_of(lengths)
+    order = mask.flatten().nonzero().flatten()
+    sequences = _Sequences(cu_seqlens, int(lengths.max()), order, mask.shape)
+    return x.flatten(0, 1)[order], sequences
 
 
 def from_native(
-    model: native.SlapModel, words: CaptionTokenizer, card: dict[str, Any] | None = None
+    model: native.SlapModel, tokenizer: CaptionTokenizer, card: dict[str, Any] | None = None
 ) -> tuple[SlapModel, SlapProcessor]:
     """A trained model and its tokenizer as transformers' classes; the weights are shared."""
-    ours = SlapModel(SlapConfig(to_dict(model.config)))
-    ours.slap = model
-    ours.card = card or {}
+    wrapped = SlapModel(SlapConfig(to_dict(model.config)))
+    wrapped.slap = model
+    wrapped.card = card or {}
     extractor = SlapFeatureExtractor(to_dict(model.config.mel))
-    return ours.train(model.training), SlapProcessor(extractor, make_tokenizer(words))
+    return wrapped.train(model.training), SlapProcessor(extractor, make_tokenizer(tokenizer))
 
 
 def convert(folder: str | Path, out: str | Path) -> None:
-    """Writes a slap-fast model folder as one that transformers loads and the hub shows."""
+    """Converts a slap-fast model folder to one that transformers loads and model hubs show."""
     model, processor = from_native(*read_model(folder))
     model.save_pretrained(out)
     processor.save_pretrained(out)

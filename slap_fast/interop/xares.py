@@ -1,4 +1,4 @@
-"""An encoder for X-ARES: a file of yours with the two lines below is what ``xares.run`` takes.
+"""An encoder for X-ARES: ``xares.run`` takes a file with these two lines.
 
     from slap_fast.interop.xares import SlapEncoder as Base
     class SlapEncoder(Base): folder = "runs/my/best"
@@ -18,7 +18,7 @@ class SlapEncoder(nn.Module):
     """Waveforms to dense features, one vector for each patch column."""
 
     folder = ""
-    """A model's folder or hub id; a subclass says which."""
+    """A model's folder or hub id; set by a subclass."""
 
     def __init__(self, folder: str = "") -> None:
         super().__init__()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slap_fast import compilation
-from slap_fast.precision import product_dtype
+from slap_fast.precision import accumulation_dtype, compute_dtype
 from slap_fast.registration import register
 
 
@@ -54,11 +54,6 @@ class GroupTargets(NamedTuple):
     """int64 [N, M]."""
     column_groups: Tensor
     """int64 [V, L]."""
-
-
-def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of softmaxes and sums: fp32, or fp64 for fp64."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int"}
@@ -141,7 +136,7 @@ def _linear_loss(
 
     def loss(rows: Tensor, matrix: Tensor, targets: tuple[Any, ...], chunk_size: int) -> Tensor:
         needs_grad = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
-        options = product_dtype(rows), needs_grad, compilation.compiles_chunks(rows)
+        options = compute_dtype(rows), needs_grad, compilation.compiles_chunks(rows)
         return op(rows, matrix, *targets, chunk_size, *options)[0]
 
     return loss

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from slap_fast.losses import chunked
-from slap_fast.losses.chunked import GroupTargets, accumulation_dtype
+from slap_fast.losses.chunked import GroupTargets
+from slap_fast.precision import accumulation_dtype
 
 
 def contrastive_loss(

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from slap_fast import compilation
 from slap_fast.losses import chunked
-from slap_fast.losses.chunked import TeacherTargets, accumulation_dtype
-from slap_fast.precision import product_dtype
+from slap_fast.losses.chunked import TeacherTargets
+from slap_fast.precision import accumulation_dtype, compute_dtype
 from slap_fast.registration import register
 
 CHUNK_ROWS = 4096
@@ -83,8 +83,8 @@ def sinkhorn(
     """
     if iterations < 1:
         raise ValueError(f"iterations: found {iterations}, expected at least 1")
-    compute_dtype = product_dtype(features)
-    features, prototypes = (x.detach().to(compute_dtype) for x in (features, prototypes))
+    dtype = compute_dtype(features)
+    features, prototypes = (x.detach().to(dtype) for x in (features, prototypes))
     temperature = _scalar(temperature, features)
     options = temperature, iterations, chunk_size, compiled or compilation.compiles_chunks(features)
     if over_ranks is None:
@@ -145,8 +145,8 @@ def centered_targets(
 
     features [M, D] and prototypes [K, D] are the teacher's, center [K].
     """
-    compute_dtype = product_dtype(features)
-    features, prototypes = (x.detach().to(compute_dtype) for x in (features, prototypes))
+    dtype = compute_dtype(features)
+    features, prototypes = (x.detach().to(dtype) for x in (features, prototypes))
     temperature = _scalar(temperature, features)
     return Targets(features, prototypes, center / temperature, temperature)
 

@@ -2,7 +2,7 @@
 
 Layers over a packed run (T tokens, ``cu_seqlens`` int32 [B + 1]): ``Attention``, ``MAPHead``,
 ``RMSNorm``, ``SwiGLU``. Towers: ``AudioTower`` from waveforms, ``AudioEncoder`` from patches,
-``TextEncoder`` from token ids. The whole: ``SlapModel`` and its EMA ``Teacher``.
+``TextEncoder`` from token ids. The complete model: ``SlapModel`` and its EMA ``Teacher``.
 """
 
 from slap_fast.models.audio_encoder import AudioEncoder

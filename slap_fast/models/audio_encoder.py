@@ -14,7 +14,7 @@ from slap_fast import ops
 from slap_fast.config import AudioEncoderConfig, MelConfig
 from slap_fast.models.layers import Attention, RMSNorm, Segments, SwiGLU, init_weights
 from slap_fast.packed import PackedPatches
-from slap_fast.precision import product_dtype
+from slap_fast.precision import compute_dtype
 
 
 class AudioBlock(nn.Module):
@@ -39,8 +39,7 @@ class AudioEncoder(nn.Module):
     def __init__(self, config: AudioEncoderConfig, mel: MelConfig) -> None:
         super().__init__()
         self.config = config
-        # A patch column is patches_per_column consecutive tokens, so a window in columns is this
-        # many.
+        # In tokens: a patch column is patches_per_column consecutive ones.
         local = config.local_window * mel.patches_per_column
         self.patch_embedding = nn.Linear(mel.patch_dim, config.hidden_size, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
@@ -50,7 +49,7 @@ class AudioEncoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.gradient_checkpointing = False
-        """Keep each block's input alone for the backward, and run the block again there."""
+        """Keep only each block's input for the backward, which runs the block again."""
         init_weights(self, config.num_layers)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -64,7 +63,7 @@ class AudioEncoder(nn.Module):
         Returns:
             Dense features [T, C], normalised, in the parameters' dtype or autocast's.
         """
-        x = self.patch_embedding(audio.patches.to(product_dtype(self.patch_embedding.weight)))
+        x = self.patch_embedding(audio.patches.to(compute_dtype(self.patch_embedding.weight)))
         if mask_indices is not None:
             token = self.mask_token.to(x.dtype).expand(len(mask_indices), -1)
             x = x.index_copy(0, mask_indices, token)

@@ -1,7 +1,8 @@
-"""Waveforms to embeddings: what another CLAP's audio branch can be replaced by."""
+"""Waveforms to embeddings: a replacement for the audio branch of another CLAP."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from slap_fast import ops
 from slap_fast.config import AudioEncoderConfig, MelConfig
 from slap_fast.models.audio_encoder import AudioEncoder
 from slap_fast.models.layers import MAPHead, init_weights
+from slap_fast.packed import starts_of
 
 
 class AudioTower(nn.Module):
@@ -27,8 +29,9 @@ class AudioTower(nn.Module):
         self.encoder = AudioEncoder(config, self.mel)
         self.head = MAPHead(size, config.num_heads, 4 * size)
         init_weights(self.head, 1)
-        wanted = embed_dim is not None
-        self.projection = nn.Linear(size, embed_dim, bias=False) if wanted else nn.Identity()
+        self.projection = nn.Identity()
+        if embed_dim is not None:
+            self.projection = nn.Linear(size, embed_dim, bias=False)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """B clips to embeddings.
@@ -40,7 +43,6 @@ class AudioTower(nn.Module):
         Returns:
             [B, E], unit norm.
         """
-        cu_samples = F.pad(lengths.cumsum(0), (1, 0))
-        audio = ops.mel_patches(waveform, cu_samples, self.mel)
+        audio = ops.mel_patches(waveform, starts_of(lengths, torch.int64), self.mel)
         pooled = self.head(self.encoder(audio), audio.cu_seqlens)
         return F.normalize(self.projection(pooled), dim=-1)

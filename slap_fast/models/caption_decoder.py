@@ -71,7 +71,7 @@ class CaptionDecoder(nn.Module):
     def forward(self, text: PackedText, audio_features: Tensor, context: Segments) -> Tensor:
         """text with T tokens, audio_features [Tk, context_size] -> hidden [T, C].
 
-        The logits are hidden @ token_embedding.weight.T; losses.caption_loss makes them in pieces.
+        The logits are hidden @ token_embedding.weight.T; losses.caption_loss makes them in chunks.
         """
         x = self.token_embedding(text.ids)
         rope = ops.rope_tables(text.positions, self.head_dim, self.config.rope_theta)

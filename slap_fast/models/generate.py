@@ -32,9 +32,9 @@ class DecodingState:
         self._cache[layer] = (k, v)
         return k, v
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keeps hypotheses ``rows`` (int64 [N]), as beam search picks them."""
-        self._cache = [(k[rows], v[rows]) for k, v in self._cache]
+    def reorder(self, hypotheses: Tensor) -> None:
+        """Keeps the hypotheses of these indices, int64 [N], as beam search picks them."""
+        self._cache = [(k[hypotheses], v[hypotheses]) for k, v in self._cache]
 
 
 @torch.no_grad()
@@ -109,14 +109,14 @@ def generate(
     done = torch.zeros(clips, 1, dtype=torch.bool, device=device)
     lengths = torch.zeros(clips, 1, device=device)
     history = ids.new_empty(clips, 1, 0)
-    first_row = torch.arange(clips, device=device)[:, None]
+    clip = torch.arange(clips, device=device)[:, None]
     for _ in range(max_tokens):
         log_probs = decode_step(decoder, ids, state)
         vocab = log_probs.shape[-1]
-        # A finished hypothesis goes on with its end token, free of charge.
-        stay = torch.full((vocab,), -torch.inf, device=device)
-        stay[end_id] = 0.0
-        log_probs = torch.where(done[..., None], stay, log_probs)
+        # A finished hypothesis repeats its end token, at no cost.
+        only_end = torch.full((vocab,), -torch.inf, device=device)
+        only_end[end_id] = 0.0
+        log_probs = torch.where(done[..., None], only_end, log_probs)
         width = ids.shape[1]
         total = scores[..., None] + log_probs
         steps = lengths + (~done).float()
@@ -130,9 +130,9 @@ def generate(
             [history.gather(1, parent[..., None].expand(-1, -1, history.shape[2])), ids[..., None]],
             dim=2,
         )
-        state.reorder((first_row * width + parent).flatten())
+        state.reorder((clip * width + parent).flatten())
         if bool(done.all()):
             break
     best = (scores / lengths**length_penalty).argmax(1)
     chosen = history[torch.arange(clips, device=device), best].tolist()
-    return [row[: row.index(end_id)] if end_id in row else row for row in chosen]
+    return [ids[: ids.index(end_id)] if end_id in ids else ids for ids in chosen]

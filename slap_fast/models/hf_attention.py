@@ -1,9 +1,10 @@
-"""transformers' attention on the packed operation: padded batches are unpadded inside, once each.
+"""transformers' attention on the packed operation, for the text tower and for patched models.
 
-transformers 5 asks two functions by name. The mask interface, once per forward pass, says which
-tokens may see which: here a :class:`Packing` instead of a [B, 1, L, L] mask. The attention
-interface, once per layer, reads it. Nothing here reads a value back from the device, except for
-batches that are packed by ``position_ids`` alone.
+transformers 5 looks two functions up by name. The mask interface runs once per forward pass and
+gives which tokens may see which: here a :class:`PackedMask` instead of a [B, 1, L, L] mask. The
+attention interface runs once per layer, unpads by that mask and pads again; a batch that comes
+with ``cu_seq_lens_q`` is packed already and needs no mask. No value is read back from the device,
+except for batches that are packed by ``position_ids`` alone.
 """
 
 from __future__ import annotations
@@ -16,77 +17,79 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
-from slap_fast.precision import product_dtype
+from slap_fast.packed import starts_of
+from slap_fast.precision import compute_dtype
 
 NAME = "slap_fast"
 
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache", "output_attentions")
-_PLAIN = (
+_SUPPORTED_MASKS = (
     "causal_mask_function",
     "bidirectional_mask_function",
     "sliding_window_overlay",
     "sliding_window_bidirectional_overlay",
 )
-"""What a mask may be made of, beside padding and packing: the attention's own arguments say it."""
+"""Mask functions, besides padding and packing, that the attention's own arguments express."""
 
 
-class Run(NamedTuple):
-    """The real tokens of a padded [B, L] batch as one packed run, the padding behind them."""
+class PackedView(NamedTuple):
+    """A padded [B, L] batch as one packed run: the real tokens first, the padding behind them."""
 
     order: Tensor | None
-    """int64 [B x L], the run's rows as positions in the batch; None where nothing is padded."""
+    """int64 [B x L], the position in the batch of each token of the run; None: no padding."""
     cu_seqlens: Tensor
     """int32 [B + 1]."""
     max_seqlen: int
     """L, which no sequence exceeds."""
 
-    def pack(self, x: Tensor) -> Tensor:
-        """[B, H, L, D] -> [B x L, H, D]."""
-        rows = x.transpose(1, 2).flatten(0, 1)
-        return rows if self.order is None else rows.index_select(0, self.order)
+    @classmethod
+    def without_padding(cls, batch_size: int, length: int, device: torch.device) -> PackedView:
+        """B sequences of L tokens each."""
+        starts = torch.arange(batch_size + 1, device=device, dtype=torch.int32) * length
+        return cls(None, starts, length)
 
-    def pad(self, rows: Tensor, batch_size: int) -> Tensor:
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> PackedView:
+        """B sequences of the tokens where ``mask``, bool [B, L], is true; left or right padded."""
+        starts = starts_of(mask.sum(1))
+        # A stable sort, not nonzero: its shape depends on no value, so it needs no sync and
+        # compiles.
+        order = (~mask).flatten().to(torch.uint8).argsort(stable=True)
+        return cls(order, starts, mask.shape[1])
+
+    @classmethod
+    def from_sequence_numbers(cls, numbers: Tensor) -> PackedView:
+        """Several sequences in each of B lines: runs of equal numbers in int [B, L]."""
+        first = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True)
+        starts = F.pad(first.flatten().nonzero().flatten(), (0, 1), value=numbers.numel())
+        return cls(None, starts.int(), numbers.shape[1])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[B, H, L, D] -> [B x L, H, D]."""
+        tokens = x.transpose(1, 2).flatten(0, 1)
+        return tokens if self.order is None else tokens.index_select(0, self.order)
+
+    def pad(self, tokens: Tensor, batch_size: int) -> Tensor:
         """[B x L, H, D] -> [B, L, H, D], 0 at the padding."""
         if self.order is not None:
-            rows = rows.index_select(0, self.order.argsort())
-        return rows.unflatten(0, (batch_size, -1))
+            tokens = tokens.index_select(0, self.order.argsort())
+        return tokens.unflatten(0, (batch_size, -1))
 
 
-class Packing(NamedTuple):
+class PackedMask(NamedTuple):
     """What stands in for an attention mask."""
 
-    queries: Run
+    queries: PackedView
     """Of the queries' tokens."""
-    keys: Run
+    keys: PackedView
     """Of the keys': the same, or longer by what a cache holds."""
     causal: bool | None
-    """No key after the query's position; None: the attention module says it."""
+    """No key after the query's position; None: the attention module decides."""
     windowed: bool
-    """The layer has a sliding window; its attention module says which."""
+    """The layer has a sliding window, whose size the attention module passes."""
 
 
-def whole(batch_size: int, length: int, device: torch.device) -> Run:
-    """The run of a batch without padding."""
-    starts = torch.arange(batch_size + 1, device=device, dtype=torch.int32) * length
-    return Run(None, starts, length)
-
-
-def unpad(mask: Tensor) -> Run:
-    """The run of the tokens where ``mask``, bool [B, L], holds; left or right padded."""
-    starts = F.pad(mask.sum(1).cumsum(0), (1, 0)).int()
-    # A stable sort, not nonzero: its shape depends on no value, so it needs no sync and compiles.
-    order = (~mask).flatten().to(torch.uint8).argsort(stable=True)
-    return Run(order, starts, mask.shape[1])
-
-
-def split(segments: Tensor) -> Run:
-    """The run of rows that hold several sequences each: equal numbers, int [B, L], side by side."""
-    first = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
-    starts = F.pad(first.flatten().nonzero().flatten(), (0, 1), value=segments.numel())
-    return Run(None, starts.int(), segments.shape[1])
-
-
-def make_packing(
+def packed_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -97,7 +100,7 @@ def make_packing(
     attention_mask: Tensor | None = None,
     device: torch.device,
     **_: Any,
-) -> Packing:
+) -> PackedMask:
     """transformers' mask interface.
 
     Raises ValueError for a mask that is more than padding, packing, causal and sliding window, and
@@ -108,48 +111,50 @@ def make_packing(
             f"past_key_values: found {kv_offset + kv_length} keys for the queries up to "
             f"{q_offset + q_length}, expected as many: a cache that grows, not a static one"
         )
-    # Dynamo cannot look into a function made inside its graph.
+    # Dynamo cannot inspect a function made inside its graph.
     compiling = torch.compiler.is_compiling()
-    leaves = {} if compiling else dict(_leaves(mask_function))
-    unknown = leaves.keys() - {*_PLAIN, "packed_sequence_mask_function"}
+    parts = {} if compiling else dict(_mask_parts(mask_function))
+    unknown = parts.keys() - {*_SUPPORTED_MASKS, "packed_sequence_mask_function"}
     if unknown:
         raise ValueError(
             f"attention mask: found one made by {', '.join(sorted(unknown))}, expected padding, "
             "packing, causal or a sliding window; patch(..., attention=False) leaves it alone"
         )
     if attention_mask is not None:
-        keys = unpad(attention_mask)
-        queries = keys if q_length == kv_length else unpad(attention_mask[:, -q_length:])
-    elif "packed_sequence_mask_function" in leaves:
-        queries = keys = split(leaves["packed_sequence_mask_function"])
+        keys = PackedView.from_mask(attention_mask)
+        queries = (
+            keys if q_length == kv_length else PackedView.from_mask(attention_mask[:, -q_length:])
+        )
+    elif "packed_sequence_mask_function" in parts:
+        queries = keys = PackedView.from_sequence_numbers(parts["packed_sequence_mask_function"])
     else:
-        queries = keys = whole(batch_size, q_length, device)
+        queries = keys = PackedView.without_padding(batch_size, q_length, device)
         if q_length != kv_length:
-            keys = whole(batch_size, kv_length, device)
-    windowed = any(name.startswith("sliding") for name in leaves)
-    causal = None if compiling else "causal_mask_function" in leaves
-    return Packing(queries, keys, causal, windowed)
+            keys = PackedView.without_padding(batch_size, kv_length, device)
+    windowed = any(name.startswith("sliding") for name in parts)
+    causal = None if compiling else "causal_mask_function" in parts
+    return PackedMask(queries, keys, causal, windowed)
 
 
-def _leaves(mask_function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """The functions that a mask is the intersection of: (name, what it holds)."""
+def _mask_parts(mask_function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the functions that a mask is the intersection of: (name, first closed-over value)."""
     name = mask_function.__qualname__.split(".")[0]
-    held = [cell.cell_contents for cell in mask_function.__closure__ or ()]
+    closure = [cell.cell_contents for cell in mask_function.__closure__ or ()]
     if name == "and_masks":
-        for function in held[0]:
-            yield from _leaves(function)
+        for function in closure[0]:
+            yield from _mask_parts(function)
     elif name == "remap_positions_for_packed_sequence":
-        yield from _leaves(next(value for value in held if callable(value)))
+        yield from _mask_parts(next(value for value in closure if callable(value)))
     else:
-        yield name, held[0] if held else None
+        yield name, closure[0] if closure else None
 
 
-def attention(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Packing | None,
+    attention_mask: PackedMask | None,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -167,8 +172,8 @@ def attention(
     the token itself. With ``cu_seq_lens_q`` (and ``_k``) the batch is one packed row, B = 1, and
     the mask is not needed. Returns ([B, L, H, D], None), 0 at padded tokens.
 
-    Raises ValueError for what the packed operation has not: dropout, soft caps, sinks, biases, and
-    a mask that is a tensor.
+    Raises ValueError for what the packed operation does not do (dropout, soft caps, sinks, biases)
+    and for a mask that is a tensor.
     """
     if dropout:
         raise ValueError(f"dropout: found {dropout}, expected 0: packed attention has none")
@@ -193,20 +198,22 @@ def attention(
         if attention_mask.windowed and sliding_window is None:
             raise ValueError("sliding_window: found None, expected the window of the layer's mask")
     if cu_seq_lens_q is not None:
-        queries = Run(None, cu_seq_lens_q, max_length_q)
-        keys = queries if cu_seq_lens_k is None else Run(None, cu_seq_lens_k, max_length_k)
+        queries = PackedView(None, cu_seq_lens_q, max_length_q)
+        keys = queries if cu_seq_lens_k is None else PackedView(None, cu_seq_lens_k, max_length_k)
     elif attention_mask is not None:
         queries, keys = attention_mask.queries, attention_mask.keys
     else:
-        queries, keys = (whole(len(x), x.shape[2], x.device) for x in (query, key))
-    # Under autocast a rotation in fp32 leaves q and k so, beside v in the low dtype.
-    query, key, value = (x.to(product_dtype(x)) for x in (query, key, value))
+        queries, keys = (
+            PackedView.without_padding(len(x), x.shape[2], x.device) for x in (query, key)
+        )
+    # Under autocast a rotation in fp32 leaves q and k in fp32, beside v in the autocast dtype.
+    query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
     side = -1 if sliding_window is None else sliding_window - 1
     same = query.shape[2] == key.shape[2]
     out = ops.attention(
-        queries.pack(query),
-        keys.pack(key),
-        keys.pack(value),
+        queries.unpad(query),
+        keys.unpad(key),
+        keys.unpad(value),
         queries.cu_seqlens,
         queries.max_seqlen,
         cu_seqlens_k=None if same else keys.cu_seqlens,
@@ -222,5 +229,5 @@ def register() -> None:
     """Makes ``set_attn_implementation("slap_fast")`` known to transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, make_packing)
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, packed_mask)

@@ -6,6 +6,7 @@ unless asked, as in the paper (arXiv 2601.12594, section 3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,22 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
-from slap_fast.precision import product_dtype
+from slap_fast.precision import compute_dtype
 
 
 class Segments(NamedTuple):
-    """Where the sequences of a packed run begin and end."""
+    """Bounds of the sequences of a packed run."""
 
     cu_seqlens: Tensor
     """int32 [B + 1], starts at 0."""
     max_seqlen: int
     """Length of the longest sequence."""
     schedule: Tensor | None = None
-    """What the layers' attention shares."""
+    """Of :func:`slap_fast.ops.attention_schedule`, shared by the layers."""
 
     @classmethod
     def scheduled(cls, cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Segments:
-        """With the schedule, for a run of T tokens that several layers attend to."""
+        """Builds the schedule too, for a run of T tokens that several layers attend to."""
         schedule = ops.attention_schedule(cu_seqlens, max_seqlen, total_tokens)
         return cls(cu_seqlens, max_seqlen, schedule)
 
@@ -36,8 +37,8 @@ class Segments(NamedTuple):
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm over the last axis (arXiv 1910.07467).
 
-    In the dtype of its input, sums in fp32: autocast would give fp32, or, where its weight is of
-    another dtype, several kernels for one, and keep two fp32 copies for the backward.
+    In the dtype of its input, with fp32 sums: autocast would return fp32 or, where the weight has
+    another dtype, run several kernels instead of one and keep two fp32 copies for the backward.
     """
 
     def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
@@ -59,35 +60,42 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, C] -> [T, C]."""
-        gate_up = self.gate_up_proj(x)
-        if torch.compiler.is_compiling():  # a compiler finds out what to keep
-            gate, up = gate_up.chunk(2, dim=-1)
-            return self.down_proj(F.silu(gate) * up)
-        return self.down_proj(_Gated.apply(gate_up))
+        return self.down_proj(silu_mul(self.gate_up_proj(x)))
 
 
-class _Gated(torch.autograd.Function):
-    """silu(gate) * up, [T, 2 I] -> [T, I], which keeps its input alone.
+def silu_mul(*inputs: Tensor) -> Tensor:
+    """Computes silu(gate) * up, keeping nothing but its inputs for the backward.
 
-    silu is made again in the backward, on one CPU thread for 0.8 to 0.95 of autograd's own time.
+    ``inputs`` is gate and up, each [..., I], or one tensor [..., 2 I] with gate before up. The
+    backward computes silu again, on one CPU thread in 0.8 to 0.95 of autograd's own time.
     """
+    if torch.compiler.is_compiling():  # the compiler chooses what to keep
+        gate, up = _gate_and_up(inputs)
+        return F.silu(gate) * up
+    return _SiluMul.apply(*inputs)
 
+
+def _gate_and_up(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    return inputs if len(inputs) == 2 else inputs[0].chunk(2, dim=-1)
+
+
+class _SiluMul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        gate, up = _gate_and_up(inputs)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        dgate_up = torch.empty_like(gate_up)
-        dgate, dup = dgate_up.chunk(2, dim=-1)
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, ...]:
+        inputs = ctx.saved_tensors  # a checkpoint lets them be read once
+        gate, up = _gate_and_up(inputs)
+        dinputs = tuple(map(torch.empty_like, inputs))
+        dgate, dup = _gate_and_up(dinputs)
         torch.mul(dout, F.silu(gate), out=dup)
         torch.ops.aten.silu_backward.grad_input(dout * up, gate, grad_input=dgate)
-        return dgate_up
+        return dinputs
 
 
 class Attention(nn.Module):
@@ -158,8 +166,8 @@ class CrossAttention(nn.Module):
 
 
 class _ProbeAttention(nn.Module):
-    """The weights of an nn.MultiheadAttention that attends from one learned probe, applied
-    folded."""
+    """An nn.MultiheadAttention from one learned probe, by its parameter names; its weights are
+    applied folded."""
 
     def __init__(self, hidden_size: int, num_heads: int, bias: bool) -> None:
         super().__init__()
@@ -172,16 +180,16 @@ class _ProbeAttention(nn.Module):
     def forward(self, probe: Tensor, x: Tensor, cu_seqlens: Tensor) -> Tensor:
         """probe [1, 1, C], x [T, C] -> [B, C].
 
-        The probe meets every key, so its query folds into the key projection: one score vector per
-        head. A key bias shifts all scores of a head alike and drops out; the value projection,
+        The query is the same for every key, so it folds into the key projection: one score vector
+        per head. A key bias shifts all scores of a head alike and drops out; the value projection,
         being linear, is applied after pooling.
 
-        Under autocast the tokens are pooled in its dtype: a norm before would leave them in fp32,
-        twice the bytes. The fold stays in the weights' own.
+        Under autocast the tokens are pooled in its dtype: a preceding norm would leave them in
+        fp32, twice the bytes. The fold keeps the dtype of the weights.
         """
         w_q, w_k, w_v = self.in_proj_weight.chunk(3)
         b_q, _, b_v = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        x = x.to(product_dtype(x))
+        x = x.to(compute_dtype(x))
         with torch.autocast(x.device.type, enabled=False):
             q = F.linear(probe.flatten(), w_q, b_q).unflatten(0, (self.num_heads, -1))
             w_k = w_k.unflatten(0, q.shape)

@@ -1,7 +1,6 @@
-"""SLAP whole: two towers, a caption decoder, a prototype head, and the EMA teacher beside them.
+"""The SLAP model: two towers, a caption decoder, a prototype head, and the EMA teacher.
 
-The model turns a packed batch into what the losses need (``losses.py``); it computes no loss
-itself.
+It turns a packed batch into the inputs of ``slap_fast.losses``; it computes no loss itself.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ class SlapModel(nn.Module):
         return self.log_logit_scale[0].clamp(max=math.log(self.config.logit_scale_max)).exp()
 
     def freeze_unused(self, loss: LossConfig) -> None:
-        """Takes the parameters of losses without weight out of training."""
+        """Freezes the parameters that only losses of weight 0 use."""
         self.prototype_head.requires_grad_(loss.ssl > 0)
         self.caption_decoder.requires_grad_(loss.caption > 0)
         self.audio_encoder.mask_token.requires_grad_(loss.ssl > 0)
@@ -152,7 +151,7 @@ class SlapModel(nn.Module):
         if loss.caption:
             context = Segments.scheduled(audio.cu_seqlens, audio.max_seqlen, features.shape[0])
             hidden = self.caption_decoder(text, features, context)
-            # Not itself: FSDP hooks what a forward returns, and a parameter keeps every hook.
+            # A view: FSDP hooks the outputs of a forward, and a parameter would keep every hook.
             weight = self.caption_decoder.token_embedding.weight
             weight = weight.view_as(weight)
         return SlapOutput(
@@ -183,9 +182,9 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: SlapModel, momentum: float) -> None:
         """teacher <- momentum x teacher + (1 - momentum) x student."""
-        ours = [*self.audio_encoder.parameters(), *self.prototype_head.parameters()]
-        theirs = [*student.audio_encoder.parameters(), *student.prototype_head.parameters()]
-        torch._foreach_lerp_([*map(local, ours)], [*map(local, theirs)], 1.0 - momentum)
+        teacher = [*self.audio_encoder.parameters(), *self.prototype_head.parameters()]
+        trained = [*student.audio_encoder.parameters(), *student.prototype_head.parameters()]
+        torch._foreach_lerp_([*map(local, teacher)], [*map(local, trained)], 1.0 - momentum)
 
     @torch.no_grad()
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The text tower: transformers' ModernBERT, packed through its attention interface.
 
-transformers is imported when a tower is built, never on import of this package. Its rotary
-embedding stays its own: the interface hands over rotated queries and keys.
+transformers is imported when a tower is built, never on import of this package. The rotary
+embedding stays ModernBERT's: the interface receives rotated queries and keys.
 """
 
 from __future__ import annotations
@@ -9,84 +9,53 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from slap_fast import ops
 from slap_fast.config import TextEncoderConfig
+from slap_fast.models import hf_attention
 from slap_fast.packed import PackedText
 
 if TYPE_CHECKING:
     from transformers import ModernBertConfig
-
-ATTENTION_NAME = "slap_fast_packed"
-
-
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    sliding_window: int | None = None,
-    cu_seq_lens_q: Tensor,
-    max_length_q: int,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface over one packed run.
-
-    query, key, value [1, H, T, D], already rotated; sliding_window counts the token itself, None is
-    global. Returns ([1, T, H, D], None).
-    """
-    side = -1 if sliding_window is None else sliding_window - 1
-    out = ops.attention(
-        *(x[0].transpose(0, 1) for x in (query, key, value)),
-        cu_seq_lens_q,
-        max_length_q,
-        window_size=(side, side),
-        softmax_scale=scaling,
-    )
-    return out[None], None
 
 
 class TextEncoder(nn.Module):
     """Packed captions to dense features."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
-        from transformers import AttentionInterface, ModernBertModel
+        from transformers import ModernBertModel
 
         super().__init__()
-        AttentionInterface.register(ATTENTION_NAME, packed_attention)
+        hf_attention.register()
         self.model = ModernBertModel(modernbert_config(config))
-        self.model.set_attn_implementation(ATTENTION_NAME)
+        self.model.set_attn_implementation(hf_attention.NAME)
 
     def load_pretrained(self, name: str) -> None:
-        """Takes the weights of a ModernBERT folder or hub id, whose sizes the config must have.
+        """Loads the weights of a ModernBERT folder or hub id, whose sizes the config must have.
 
-        Reads ``model.safetensors`` and nothing else; a head that is in there too is left out.
+        Reads ``model.safetensors`` and nothing else; the weights of a head are left out.
         """
         path = _fetch(name, "model.safetensors")
         try:
-            found = {key.removeprefix("model."): value for key, value in load_file(path).items()}
-            wanted = self.model.state_dict().keys()
-            self.model.load_state_dict({key: found[key] for key in wanted & found.keys()})
+            weights = {key.removeprefix("model."): value for key, value in load_file(path).items()}
+            names = self.model.state_dict().keys() & weights.keys()
+            self.model.load_state_dict({name: weights[name] for name in names})
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"text.pretrained: {path}: {error}") from None
 
     def forward(self, text: PackedText) -> Tensor:
         """text with T tokens -> dense features [T, C]."""
         ids, positions = text.ids, text.positions
-        if not len(ids):  # transformers cannot view a run of no tokens; a row past the end is legal
+        if not len(ids):  # transformers fails on no tokens; one past cu_seqlens[-1] is legal
             ids, positions = ids.new_zeros(1), positions.new_zeros(1, 1)
         out = self.model(
             input_ids=ids[None],
             position_ids=positions.T,
-            # A mapping is taken as it is: the packed attention needs no mask, so none is built.
+            # transformers uses a mapping as it is: packed attention needs no mask, none is built.
             attention_mask={"full_attention": None, "sliding_attention": None},
             cu_seq_lens_q=text.cu_seqlens,
             max_length_q=text.max_seqlen,
@@ -106,7 +75,7 @@ def modernbert_config(config: TextEncoderConfig) -> ModernBertConfig:
         intermediate_size=config.intermediate_size,
         global_attn_every_n_layers=config.global_every,
         local_attention=config.local_attention,
-        # ModernBERT's 0.02 is for its width of 768; a narrower tower starts as far from zero.
+        # ModernBERT's 0.02 is for its width of 768; a narrower tower scales by 1 / sqrt(width).
         initializer_range=0.02 * (768 / config.hidden_size) ** 0.5,
         pad_token_id=None,
         bos_token_id=None,
@@ -116,7 +85,7 @@ def modernbert_config(config: TextEncoderConfig) -> ModernBertConfig:
     )
 
 
-# What a checkpoint may say about its architecture that TextEncoderConfig does not hold.
+# Settings of a checkpoint that TextEncoderConfig does not hold: they must equal this tower's.
 _FIXED = (
     "hidden_activation",
     "norm_eps",
@@ -126,8 +95,8 @@ _FIXED = (
     "layer_types",
     "rope_parameters",
 )
-# All that is taken from a config.json. Others name code to fetch and run (auto_map, and
-# _attn_implementation_internal in CVE-2026-4372) or have nothing to do with the maths.
+# All that is read from a config.json. Others name code to fetch and run (auto_map, and
+# _attn_implementation_internal in CVE-2026-4372) or do not affect the maths.
 _READ = (
     *_FIXED,
     "vocab_size",
@@ -143,7 +112,7 @@ _READ = (
 
 
 def _fetch(name: str, file: str) -> Path:
-    """A file of a folder or a hub repository. Raises ValueError that says what to do instead."""
+    """The path of a file in a folder or a hub repository. Raises ValueError with the remedy."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
@@ -166,14 +135,14 @@ def _read_config(name: str) -> ModernBertConfig:
     path = _fetch(name, "config.json")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        kind = stored.get("model_type")
+        model_type = stored.get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"text.pretrained: {path}: cannot be read: {error}") from None
-    if kind != "modernbert":
-        raise ValueError(f"text.pretrained: {name!r} is a {kind!r}, expected a 'modernbert'")
+    if model_type != "modernbert":
+        raise ValueError(f"text.pretrained: {name!r} is a {model_type!r}, expected a 'modernbert'")
     try:
         return ModernBertConfig(**{key: stored[key] for key in _READ if key in stored})
-    except Exception as error:  # of whatever type transformers' own checks are
+    except Exception as error:  # transformers raises errors of several types
         raise ValueError(f"text.pretrained: {path}: {' '.join(str(error).split())}") from None
 
 
@@ -184,23 +153,23 @@ def resolve_pretrained(config: TextEncoderConfig) -> TextEncoderConfig:
     """
     if config.pretrained is None:
         return config
-    theirs = _read_config(config.pretrained)
-    full = [i for i, kind in enumerate(theirs.layer_types) if kind == "full_attention"]
+    pretrained = _read_config(config.pretrained)
+    full = [i for i, kind in enumerate(pretrained.layer_types) if kind == "full_attention"]
     config = dataclasses.replace(
         config,
-        vocab_size=theirs.vocab_size,
-        hidden_size=theirs.hidden_size,
-        num_layers=theirs.num_hidden_layers,
-        num_heads=theirs.num_attention_heads,
-        intermediate_size=theirs.intermediate_size,
-        global_every=full[1] - full[0] if len(full) > 1 else theirs.num_hidden_layers,
-        local_attention=theirs.local_attention,
+        vocab_size=pretrained.vocab_size,
+        hidden_size=pretrained.hidden_size,
+        num_layers=pretrained.num_hidden_layers,
+        num_heads=pretrained.num_attention_heads,
+        intermediate_size=pretrained.intermediate_size,
+        global_every=full[1] - full[0] if len(full) > 1 else pretrained.num_hidden_layers,
+        local_attention=pretrained.local_attention,
     )
-    ours = modernbert_config(config)
+    own = modernbert_config(config)
     for key in _FIXED:
-        found, expected = getattr(theirs, key), getattr(ours, key)
-        if found != expected:
+        value, expected = getattr(pretrained, key), getattr(own, key)
+        if value != expected:
             raise ValueError(
-                f"text.pretrained: {config.pretrained!r} has {key} {found!r}, expected {expected!r}"
+                f"text.pretrained: {config.pretrained!r} has {key} {value!r}, expected {expected!r}"
             )
     return config

@@ -27,31 +27,31 @@ class CaptionTokenizer:
         self.start_id, self.end_id = (self._special(token) for token in (START, END))
 
     def _special(self, token: str) -> int:
-        number = self._tokenizer.token_to_id(token)
-        if number is None:
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
             raise ValueError(
                 f"tokenizer: has no token {token}, expected ModernBERT's special tokens"
             )
-        return number
+        return token_id
 
     @classmethod
     def load(cls, name: str | None, max_tokens: int) -> CaptionTokenizer:
         """From a ``tokenizer.json``, a folder that has one, or a hub id; None is the bundled one.
 
-        Raises ValueError that says where it looked.
+        Raises ValueError that names the path or id.
         """
         path = BUNDLED if name is None else Path(name)
         if path.is_dir():
             path = path / "tokenizer.json"
         try:
             is_file = path.suffix == ".json"
-            found = Tokenizer.from_file(str(path)) if is_file else Tokenizer.from_pretrained(name)
-        except Exception as error:  # tokenizers raises bare Exception, hubs whatever they like
+            loaded = Tokenizer.from_file(str(path)) if is_file else Tokenizer.from_pretrained(name)
+        except Exception as error:  # tokenizers raises bare Exception, hubs raise many types
             raise ValueError(
                 f"tokenizer: cannot read {path}: {str(error).splitlines()[0]}; expected a "
                 "tokenizer.json, a folder with one, or a hub id that can be reached"
             ) from None
-        return cls(found, max_tokens)
+        return cls(loaded, max_tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -71,7 +71,7 @@ class CaptionTokenizer:
         """Ids of each caption, [CLS] first and [SEP] last, at most ``max_tokens`` of them."""
         encoded = self._tokenizer.encode_batch_fast(list(captions), add_special_tokens=False)
         room = self.max_tokens - 2
-        return [[self.start_id, *line.ids[:room], self.end_id] for line in encoded]
+        return [[self.start_id, *caption.ids[:room], self.end_id] for caption in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from slap_fast.ops import compiled_reference, dispatch, flash_attention
+from slap_fast.ops import compiled_reference, dispatch, flash_attention, torch_attention
+from slap_fast.ops.attention_options import AttentionOptions
 from slap_fast.ops.validation import (
     FLOATS,
     check_rope,
@@ -17,7 +18,7 @@ from slap_fast.ops.validation import (
     check_tensor,
     check_window,
 )
-from slap_fast.reference import attention as reference_attention
+from slap_fast.reference import attention as reference
 
 
 def attention(
@@ -93,21 +94,15 @@ def attention(
             raise ValueError("rope: found tables, expected None with cu_seqlens_k: rotate before")
     check_rope(rope, q)
     check_window(window_size)
-    options = {
-        "cu_seqlens_k": cu_seqlens_k,
-        "max_seqlen_k": max_seqlen_k,
-        "rope": rope,
-        "window_size": window_size,
-        "causal": causal,
-        "softmax_scale": softmax_scale,
-        "return_lse": return_lse,
-    }
+    options = AttentionOptions(
+        cu_seqlens_k, max_seqlen_k, rope, window_size, causal, softmax_scale, return_lse
+    )
     schedules = {
         "schedule": (schedule, cu_seqlens, len(q)),
         "schedule_k": (schedule_k, cu_seqlens_k, len(k)),
     }
-    module, schedules = _attention_module(impl, q, schedules)
-    return module.attention(q, k, v, cu_seqlens, max_seqlen, **options, **schedules)
+    arguments = q, k, v, cu_seqlens, max_seqlen
+    return _run("attention", impl, arguments, options, schedules)
 
 
 def attention_qkvpacked(
@@ -144,18 +139,16 @@ def attention_qkvpacked(
     check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
     check_rope(rope, qkv)
     check_window(window_size)
-    options = {
-        "rope": rope,
-        "window_size": window_size,
-        "causal": causal,
-        "softmax_scale": softmax_scale,
-        "return_lse": return_lse,
-    }
-    schedules = {"schedule": (schedule, cu_seqlens, len(qkv))}
-    module, schedules = _attention_module(impl, qkv, schedules)
-    return module.attention_qkvpacked(
-        qkv, num_heads_kv, cu_seqlens, max_seqlen, **options, **schedules
+    options = AttentionOptions(
+        rope=rope,
+        window_size=window_size,
+        causal=causal,
+        softmax_scale=softmax_scale,
+        return_lse=return_lse,
     )
+    schedules = {"schedule": (schedule, cu_seqlens, len(qkv))}
+    arguments = qkv, num_heads_kv, cu_seqlens, max_seqlen
+    return _run("attention_qkvpacked", impl, arguments, options, schedules)
 
 
 def attention_schedule(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Tensor | None:
@@ -178,28 +171,36 @@ def attention_schedule(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -
     return attention.schedule_tiles(cu_seqlens, total_tokens)
 
 
-def _attention_module(
+def _run(
+    function: str,
     impl: str | None,
-    q: Tensor,
+    arguments: tuple[Any, ...],
+    options: AttentionOptions,
     schedules: dict[str, tuple[Tensor | None, Tensor | None, int]],
-) -> tuple[ModuleType, dict[str, Tensor | None]]:
-    """The module that runs attention on q (or qkv), and which of the schedules it takes.
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Calls the function of the engine that runs.
 
-    Each of them comes with the starts and the number of rows that it has to be of.
+    Each schedule comes with the starts and the number of rows that it has to be of.
     """
+    x = arguments[0]
     for name, (schedule, _, _) in schedules.items():
         if schedule is not None:
-            check_tensor(name, schedule, (torch.int32,), ("tiles", 2), q.device)
-    impl = dispatch.choose("attention", impl, q.device, q.dtype, dispatch.head_limits(q.shape[2]))
-    if impl == "reference" and torch.compiler.is_compiling():
-        return compiled_reference, {}
-    if impl != "triton":
-        return (flash_attention if impl == "flash" else reference_attention), {}
-    # Here, so that importing the package does not import triton.
-    from slap_fast.kernels import attention
+            check_tensor(name, schedule, (torch.int32,), ("tiles", 2), x.device)
+    impl = dispatch.choose("attention", impl, x.device, x.dtype, dispatch.head_limits(x.shape[2]))
+    if impl == "triton":
+        # Here, so that importing the package does not import triton.
+        from slap_fast.kernels import attention as kernels
 
-    for name, (schedule, starts, num_rows) in schedules.items():
-        if schedule is not None:
-            make = functools.partial(attention.schedule_tiles, starts, num_rows)
-            check_schedule(name, schedule, attention.num_tiles(starts, num_rows), make)
-    return attention, {name: schedule for name, (schedule, _, _) in schedules.items()}
+        for name, (schedule, starts, num_rows) in schedules.items():
+            if schedule is not None:
+                make = functools.partial(kernels.schedule_tiles, starts, num_rows)
+                check_schedule(name, schedule, kernels.num_tiles(starts, num_rows), make)
+        tiles = {name: schedule for name, (schedule, _, _) in schedules.items()}
+        return getattr(kernels, function)(*arguments, **options._asdict(), **tiles)
+    if impl == "flash":
+        return getattr(flash_attention, function)(*arguments, options)
+    if torch.compiler.is_compiling():
+        return getattr(compiled_reference, function)(impl, *arguments, options)
+    if impl == "torch":
+        return getattr(torch_attention, function)(*arguments, options)
+    return getattr(reference, function)(*arguments, **options._asdict())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -12,21 +14,24 @@ from slap_fast.ops import flash_attention
 
 try:
     from slap_fast import _C as EXTENSION
-except ImportError:  # not built: the reference runs in its place
+except ImportError:  # not built: something else runs in its place
     EXTENSION = None
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's kernels run on a CPU, slowly: for tests."""
 
-IMPLS = ("triton", "cpp", "flash", "reference")
+IMPLS = ("triton", "cpp", "torch", "flash", "reference")
 IMPLEMENTATIONS = {
-    "mel_patches": ("triton", "cpp", "reference"),
-    "attention": ("triton", "reference", "flash"),
+    "mel_patches": ("triton", "cpp", "torch", "reference"),
+    "attention": ("triton", "torch", "reference", "flash"),
     "map_pool": ("triton", "reference"),
     "pack": ("cpp", "reference"),
 }
-"""The implementations of an operation, best first; those after "reference" run on request only."""
+"""The implementations of an operation. By default the first one that can run does; those after
+"torch", or "reference" where there is no "torch", run on request only."""
+_PREFERRED: dict[str, str] = {}
+"""{operation: implementation} inside :func:`using`."""
 
 MAX_HEAD_DIM = 128
 """Of Triton's attention."""
@@ -45,7 +50,7 @@ def which(
     head_dim: int = 64,
     hidden_size: int = 768,
 ) -> dict[str, str]:
-    """What runs with ``impl=None`` for tensors of a device and dtype, and why nothing better does.
+    """What runs with ``impl=None`` for tensors of a device and dtype, and why nothing faster does.
 
     Of every operation, or of ``op`` alone: {operation: "implementation: why"}. ``mel`` is the front
     end of ``mel_patches``, ``head_dim`` D of ``attention``, ``hidden_size`` C of ``map_pool``.
@@ -59,13 +64,31 @@ def which(
         "map_pool": pool_limits(hidden_size, 1, dtype),
         "pack": NO_LIMITS,
     }
-    told = {}
+    answers = {}
     for name in [op] if op else IMPLEMENTATIONS:
         chosen = choose(name, None, where, dtype, limits[name])
-        better = IMPLEMENTATIONS[name][: IMPLEMENTATIONS[name].index(chosen)]
-        why = [f"{impl} {obstacle(impl, where, dtype, limits[name])}" for impl in better]
-        told[name] = f"{chosen}: {'; '.join(why) or f'the best there is for {where.type}'}"
-    return told
+        earlier = IMPLEMENTATIONS[name][: IMPLEMENTATIONS[name].index(chosen)]
+        why = [f"{impl} {obstacle(impl, where, dtype, limits[name])}" for impl in earlier]
+        why = ["asked for by dispatch.using"] if name in _PREFERRED else why
+        answers[name] = f"{chosen}: {'; '.join(why) or f'the best there is for {where.type}'}"
+    return answers
+
+
+@contextmanager
+def using(impls: dict[str, str]) -> Iterator[None]:
+    """Inside, these operations run these implementations where a call has ``impl=None``.
+
+    {operation: implementation}; one that cannot run raises as if each call had asked for it.
+    """
+    for op in impls.keys() - IMPLEMENTATIONS.keys():
+        raise ValueError(f"impls: found {op!r}, expected some of {', '.join(IMPLEMENTATIONS)}")
+    before = dict(_PREFERRED)
+    _PREFERRED.update(impls)
+    try:
+        yield
+    finally:
+        _PREFERRED.clear()
+        _PREFERRED.update(before)
 
 
 def mel_limits(config: MelConfig) -> dict[str, str]:
@@ -105,14 +128,15 @@ def choose(
     limits: dict[str, str] = NO_LIMITS,
 ) -> str:
     """The implementation that runs a call; ``limits`` are those of its sizes."""
-    there = IMPLEMENTATIONS[op]
+    known = IMPLEMENTATIONS[op]
+    impl = _PREFERRED.get(op) if impl is None else impl
     if impl is None:
-        return next(name for name in there if obstacle(name, device, dtype, limits) is None)
+        return next(name for name in known if obstacle(name, device, dtype, limits) is None)
     if impl not in IMPLS:
         raise ValueError(f"impl: found {impl!r}, expected None or one of {', '.join(IMPLS)}")
-    if impl not in there:
+    if impl not in known:
         raise NotImplementedError(
-            f"{op} has no {impl!r} implementation; use impl=None or one of {', '.join(there)}"
+            f"{op} has no {impl!r} implementation; use impl=None or one of {', '.join(known)}"
         )
     interpreted = INTERPRETED and impl == "triton" and device.type == "cpu"
     why_not = obstacle(impl, torch.device("cuda") if interpreted else device, dtype, limits)
@@ -125,7 +149,7 @@ def obstacle(
     impl: str, device: torch.device, dtype: torch.dtype, limits: dict[str, str]
 ) -> str | None:
     """Why an implementation cannot run for such tensors; None where it can."""
-    if impl == "reference":
+    if impl in ("torch", "reference"):
         return None
     if impl == "cpp":
         if device.type != "cpu":

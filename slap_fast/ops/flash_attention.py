@@ -1,6 +1,6 @@
-"""``impl="flash"``: attention by flash-attn's varlen kernels or torch's own, rotated before.
+"""``impl="flash"``: the varlen kernels of flash-attn or of torch, with rotary applied before.
 
-For those who prefer them, and as a peer to measure against. flash-attn where it imports, else
+On request only, and as a peer to measure against. flash-attn where it imports, else
 ``torch.nn.attention.varlen``.
 """
 
@@ -10,11 +10,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from slap_fast.ops.attention_options import AttentionOptions
 from slap_fast.reference.rope import rotate
 
 Varlen = Callable[..., tuple[Tensor, Tensor]]
@@ -38,7 +38,8 @@ def torch_varlen() -> Varlen:
     """torch's function as :func:`attention` calls it; raises where torch has none."""
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
-    takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters  # not torch 2.11's
+    # torch 2.11 has no such parameter.
+    takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
     def run(q, k, v, starts, starts_k, longest, longest_k, *, scale, window, causal):
         group, options = q.shape[1] // k.shape[1], {}
@@ -57,7 +58,7 @@ def torch_varlen() -> Varlen:
 
 @functools.cache
 def varlen() -> Varlen | None:
-    """The first of them that loads. A broken flash-attn raises more than ImportError."""
+    """The first one that loads, or None. A broken flash-attn raises more than ImportError."""
     for load in (flash_attn_varlen, torch_varlen):
         try:
             return load()
@@ -67,7 +68,7 @@ def varlen() -> Varlen | None:
 
 
 def is_installed() -> bool:
-    """Whether there is any."""
+    """Whether flash-attn or torch has such kernels."""
     return varlen() is not None
 
 
@@ -77,45 +78,44 @@ def attention(
     v: Tensor,
     cu_seqlens: Tensor,
     max_seqlen: int,
-    *,
-    cu_seqlens_k: Tensor | None = None,
-    max_seqlen_k: int | None = None,
-    rope: tuple[Tensor, Tensor] | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-    causal: bool = False,
-    softmax_scale: float | None = None,
-    return_lse: bool = False,
+    options: AttentionOptions,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`slap_fast.ops.attention`, which documents and checks the arguments."""
+    cu_seqlens_k, max_seqlen_k = options.cu_seqlens_k, options.max_seqlen_k
     if cu_seqlens_k is None:
         cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
-    if rope is not None:
-        q, k = rotate(q, rope), rotate(k, rope)
-    # Those functions leave the rows past the last sequence to chance, gradients included.
+    if options.rope is not None:
+        q, k = rotate(q, options.rope), rotate(k, options.rope)
+    # Those functions leave rows past the last sequence undefined, in gradients too.
     inside, inside_k = (_inside(x, starts) for x, starts in ((q, cu_seqlens), (k, cu_seqlens_k)))
     q, k, v = (
-        torch.where(there[:, None, None], x, 0)
-        for x, there in ((q, inside), (k, inside_k), (v, inside_k))
+        torch.where(rows[:, None, None], x, 0)
+        for x, rows in ((q, inside), (k, inside_k), (v, inside_k))
     )
     out, lse = varlen()(
         q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k,
-        scale=softmax_scale, window=tuple(window_size), causal=causal,
+        scale=options.softmax_scale, window=tuple(options.window_size), causal=options.causal,
     )  # fmt: skip
     out = torch.where(inside[:, None, None], out, 0)
-    if not return_lse:
+    if not options.return_lse:
         return out
-    # Theirs is +inf where a row sees no key.
+    # Their lse of a fully masked row is +inf.
     return out, lse.masked_fill(~inside | lse.isposinf(), -math.inf)
 
 
 def _inside(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """bool [T]: the rows of a sequence."""
     return torch.arange(len(x), device=x.device) < cu_seqlens[-1]
 
 
 def attention_qkvpacked(
-    qkv: Tensor, num_heads_kv: int, cu_seqlens: Tensor, max_seqlen: int, **options: Any
+    qkv: Tensor,
+    num_heads_kv: int,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    options: AttentionOptions,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`attention` of the queries, keys and values in qkv [T, H + 2 Hkv, D]."""
     num_heads = qkv.shape[1] - 2 * num_heads_kv
     q, k, v = qkv.split((num_heads, num_heads_kv, num_heads_kv), dim=1)
-    return attention(q, k, v, cu_seqlens, max_seqlen, **options)
+    return attention(q, k, v, cu_seqlens, max_seqlen, options)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slap_fast.config import MelConfig
-from slap_fast.ops import dispatch
+from slap_fast.ops import dispatch, torch_mel_patches
 from slap_fast.ops.dispatch import DEFAULT_MEL
 from slap_fast.ops.validation import check_masks, check_starts, check_tensor
 from slap_fast.packed import PackedPatches
@@ -58,7 +58,8 @@ def mel_patches(
         )
     if chosen == "cpp":
         return _on_cpp(waveform, cu_samples, config, masks)
-    return PackedPatches(*reference.mel_patches(waveform, cu_samples, config, masks))
+    engine = torch_mel_patches if chosen == "torch" else reference
+    return PackedPatches(*engine.mel_patches(waveform, cu_samples, config, masks))
 
 
 def _on_cpp(

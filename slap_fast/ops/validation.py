@@ -1,5 +1,6 @@
-"""What the public operations accept: each mistake is a ValueError that names the argument, what was
-found and what was expected.
+"""Argument checks of the public operations.
+
+Each mistake is a ValueError that names the argument, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def check_tensor(
         expected = " or ".join(str(dtype) for dtype in dtypes)
         raise ValueError(f"{name}: found {x.dtype}, expected {expected}")
     fits = x.ndim == len(shape) and all(
-        isinstance(want, str) or size == want for size, want in zip(x.shape, shape, strict=True)
+        isinstance(expected, str) or size == expected
+        for size, expected in zip(x.shape, shape, strict=True)
     )
     if not fits:
         raise ValueError(
@@ -43,7 +45,7 @@ def check_tensor(
 def check_starts(
     name: str, starts: Tensor, dtype: torch.dtype, x: Tensor, x_name: str
 ) -> Tensor | None:
-    """Checks the starts of packed sequences of ``x``; their values, and returned, only if cheap."""
+    """Checks the starts of the sequences of ``x``; returns their lengths if reading is cheap."""
     check_tensor(name, starts, (dtype,), ("B + 1",), x.device)
     if len(starts) == 0:
         raise ValueError(f"{name}: found no entries, expected B + 1")
@@ -73,7 +75,7 @@ def _values_are_cheap(x: Tensor) -> bool:
 
 
 def check_masks(masks: Tensor, cu_samples: Tensor) -> None:
-    """SpecAugment's spans; their values only if cheap."""
+    """Checks SpecAugment's spans; their values only if cheap."""
     check_tensor("masks", masks, (torch.int32,), ("M", 4), cu_samples.device)
     if not _values_are_cheap(masks):
         return
@@ -103,9 +105,9 @@ def check_sequences(
 
 
 def check_schedule(name: str, schedule: Tensor, tiles: int, make: Callable[[], Tensor]) -> None:
-    """Against the one of ``tiles`` that ``make`` makes; its values only if cheap.
+    """A schedule of ``tiles``; its values, against what ``make`` returns, only if cheap.
 
-    That of other sequences would leave rows of the output unwritten.
+    A schedule of other sequences would leave rows of the output unwritten.
     """
     check_tensor(name, schedule, (torch.int32,), (tiles, 2))
     if _values_are_cheap(schedule) and not torch.equal(schedule, make()):

@@ -18,9 +18,9 @@ def map_pool(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor) -> Tensor:
     # One product per sequence: nothing of size [T, H, C], and a sequence's bits ignore its
     # neighbours. Without any sequence, an empty one keeps the gradients defined.
     sequences = x.split([*lengths, len(x) - bounds[-1]])[:-1] or (x[:0],)
-    wide = torch.promote_types(x.dtype, torch.float32)
+    softmax_dtype = torch.promote_types(x.dtype, torch.float32)
     pooled = []
     for tokens in sequences:
         scores = score_weight @ tokens.T
-        pooled.append(scores.to(wide).softmax(-1).to(x.dtype) @ tokens)
+        pooled.append(scores.to(softmax_dtype).softmax(-1).to(x.dtype) @ tokens)
     return torch.stack(pooled)[: len(lengths)]

@@ -1,28 +1,23 @@
-"""Waveform to log-mel patches in plain PyTorch: the definition of right, and a fast CPU path.
+"""Log-mel patches in plain PyTorch (SLAP, arXiv 2601.12594, section 3): the definition of right.
 
-    frames   400 samples every 160; kaldi: minus their mean, then x[i] - 0.97 x[max(i - 1, 0)]
-    power    |rfft(frame * hann, 512)|^2
-    log-mel  ln(max(power @ filterbank, floor)), then (. - mean) / std
-    patch    16 frames x 16 bins, frame-major; of a clip: column by column, lowest bins first
+    frames    400 samples every 160; kaldi: minus their mean, then x[i] - 0.97 x[max(i - 1, 0)]
+    spectrum  rfft(frame * hann, 512)
+    log-mel   ln(max(|spectrum|^2 @ filterbank, floor)), then (. - mean) / std
+    patch     16 frames x 16 bins, frame-major; of a clip: column by column, lowest bins first
 
 Sources: Kaldi's fbank as in ``torchaudio.compliance.kaldi``, and torchaudio's ``MelSpectrogram``.
-Frames pass through one block of fixed shape, whichever clips they belong to: memory is bounded for
-a clip of any length, and a clip's bits do not depend on what is packed beside it.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-BLOCK_FRAMES = 128
-"""Frames at a time, rounded to whole patch columns: 0.2 MB, which stays in the cache."""
 
 PREEMPHASIS = 0.97
 """Of the ``kaldi`` preset."""
@@ -32,7 +27,7 @@ PREEMPHASIS = 0.97
 def mel_patches(
     waveform: Tensor, cu_samples: Tensor, config: Any, masks: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """The log-mel patches of packed clips. Not differentiable.
+    """The log-mel patches of packed clips, one clip after the other. Not differentiable.
 
     Args:
         waveform: [num_samples], all clips end to end; float32, float64 (computed in float64) or
@@ -52,60 +47,38 @@ def mel_patches(
     needs (torchaudio). A clip without samples has no patches.
     """
     dtype = torch.float64 if waveform.dtype == torch.float64 else torch.float32
-    device = waveform.device
-    bounds = cu_samples.tolist()
-    bands, patch_time = config.patches_per_column, config.patch_time
-    lengths = [config.num_patches(end - begin) for begin, end in itertools.pairwise(bounds)]
-    cu_seqlens = list(itertools.accumulate(lengths, initial=0))
+    scale = 2.0**-15 if waveform.dtype == torch.int16 else 1.0
+    clips = [
+        log_mel(waveform[start:stop].to(dtype) * scale, config)
+        for start, stop in itertools.pairwise(cu_samples.tolist())
+    ]
+    for clip, axis, start, stop in [] if masks is None else masks.tolist():
+        clips[clip].movedim(axis, 0)[start:stop] = 0
 
-    patches = torch.empty(cu_seqlens[-1], config.patch_dim, dtype=dtype, device=device)
-    grid = patches.view(-1, bands, patch_time, config.patch_freq)
-    rows = max(1, BLOCK_FRAMES // patch_time) * patch_time
-    block = torch.empty(rows, config.win_length, dtype=dtype, device=device)
-    column = 0
-    for used in _fill_blocks(waveform, bounds, config, block):
-        if waveform.dtype == torch.int16:
-            block.mul_(2.0**-15)
-        mel = _log_mel(block, config)[:used]
-        filled = mel.view(-1, patch_time, bands, config.patch_freq).transpose(1, 2)
-        grid[column : column + len(filled)] = filled
-        column += len(filled)
-    if masks is not None:
-        _mask(grid, cu_seqlens, masks, config)
-
-    return (
-        patches,
-        _coords(torch.tensor(lengths, dtype=torch.int64, device=device), bands),
-        torch.tensor(cu_seqlens, dtype=torch.int32, device=device),
-        max(lengths, default=0),
-    )
+    bands = config.patches_per_column
+    empty = waveform.new_empty(0, config.patch_dim, dtype=dtype)
+    patches = [empty, *(patchify(clip, config) for clip in clips)]
+    lengths = [len(clip) for clip in patches]
+    token = torch.cat([torch.arange(length, device=waveform.device) for length in lengths])
+    coords = torch.stack([token // bands, token % bands], dim=1).int()
+    cu_seqlens = torch.tensor(lengths, device=waveform.device).cumsum(0).int()
+    return torch.cat(patches), coords, cu_seqlens, max(lengths)
 
 
-def _fill_blocks(waveform: Tensor, bounds: list[int], config: Any, block: Tensor) -> Iterator[int]:
-    """Fills ``block`` with frames again and again; yields how many of its rows are new.
-
-    The frames that a clip's last column lacks are rows of zeros, which come out as silence.
-    """
-    used = 0
-    for begin, end in itertools.pairwise(bounds):
-        frames = _frames(waveform[begin:end], config)
-        rows = -(-len(frames) // config.patch_time) * config.patch_time
-        done = 0
-        while done < rows:
-            take = min(rows - done, len(block) - used)
-            some = frames[done : done + take]
-            block[used : used + len(some)] = some
-            block[used + len(some) : used + take] = 0
-            used, done = used + take, done + take
-            if used == len(block):
-                yield used
-                used = 0
-    if used:
-        yield used
+def log_mel(clip: Tensor, config: Any) -> Tensor:
+    """Normalised log-mel [frames, n_mels] of one clip, the frames of whole patch columns."""
+    if not len(clip):  # torch's FFT refuses to transform nothing
+        return clip.new_empty(0, config.n_mels)
+    windows = frames(clip, config)
+    windows = F.pad(windows, (0, 0, 0, -len(windows) % config.patch_time))
+    spectra = spectrum(windows, config)
+    power = spectra.real.square() + spectra.imag.square()
+    filterbank = constants(config, clip.dtype, clip.device)[1]
+    return ((power @ filterbank).clamp_min(config.floor).log() - config.mean) / config.std
 
 
-def _frames(clip: Tensor, config: Any) -> Tensor:
-    """The analysis frames of one clip, a view [num_frames, win_length] in the clip's dtype."""
+def frames(clip: Tensor, config: Any) -> Tensor:
+    """The analysis frames of one clip [num_samples]: a view [num_frames, win_length]."""
     num_frames = config.num_frames(len(clip))
     if config.preset == "torchaudio" and num_frames:
         half = config.n_fft // 2
@@ -115,14 +88,6 @@ def _frames(clip: Tensor, config: Any) -> Tensor:
         clip = clip[(config.n_fft - config.win_length) // 2 :]
     clip = F.pad(clip, (0, max(0, config.win_length - len(clip))))
     return clip.unfold(0, config.win_length, config.hop_length)[:num_frames]
-
-
-def _log_mel(block: Tensor, config: Any) -> Tensor:
-    """Normalised log-mel [frames, n_mels] of frames [frames, win_length]."""
-    spectra = spectrum(block, config)
-    power = spectra.real.square().addcmul_(spectra.imag, spectra.imag)
-    filterbank = constants(config, block.dtype, block.device)[1]
-    return (power @ filterbank).clamp_min_(config.floor).log_().sub_(config.mean).div_(config.std)
 
 
 def spectrum(frames: Tensor, config: Any) -> Tensor:
@@ -136,25 +101,10 @@ def spectrum(frames: Tensor, config: Any) -> Tensor:
     return torch.fft.rfft(frames * window, config.n_fft)
 
 
-def _mask(grid: Tensor, cu_seqlens: list[int], masks: Tensor, config: Any) -> None:
-    """Fills spans of ``grid`` [columns, bands, patch_time, patch_freq] with 0."""
-    bands, device = config.patches_per_column, grid.device
-    for clip, axis, start, stop in masks.tolist():
-        own = grid[cu_seqlens[clip] // bands : cu_seqlens[clip + 1] // bands]
-        if axis == 0:
-            frames = torch.arange(len(own) * config.patch_time, device=device)[start:stop]
-            own[frames // config.patch_time, :, frames % config.patch_time] = 0
-        else:
-            bins = torch.arange(config.n_mels, device=device)[start:stop]
-            own[:, bins // config.patch_freq, :, bins % config.patch_freq] = 0
-
-
-def _coords(lengths: Tensor, bands: int) -> Tensor:
-    """int32 [T, 2]: (time column, frequency band) of each patch of clips of these lengths."""
-    starts = lengths.cumsum(0) - lengths
-    token = torch.arange(int(lengths.sum()), device=lengths.device)
-    token = token - starts.repeat_interleave(lengths)
-    return torch.stack([token // bands, token % bands], dim=1).int()
+def patchify(log_mel: Tensor, config: Any) -> Tensor:
+    """[columns * patch_time, n_mels] -> [columns * patches_per_column, patch_dim]."""
+    cells = log_mel.view(-1, config.patch_time, config.patches_per_column, config.patch_freq)
+    return cells.transpose(1, 2).reshape(-1, config.patch_dim)
 
 
 @functools.lru_cache(maxsize=16)
@@ -166,19 +116,18 @@ def constants(config: Any, dtype: torch.dtype, device: torch.device) -> tuple[Te
     """
     f64 = torch.float64
     kaldi = config.preset == "kaldi"
-    scale = 1127.0 if kaldi else 2595.0 / torch.log(torch.tensor(10.0, dtype=f64)).item()
+    mel_scale = 1127.0 if kaldi else 2595.0 / math.log(10.0)
     freqs = torch.arange(config.n_fft // 2 + 1, dtype=f64) * config.sample_rate / config.n_fft
-    low, high = (
-        scale * torch.tensor([config.f_min, config.f_max], dtype=f64).div(700).log1p()
-    ).tolist()
-    corners = torch.linspace(low, high, config.n_mels + 2, dtype=f64)
+    limits = torch.tensor([config.f_min, config.f_max], dtype=f64)
+    lowest, highest = (mel_scale * torch.log1p(limits / 700)).tolist()
+    corners = torch.linspace(lowest, highest, config.n_mels + 2, dtype=f64)
     if kaldi:
-        at = scale * torch.log1p(freqs / 700)
+        freqs = mel_scale * torch.log1p(freqs / 700)
     else:
-        at, corners = freqs, 700 * torch.expm1(corners / scale)
+        corners = 700 * torch.expm1(corners / mel_scale)
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
-    rising = (at[:, None] - left) / (centre - left)
-    falling = (right - at[:, None]) / (right - centre)
+    rising = (freqs[:, None] - left) / (centre - left)
+    falling = (right - freqs[:, None]) / (right - centre)
     filterbank = torch.minimum(rising, falling).clamp_min(0)
     window = torch.hann_window(config.win_length, periodic=not kaldi, dtype=f64)
     return window.to(device, dtype), filterbank.to(device, dtype)

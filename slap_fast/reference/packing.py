@@ -20,13 +20,13 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
                 f"lengths[{index}]: found {length}, expected 0 .. max_tokens = {max_tokens}"
             )
     bins: list[list[int]] = []
-    room: list[int] = []
+    free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[index]
-        chosen = next((b for b, free in enumerate(room) if length <= free), len(bins))
+        chosen = next((b for b, left in enumerate(free) if length <= left), len(bins))
         if chosen == len(bins):
             bins.append([])
-            room.append(max_tokens)
+            free.append(max_tokens)
         bins[chosen].append(index)
-        room[chosen] -= length
+        free[chosen] -= length
     return bins

@@ -27,9 +27,9 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     x [T, H, D], cos and sin [T, D/2] -> [T, H, D] in x's dtype; fp16 and bf16 are rotated in fp32.
     """
     cos, sin = rope
-    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+    upcast = x.to(torch.promote_types(x.dtype, cos.dtype))
     # Swapping the halves with flip is, forward and backward, 1.5 times as fast as chunk and cat.
-    halves = wide.unflatten(-1, (2, -1))
-    sin = torch.stack((-sin, sin), dim=1)[:, None].to(wide.dtype)
-    cos = cos[:, None, None].to(wide.dtype)
+    halves = upcast.unflatten(-1, (2, -1))
+    sin = torch.stack((-sin, sin), dim=1)[:, None].to(upcast.dtype)
+    cos = cos[:, None, None].to(upcast.dtype)
     return torch.addcmul(halves * cos, halves.flip(-2), sin).flatten(-2).to(x.dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slap_fast.losses.self_distillation import Targets
 from slap_fast.packed import PackedBatch
-from slap_fast.precision import product_dtype
+from slap_fast.precision import compute_dtype
 from slap_fast.training.objective import contrastive_loss, teacher_targets
 from slap_fast.training.state import TrainState
 
@@ -77,7 +77,7 @@ def first_pass(
             outs.append(out)
         if weights.ssl:
             features, prototypes = state.teacher(batch)
-            teacher_features.append(features.to(product_dtype(features)))
+            teacher_features.append(features.to(compute_dtype(features)))
     loss, gradients = None, [[] for _ in batches]
     if weights.contrastive:
         loss, gradients = _contrastive_gradients(state, outs, batches, clips)

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from slap_fast import atomic_files, distributed
 from slap_fast.checkpoint.format import FORMAT_VERSION
 from slap_fast.config import to_dict
-from slap_fast.data.loader import PatchCache, StepData, TrainSteps, steps_from
+from slap_fast.data.loader import StepData, TrainSteps, steps_from
+from slap_fast.data.patch_cache import PatchCache
 from slap_fast.data.source import ClipSource
 from slap_fast.losses import self_distillation
 from slap_fast.models.slap import SlapModel

@@ -1,4 +1,4 @@
-"""The attention benchmark's peers are asked for what ours computes, and what fails is said.
+"""The attention benchmark's peers compute what ours does, and a failure becomes a note.
 
 Their packages need a GPU: here stand-ins with the published arguments, computed by the reference.
 """
@@ -136,7 +136,7 @@ def test_flex_attention_computes_what_ours_does(monkeypatch):
     assert (out - want).norm() < 1e-5 * want.norm()
 
 
-def test_what_is_absent_wrong_broken_or_forward_only_is_said(monkeypatch):
+def test_an_absent_wrong_or_broken_peer_has_a_note(monkeypatch):
     def broken(qkv):
         raise ValueError("no kernel image")
 
@@ -172,19 +172,19 @@ def test_what_is_absent_wrong_broken_or_forward_only_is_said(monkeypatch):
 
 
 class CudnnTensor:
-    """What a graph knows of a tensor; every setter returns it."""
+    """A graph's description of a tensor; every setter returns it."""
 
     def __init__(self, **known):
         self.__dict__ |= known
 
     def __getattr__(self, name):
-        def put(value):
+        def setter(value):
             self.__dict__[name.removeprefix("set_")] = value
             return self
 
         if not name.startswith("set_"):
             raise AttributeError(name)
-        return put
+        return setter
 
 
 class CudnnGraph:
@@ -223,10 +223,10 @@ class CudnnGraph:
             starts = torch.tensor([0, length], dtype=torch.int32)
             with torch.enable_grad():
                 leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-                found = [attention(*leaves, starts, length, window)]
+                results = [attention(*leaves, starts, length, window)]
             if dout:
-                found = torch.autograd.grad(found[0], leaves, dout[0])
-            for tensor, value in zip(self.outputs, found, strict=False):
+                results = torch.autograd.grad(results[0], leaves, dout[0])
+            for tensor, value in zip(self.outputs, results, strict=False):
                 sequence(tensor, number).copy_(value.detach())
 
     def get_workspace_size(self):

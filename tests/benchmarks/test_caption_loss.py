@@ -46,7 +46,7 @@ def test_the_packages_get_their_arguments(monkeypatch):
     assert {"Liger", "cut-cross-entropy"} <= {row["variant"] for row in rows() if "ms" in row}
 
 
-def test_what_is_absent_or_wrong_is_said(monkeypatch):
+def test_an_absent_or_wrong_peer_has_a_note(monkeypatch):
     def doubled():
         return lambda *given: 2 * benchmark.ours()(*given)
 

@@ -46,7 +46,7 @@ def test_ligers_layers_make_the_same_network(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no kernel image\nmore"), KeyError()])
-def test_what_fails_or_needs_a_gpu_is_said(monkeypatch, error):
+def test_a_variant_that_fails_or_needs_a_gpu_has_a_note(monkeypatch, error):
     def broken(patches):
         raise error
 

@@ -10,7 +10,7 @@ from benchmarks import harness
 from benchmarks.model import step, step_variants
 from benchmarks.report import tables
 from slap_fast.config import override, slap_base
-from slap_fast.diagnostics import memory
+from slap_fast.diagnostics.memory import estimate_memory
 from slap_fast.models.slap import SlapModel
 from slap_fast.training.state import new_state
 from slap_fast.training.step import train_step
@@ -139,7 +139,7 @@ def test_a_slow_variant_takes_fewer_steps(uncompiled, monkeypatch):
 
 def test_tokens_leave_room_for_three_models_and_as_much_again():
     for size in (150e9, 85e9):
-        alone = memory.plan(slap_base(), size)
+        alone = estimate_memory(slap_base(), size)
         kept = {name: size for name, size in alone["fixed_bytes"].items() if name != "reserved"}
         per_token = sum(alone["bytes_per_token"].values())
         tokens = step.default_tokens(slap_base(), size)

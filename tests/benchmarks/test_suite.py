@@ -1,4 +1,4 @@
-"""The benchmark suite: a dry run, what it records, and that what is done is not run again."""
+"""The benchmark suite: a dry run, its records, and that a step that is done is not run again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_every_committed_record_fits_the_schema(path):
     assert not list(machine.complaints(json.loads(path.read_text(encoding="utf-8"))))
 
 
-def test_a_record_that_does_not_fit_is_seen():
+def test_a_record_that_does_not_fit_is_rejected():
     row = {"case": "C1", "variant": "ours", "ms": 1.5, "GB/s": None}
     good = machine.record(title="t", rows=[row], cases={"C1": {}})
     assert not list(machine.complaints(good))
@@ -70,14 +71,14 @@ def test_a_dry_run_records_and_goes_on(tmp_path):
     assert outcomes(tmp_path) == steps
 
 
-def test_what_comes_before_a_call_does_not_count():
+def test_what_comes_before_a_call_is_not_timed():
     seen = []
     slow = harness.Prepared(lambda number: time.sleep(0.05) or number, seen.append)
     taken = harness.seconds({"slow": slow}, runs.CPU, rounds=2)
     assert seen == [0, 0, 0, 0, 1] and max(taken["slow"]) < 0.05
 
 
-def test_a_run_that_is_cut_off_goes_on_after_its_last_whole_part(tmp_path):
+def test_a_run_that_is_cut_off_goes_on_after_its_last_complete_part(tmp_path):
     ran = []
 
     def part(name: str, cut_off: bool = False):
@@ -104,7 +105,7 @@ def test_a_run_that_is_cut_off_goes_on_after_its_last_whole_part(tmp_path):
     assert finish("other", a=False) == every[:2] and ran == ["a"]
 
 
-def test_a_variant_that_ran_nowhere_is_told_once_below_the_table():
+def test_a_variant_that_ran_nowhere_is_named_once_below_the_table():
     def row(case: str, variant: str, **figures: object) -> dict[str, object]:
         return {"case": case, "variant": variant, **figures}
 
@@ -127,15 +128,15 @@ def step(*code: str, **environment: str) -> suite.Step:
     return suite.Step("toy", [sys.executable, "-c", *code], environment=environment)
 
 
-def test_what_becomes_of_a_step(tmp_path):
+def test_the_outcome_of_a_step(tmp_path):
     with (tmp_path / "log").open("w") as log:
         done = suite.run(step("import os; print(os.environ['WORD'])", WORD="a word"), log, 60)
         failed = suite.run(step("raise SystemExit(3)"), log, 60)
         stopped = suite.run(step("import time; time.sleep(60)"), log, 0.2)
         absent = suite.run(suite.Step("x", ["no-such-program"]), log, 60)
     assert (tmp_path / "log").read_text() == "a word\n"
-    told = [row["status"] for row in (done, failed, stopped, absent)]
-    assert told == [
+    statuses = [outcome["status"] for outcome in (done, failed, stopped, absent)]
+    assert statuses == [
         "done",
         "failed with exit code 3",
         "stopped: no time was left",
@@ -144,7 +145,7 @@ def test_what_becomes_of_a_step(tmp_path):
     assert stopped["seconds"] < 30
 
 
-def test_what_is_done_at_another_commit_is_run_again(tmp_path, monkeypatch, capsys):
+def test_a_step_done_at_another_commit_is_run_again(tmp_path, monkeypatch, capsys):
     def main(*words: str, commit: str) -> str:
         monkeypatch.setenv("SLAP_FAST_COMMIT", commit)
         monkeypatch.setattr(sys, "argv", ["suite.py", "--out", str(tmp_path), *words])
@@ -167,14 +168,14 @@ def test_what_is_done_at_another_commit_is_run_again(tmp_path, monkeypatch, caps
     assert outcomes(tmp_path) == {"peers": ran}  # what was timed without them is timed again
 
 
-def test_a_mistake_is_said(tmp_path):
+def test_a_mistake_is_exit_code_2(tmp_path):
     unknown = run(tmp_path, "speed")
     assert unknown.returncode == 2 and "found step speed, expected some of" in unknown.stderr
     empty = run(tmp_path, "--wheels", str(tmp_path))
     assert empty.returncode == 2 and "--wheels: found no .whl in" in empty.stderr
 
 
-def test_a_record_makes_no_commit_dirty_and_a_change_does(tmp_path):
+def test_a_record_makes_no_commit_dirty_and_a_change_does(tmp_path, monkeypatch):
     def git(*words):
         name = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True)
@@ -186,32 +187,47 @@ def test_a_record_makes_no_commit_dirty_and_a_change_does(tmp_path):
     git("init")
     git("add", ".")
     git("commit", "-m", "a")
-    commit_of = runpy.run_path(str(module))["_commit"]
-    clean = commit_of()
+    monkeypatch.delenv("SLAP_FAST_COMMIT", raising=False)
+    facts = runpy.run_path(str(module))["facts"]
+    clean = facts()["commit"]
     (kept / "a.json").write_text("[]")
-    assert commit_of() == clean and "dirty" not in clean
+    assert facts()["commit"] == clean and "dirty" not in clean
     module.write_text("")
-    assert commit_of() == f"{clean}-dirty"
+    assert facts()["commit"] == f"{clean}-dirty"
 
 
 def test_a_benchmark_goes_on_unless_it_is_run_again(tmp_path):
     for again in (False, True):
         planned = suite.steps(tmp_path, None, dry_run=False, again=again)
-        told = {step.name: "--resume" in step.command for step in planned}
-        assert told["mel"] is told["encoder"] is told["loading"] is not again
-        assert not told["numerics"]  # a figure over its bound is looked at anew
+        resumes = {step.name: "--resume" in step.command for step in planned}
+        assert resumes["mel"] is resumes["encoder"] is resumes["loading"] is not again
+        assert not resumes["numerics"]  # a figure over its bound is measured again
+
+
+def missing(planned: suite.Step) -> list[str]:
+    """Modules and test files that a step names and that do not exist."""
+    words = planned.command
+    modules = [name for flag, name in zip(words, words[1:], strict=False) if flag == "-m"]
+    files = [word for word in words if word.startswith("tests/")]
+    return [
+        *(name for name in modules if name.startswith("benchmarks.") and not find_spec(name)),
+        *(file for file in files if not (ROOT / file).exists()),
+    ]
 
 
 def test_every_step_has_a_file(tmp_path):
     (tmp_path / "a.whl").touch()
-    for planned in suite.steps(tmp_path, tmp_path, dry_run=False):
-        files = [word for word in planned.command if word.startswith(("benchmarks/", "tests/"))]
-        assert all((ROOT / file).exists() for file in files), planned
+    planned = suite.steps(tmp_path, tmp_path, dry_run=False)
+    assert not [name for one in planned for name in missing(one)]
+    assert sum("benchmarks." in word for one in planned for word in one.command) >= 9
+    for module in ("ops.speed", "model.speed"):
+        assert missing(suite.benchmark(module, tmp_path, dry_run=False)) == [f"benchmarks.{module}"]
+    assert missing(suite.Step("x", ["pytest", "tests/no.py"])) == ["tests/no.py"]
     (peers,) = (s for s in suite.steps(tmp_path, tmp_path, dry_run=True) if s.name == "peers")
     assert peers.command[-1].endswith("a.whl") and "--dry-run" in peers.command
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=6)
 def test_every_step_runs_dry(tmp_path):
     done = run(tmp_path, "--minutes", "40")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr

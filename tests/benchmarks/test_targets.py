@@ -1,6 +1,6 @@
-"""Every target reads what the benchmark it names writes: none stays "not run" after a run.
+"""Every target finds its figure in the record of its benchmark: none stays "not run" after a run.
 
-The benchmarks run tiny on the CPU. What they write on a GPU alone is made of the same figures here.
+The benchmarks run tiny on the CPU, also those whose records only a GPU writes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def records():
         patch.setattr(mel, "PEERS", {})  # torch.stft is one
         uncompiled = {name: it | {"compiled": False} for name, it in step.VARIANTS.items()}
         patch.setattr(step, "VARIANTS", uncompiled)
-        found = {"mel_cpu": {"rows": rows_of("mel")}}
+        records = {"mel_cpu": {"rows": rows_of("mel")}}
         peers = dict.fromkeys(attention_peers.VARIANTS, attention_peers.ours)
         patch.setattr(attention, "VARIANTS", peers)
         patch.setattr(harness, "of_floor", lambda floor_ms, ms: floor_ms / ms)
@@ -45,11 +45,11 @@ def records():
         ours = mel.ours
         patch.setattr(mel, "ours", lambda *arguments: ours(*arguments[:-1], "cpp"))
         for name in ("attention", "map_pool", "mel", "encoder"):
-            found[f"{name}_gpu"] = {"rows": rows_of(name)}
+            records[f"{name}_gpu"] = {"rows": rows_of(name)}
         config = override(runs.TINY, {"model.ssl.mask_clips": 1.0})
-        *_, found["step_gpu"] = step.bench_step(config, 300, 1, runs.CPU)
-        found["step_cpu"] = found["step_gpu"]
-    return found
+        *_, records["step_gpu"] = step.bench_step(config, 300, 1, runs.CPU)
+        records["step_cpu"] = records["step_gpu"]
+    return records
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.what)
@@ -70,41 +70,41 @@ def test_the_encoder_is_timed_in_every_direction(records):
     assert work == pytest.approx([1, 2, 3])
 
 
-def test_a_row_is_held_against_the_copy_bandwidth_of_an_h200_on_a_gpu_alone(monkeypatch):
+def test_the_share_of_copy_bandwidth_is_for_a_gpu_alone(monkeypatch):
     monkeypatch.setattr(harness, "device", lambda: runs.CPU)
     assert harness.bandwidth(4.3e9, 2.0) == {"GB/s": 2150.0, "of_floor": None}
     monkeypatch.setattr(harness, "device", lambda: harness.torch.device("cuda"))
     assert harness.bandwidth(4.3e9, 2.0)["of_floor"] == pytest.approx(0.5)
 
 
-def test_the_step_is_held_against_its_targets():
+def test_the_step_is_compared_with_its_targets():
     fused = {"way": "fused", "ms": 400.0, "MFU": 0.45, "device days": 1.5}
     slow = {"way": "reference", "ms": 4000.0, "MFU": 0.05, "device days": 15.0}
     record = {"rows": [slow, fused], "parts": {"mel": {"ms": 2.0}}}
-    told = {line[0]: line[1:] for line in targets.verdicts({"step_gpu": record})}
-    assert told["training step"] == ["at least 0.5 of the peak", "0.45", "missed by 10.0%"]
-    projected = told["the paper's pretraining, projected from the step"]
+    verdicts = {line[0]: line[1:] for line in targets.verdicts({"step_gpu": record})}
+    assert verdicts["training step"] == ["at least 0.5 of the peak", "0.45", "missed by 10.0%"]
+    projected = verdicts["the paper's pretraining, projected from the step"]
     assert projected == ["at most 2 days", "1.5", "met"]
-    beside = told["mel_patches beside a training step, GPU"]
+    beside = verdicts["mel_patches beside a training step, GPU"]
     assert beside == ["at most 0.01 of its time", "0.005", "met"]
 
 
-def test_the_step_on_a_cpu_is_held_against_the_compiled_reference():
+def test_the_step_on_a_cpu_is_compared_with_the_compiled_reference():
     compiled = {"way": "compiled reference", "ms": 100.0, "peak MB": 200.0}
     rows = [compiled, {"way": "fused", "ms": 121.0, "peak MB": 180.0}]
-    told = targets.verdicts({"step_cpu": {"rows": rows}})
-    reached = {line[0]: line[2:] for line in told if "CPU, beside the compiled" in line[0]}
+    verdicts = targets.verdicts({"step_cpu": {"rows": rows}})
+    reached = {line[0]: line[2:] for line in verdicts if "CPU, beside the compiled" in line[0]}
     assert list(reached.values()) == [["1.21", "missed by 10.0%"], ["0.9", "met"]]
-    told = targets.verdicts({"step_cpu": {"rows": [{"way": "compiled reference", "note": ""}]}})
-    assert {line[3] for line in told} == {"not run"}
+    verdicts = targets.verdicts({"step_cpu": {"rows": [{"way": "compiled reference", "note": ""}]}})
+    assert {line[3] for line in verdicts} == {"not run"}
 
 
-def test_the_encoder_is_held_by_its_best_variant():
+def test_the_encoder_is_judged_by_its_best_variant():
     def row(variant, mfu, ms):
         where = {"case": "C1", "direction": "both", "variant": variant}
         return {**where, "mfu": mfu, "ms_256k": ms}
 
     rows = [row("slap-fast", 0.5, 360.0), row("slap-fast, compiled", 0.6, 300.0)]
     rows += [row("padded", 0.9, 100.0)]
-    told = targets.verdicts({"encoder_gpu": {"rows": rows}})
-    assert [line[2:] for line in told if line[2]] == [["300", "met"], ["0.6", "met"]]
+    verdicts = targets.verdicts({"encoder_gpu": {"rows": rows}})
+    assert [line[2:] for line in verdicts if line[2]] == [["300", "met"], ["0.6", "met"]]

@@ -8,6 +8,7 @@ import torch
 
 from slap_fast.config import MelConfig
 from slap_fast.data.augment import mask_indices, spec_augment
+from slap_fast.packed import starts_of
 
 COLUMNS = [25, 0, 1, 63, 7]
 DEFAULTS = {"time_masks": 2, "time_mask_share": 0.2, "freq_masks": 2, "freq_mask_bins": 8}
@@ -123,7 +124,7 @@ def test_an_empty_pack():
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.5, 0.99])
 def test_masked_patches_per_clip(ratio):
     lengths = [0, 1, 2, 3, 5, 8, 100, 1, 252]
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    cu_seqlens = starts_of(lengths)
     for seed in range(20):
         masked = mask_indices(cu_seqlens, ratio, np.random.default_rng(seed))
         assert masked.dtype == np.int64 and (np.diff(masked) > 0).all()

@@ -11,10 +11,12 @@ import soundfile
 import torch
 
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.builtin.scenes import SoundSet
-from slap_fast.data.loader import PatchCache, TrainSteps, steps_from
+from slap_fast.data.builtin.sound_set import SoundSet
+from slap_fast.data.loader import TrainSteps, steps_from
 from slap_fast.data.manifest import read_manifest
-from slap_fast.data.source import BuiltinClips, ManifestClips
+from slap_fast.data.patch_cache import PatchCache
+from slap_fast.data.sources.builtin import BuiltinClips
+from slap_fast.data.sources.files import ManifestClips
 from slap_fast.models.tokenizer import CaptionTokenizer
 
 SETTINGS = {"steps": 6, "batch_size": 5, "seed": 7, "model.ssl.mask_clips": 1.0}
@@ -69,13 +71,13 @@ def test_workers_do_not_change_a_batch(source, tokenizer, workers):
 
 
 def test_a_loader_that_is_still_held_does_not_keep_the_process(tmp_path):
-    """As the traceback of a notebook's last error holds it."""
+    """The traceback of a notebook's last error holds one."""
     (tmp_path / "hold.py").write_text(
         "import builtins\n"
         "from slap_fast.config import slap_tiny\n"
-        "from slap_fast.data.source import BuiltinClips\n"
+        "from slap_fast.data.sources.builtin import BuiltinClips\n"
         "from slap_fast.data.loader import TrainSteps, steps_from\n"
-        "from slap_fast.data.builtin.scenes import SoundSet\n"
+        "from slap_fast.data.builtin.sound_set import SoundSet\n"
         "from slap_fast.models.tokenizer import CaptionTokenizer\n"
         "source = BuiltinClips(SoundSet('train', 4, max_seconds=2.0))\n"
         "tokenizer = CaptionTokenizer.load(None, 96)\n"
@@ -87,15 +89,15 @@ def test_a_loader_that_is_still_held_does_not_keep_the_process(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_resuming_at_a_step_gives_the_batches_that_were_left(source, tokenizer):
+def test_resuming_at_a_step_gives_the_remaining_batches(source, tokenizer):
     whole = list(steps_from(TrainSteps(source, tokenizer, CONFIG), 0, 0))
     assert same(list(steps_from(TrainSteps(source, tokenizer, CONFIG), 4, 0)), whole[4:])
 
 
 def test_cached_patches_give_the_same_batches(source, tokenizer):
     cache = PatchCache.build(source, CONFIG, workers=0, progress=False)
-    live, kept = (TrainSteps(source, tokenizer, CONFIG, c) for c in (None, cache))
-    assert same([kept[i] for i in range(6)], [live[i] for i in range(6)])
+    decoded, cached = (TrainSteps(source, tokenizer, CONFIG, c) for c in (None, cache))
+    assert same([cached[i] for i in range(6)], [decoded[i] for i in range(6)])
     small = override(CONFIG, {"data.cache_gb": 0.0})
     assert PatchCache.build(source, small, workers=0, progress=False) is None
 
@@ -118,10 +120,10 @@ def test_cached_steps_need_no_workers_on_a_cpu(
     assert same([next(steps)], [data[0]])
 
 
-def test_a_cache_holds_each_clip_once_and_no_more_than_there_is_room_for(source):
+def test_a_cache_holds_each_clip_once_and_no_more_than_it_has_room_for(source):
     cache = PatchCache.build(source, CONFIG, workers=0, progress=False)
-    kept = [cache.get(i)[0] for i in range(len(source))]
-    assert sum(x.nbytes for x in kept) == cache._patches.nbytes and cache._patches.is_shared()
+    patches = [cache.get(i)[0] for i in range(len(source))]
+    assert sum(x.nbytes for x in patches) == cache._patches.nbytes and cache._patches.is_shared()
     cache.add(99, torch.zeros(1, 256), ())
     assert cache.get(99) is None
 
@@ -131,7 +133,7 @@ def test_clips_that_are_all_too_long_have_no_cache(source):
     assert PatchCache.build(source, short, workers=0, progress=False) is None
 
 
-def test_a_batch_over_the_token_budget_is_split_and_stays_whole(source, tokenizer):
+def test_a_batch_over_the_token_budget_is_split_and_loses_nothing(source, tokenizer):
     config = dataclasses.replace(CONFIG, max_tokens=130)
     one, split = (TrainSteps(source, tokenizer, c)[0].batches for c in (CONFIG, config))
     assert len(one) == 1 and len(split) > 1
@@ -180,7 +182,7 @@ def test_labels_are_the_next_tokens_of_each_caption(source, tokenizer):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four files: two with one caption, one that is no audio, one of 3 s."""
+    """Four files: two of one caption, one that is not audio, one of 3 s."""
     rng = np.random.default_rng(0)
     for name, seconds in (("a", 0.5), ("b", 0.7), ("long", 3.0)):
         noise = 0.1 * rng.standard_normal(round(16_000 * seconds))
@@ -208,17 +210,17 @@ def test_equal_captions_share_a_group_and_a_small_set_is_one_batch(folder, token
     assert len(step.batches[0].groups[:, 0].unique()) == 2
 
 
-def test_a_short_wording_is_right_for_every_clip_of_its_source(tokenizer):
+def test_a_short_wording_is_a_positive_of_every_clip_of_its_source(tokenizer):
     source = BuiltinClips(SoundSet("train", 300, max_seconds=2.0))
     data = TrainSteps(source, tokenizer, override(CONFIG, {"batch_size": 300, "steps": 1}))
     clips = [data._clip(0, index) for index in range(300)]
-    shorts = sum(isinstance(clip.meanings[0], str) for clip in clips)
+    shorts = sum(isinstance(clip.caption_keys[0], str) for clip in clips)
     assert 10 < shorts < 100
     groups = data._batch(clips).groups
     for clip, own in zip(clips, groups[:, 0], strict=True):
-        if isinstance(clip.meanings[0], str):
-            fits = [i for i in range(300) if source.label(i) == clip.meanings[0]]
-            assert (groups == own).any(1).nonzero().flatten().tolist() == fits
+        if isinstance(clip.caption_keys[0], str):
+            positives = [i for i in range(300) if source.label(i) == clip.caption_keys[0]]
+            assert (groups == own).any(1).nonzero().flatten().tolist() == positives
 
 
 def test_a_long_clip_is_cropped_at_random_by_epoch(folder, tokenizer):

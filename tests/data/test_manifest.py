@@ -50,8 +50,8 @@ def test_a_byte_order_mark_and_unicode(newline, tmp_path):
 
 def test_rows_of_one_clip_merge_their_captions(tmp_path):
     rows = "x.wav,a,0,1\ny.wav,b,,\nx.wav,c,1,2\nx.wav,d,0,1\ny.wav,e,0,\nx.wav,f,0,2\n"
-    found = read_manifest(write(tmp_path / "m.csv", "path,caption,start,end\n" + rows))
-    assert [(r.path.name, r.captions, r.start, r.line) for r in found] == [
+    clips = read_manifest(write(tmp_path / "m.csv", "path,caption,start,end\n" + rows))
+    assert [(r.path.name, r.captions, r.start, r.line) for r in clips] == [
         ("x.wav", ("a", "d"), 0.0, 2),
         ("y.wav", ("b", "e"), 0.0, 3),
         ("x.wav", ("c",), 1.0, 4),
@@ -147,7 +147,7 @@ def test_a_bad_manifest_is_refused_with_its_line(name, tmp_path):
     assert str(caught.value).startswith(str(tmp_path / file))
 
 
-def test_a_manifest_that_is_not_there(tmp_path):
+def test_a_manifest_that_does_not_exist(tmp_path):
     with pytest.raises(ManifestError, match=r"m\.csv: No such file"):
         read_manifest(tmp_path / "m.csv")
 

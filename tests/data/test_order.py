@@ -9,20 +9,20 @@ from slap_fast.data.order import Order, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 12, 64, 99, 100, 101, 1000, 4097])
-def test_is_a_permutation(size):
+def test_permute_is_a_permutation(size):
     for key in range(5):
         assert sorted(permute(np.arange(size), size, (key,))) == list(range(size))
 
 
-def test_any_part_is_the_same_as_in_the_whole():
+def test_a_part_equals_that_of_the_whole():
     whole = permute(np.arange(1000), 1000, (3, 1))
     some = np.array([7, 999, 0, 500])
     np.testing.assert_array_equal(permute(some, 1000, (3, 1)), whole[some])
 
 
 @pytest.mark.parametrize("size", [3, 7, 30])
-def test_every_place_gets_every_clip_alike(size):
-    """Chi-square of place x clip counts over many keys; 6 standard deviations of grace."""
+def test_every_clip_is_equally_likely_at_every_position(size):
+    """Chi-square of position x clip counts over many keys; 6 standard deviations of grace."""
     draws = 300 * size
     counts = np.zeros((size, size))
     for key in range(draws):
@@ -49,7 +49,7 @@ def test_passes_differ_and_have_every_clip_once():
     assert Order(1, [50], [1.0]).draw(0, 50) != drawn[:50]
 
 
-def test_a_draw_does_not_depend_on_where_the_reading_starts():
+def test_a_draw_does_not_depend_on_where_drawing_starts():
     order = Order(5, [70, 9, 400], [3, 1, 2.5])
     whole = order.draw(0, 5_000)
     assert [order.draw(i, 1)[0] for i in (0, 777, 4_999)] == [whole[i] for i in (0, 777, 4_999)]
@@ -63,9 +63,9 @@ def test_a_mix_has_its_weights_in_every_window_and_whole_passes():
     for first in range(0, 8_000, 64):
         counts = np.bincount(source[first : first + 64], minlength=3)
         assert np.abs(counts - [40, 16, 8]).max() <= 2
-    seen = np.bincount([index for _, index in drawn], minlength=1_110)
+    times = np.bincount([index for _, index in drawn], minlength=1_110)
     for low, high in ((0, 100), (100, 110), (110, 1_110)):
-        assert np.ptp(seen[low:high]) <= 1
+        assert np.ptp(times[low:high]) <= 1
 
 
 def test_a_far_position_of_a_large_set_is_a_single_evaluation():

@@ -1,4 +1,4 @@
-"""What `slap-fast data check` says of each kind of fault, and of a good collection."""
+"""`slap-fast data check`: the problems of each fault, and none of a good collection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import soundfile
 from slap_fast.cli import main
 from slap_fast.data.manifest import read_manifest
 from slap_fast.data.shards.writer import write_shards
-from slap_fast.data.validate import KINDS, check
+from slap_fast.data.validate import KINDS, validate
 
 RATE = 16_000
 
@@ -36,12 +36,12 @@ def write(folder, rows, mode="w") -> None:
 
 
 def problems(folder) -> list[tuple[str, str]]:
-    report = check(folder / "m.jsonl", workers=1)
+    report = validate(folder / "m.jsonl", workers=1)
     return [(problem.kind, problem.code) for problem in report.problems]
 
 
 def test_a_good_collection_has_no_problem(folder):
-    report = check(folder / "m.jsonl")
+    report = validate(folder / "m.jsonl")
     assert report.problems == [] and report.clips == 4 and report.seconds == 2.0
     assert set(report.counts()) == {*KINDS.values(), "corrupt"} and not any(
         report.counts().values()
@@ -76,7 +76,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_bad_file_is_found(name, folder):
+def test_a_bad_file_is_reported(name, folder):
     make, kind, code = FILES[name]
     content = make(folder)
     if isinstance(content, bytes):
@@ -101,35 +101,35 @@ CAPTIONS = {
 
 
 @pytest.mark.parametrize("name", CAPTIONS)
-def test_a_bad_caption_is_found(name, folder):
+def test_a_bad_caption_is_reported(name, folder):
     caption, code = CAPTIONS[name]
     write(folder, [("a.wav", "rain"), ("d.wav", caption), ("b.flac", "wind")])
     assert problems(folder) == [("mis-captioned", code)]
 
 
-def test_rows_that_say_the_same_twice_are_duplicates(folder):
+def test_equal_rows_are_duplicates(folder):
     write(folder, [("a.wav", "rain"), ("a.wav", "heavy rain")], "a")
     assert problems(folder) == [("duplicate", "E_DUPLICATE")]
 
 
-def test_bad_lines_are_counted_and_the_others_checked(folder):
+def test_bad_lines_are_reported_and_the_others_validated(folder):
     with (folder / "m.jsonl").open("ab") as file:
         file.write(b'{"path": "a.wav"}\nnot json\n{"path": "a.wav", "caption": "caf\xe9"}\n')
-    report = check(folder / "m.jsonl")
+    report = validate(folder / "m.jsonl")
     assert [(p.kind, p.line) for p in report.problems] == [("bad row", n) for n in (5, 6, 7)]
     assert report.clips == 4
     (folder / "m.csv").write_bytes(
         b'path,caption\na.wav,rain\nb.flac,"wi"nd\nb.flac,caf\xe9\nd.wav\n'
     )
-    report = check(folder / "m.csv")
+    report = validate(folder / "m.csv")
     assert [(p.kind, p.line) for p in report.problems] == [("bad row", n) for n in (3, 4, 5)]
     assert report.clips == 1
 
 
-def test_a_file_without_captions_in_a_folder_is_found(folder):
+def test_a_file_without_captions_in_a_folder_is_reported(folder):
     for name in "abc":
         (folder / f"{name}.txt").write_text("something")
-    report = check(folder)
+    report = validate(folder)
     assert [(p.kind, p.code) for p in report.problems] == [("mis-captioned", "E_PAIR")]
     assert report.clips == 3
 
@@ -139,27 +139,27 @@ def test_duplicates_name_the_splits(folder):
     lines = [{"path": "a.wav", "split": "train"}, {"path": "e.flac", "split": "test"}]
     text = "".join(json.dumps(line | {"caption": "rain"}) + "\n" for line in lines)
     (folder / "m.jsonl").write_text(text)
-    (problem,) = check(folder / "m.jsonl").problems
+    (problem,) = validate(folder / "m.jsonl").problems
     assert "e.flac (split test): has the same audio as" in problem.message
     assert problem.message.endswith("a.wav (split train)")
 
 
-def test_shards_are_checked_to_the_last_byte(folder):
+def test_shards_are_validated_to_the_last_byte(folder):
     out = folder / "shards"
     write_shards(read_manifest(folder / "m.jsonl"), out)
-    assert check(out).problems == [] and check(out).clips == 4
+    assert validate(out).problems == [] and validate(out).clips == 4
     shard = next(out.glob("*.tar"))
     whole = shard.read_bytes()
     os.truncate(shard, len(whole) - 1)  # in the tar's end: no clip is lost
-    assert [p.code for p in check(out).problems] == ["E_SHARD_TRUNCATED"]
+    assert [p.code for p in validate(out).problems] == ["E_SHARD_TRUNCATED"]
     shard.write_bytes(whole[:-1] + b"x")
-    assert [p.code for p in check(out).problems] == ["E_SHARD_CORRUPT"]
+    assert [p.code for p in validate(out).problems] == ["E_SHARD_CORRUPT"]
     shard.write_bytes(whole[:600] + b"x" + whole[601:])
-    report = check(out)
+    report = validate(out)
     assert [p.code for p in report.problems] == ["E_SHARD_CORRUPT"] * 2
     assert report.problems[1].name == str(shard / "000000000") and report.clips == 4
     shard.unlink()
-    assert [p.code for p in check(out).problems] == ["E_SHARD_MISSING"] * 5
+    assert [p.code for p in validate(out).problems] == ["E_SHARD_MISSING"] * 5
 
 
 def test_the_command(folder, capsys):
@@ -188,6 +188,6 @@ def test_the_pack_command(folder, capsys):
 
 def test_the_real_collection_has_only_duplicates(shared_data):
     """Eight pairs of equal recordings, in files that differ in nothing but a serial number."""
-    report = check(shared_data / "manifest.csv")
+    report = validate(shared_data / "manifest.csv")
     assert report.clips == 984 and report.seconds == pytest.approx(3_802, abs=1)
     assert {kind: n for kind, n in report.counts().items() if n} == {"duplicate": 8}

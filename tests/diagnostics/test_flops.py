@@ -11,12 +11,11 @@ from slap_fast.config import LossConfig
 from slap_fast.diagnostics import flops
 from slap_fast.losses import self_distillation
 from slap_fast.models.slap import Teacher
-from tests.models import test_slap
+from tests.helpers.small_model import SMALL, make_batch, small_model
 
 ALONE = {"contrastive": 0.0, "ssl": 0.0, "caption": 0.0}
 SINKHORN = 3
 """Iterations."""
-
 
 FLASH = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -26,7 +25,7 @@ FLASH = {
         lambda dout, q, k, v, *_, **__: 2 * sdpa_flop_count(q, k, v)
     ),
 }
-"""torch's counter does not know a CPU's attention; what it computes again does not count."""
+"""torch's counter does not know a CPU's attention; recomputation does not count."""
 
 
 def counted(run, known):
@@ -36,7 +35,7 @@ def counted(run, known):
 
 
 def inside(operation):
-    """Counts an operation of ours by running it once more."""
+    """Counts an operation of ours by running it again under the counter."""
 
     def count(*arguments, out_val):
         cpu = torch._C.DispatchKey.CPU
@@ -59,8 +58,8 @@ LOSSES = dict(
 )
 
 
-def whole(model, batch, loss):
-    """Everything global, so that the reference computes all the pairs that count."""
+def step(model, batch, loss):
+    """Runs a forward and a backward."""
     teacher = Teacher(model)
     out = model(batch, loss)
     values = {}
@@ -81,23 +80,24 @@ def whole(model, batch, loss):
 @pytest.mark.parametrize("name", ["contrastive", "ssl", "caption", "all"])
 def test_a_step_has_the_flops_that_torch_counts(name, student_pass):
     loss = LossConfig() if name == "all" else LossConfig(**{**ALONE, name: 1.0})
+    # All layers global, so that the reference computes exactly the pairs that count.
     config = dataclasses.replace(
-        test_slap.SMALL,
-        audio=dataclasses.replace(test_slap.SMALL.audio, global_every=1),
-        text=dataclasses.replace(test_slap.SMALL.text, global_every=1),
-        ssl=dataclasses.replace(test_slap.SMALL.ssl, student_pass=student_pass),
+        SMALL,
+        audio=dataclasses.replace(SMALL.audio, global_every=1),
+        text=dataclasses.replace(SMALL.text, global_every=1),
+        ssl=dataclasses.replace(SMALL.ssl, student_pass=student_pass),
     )
-    model = test_slap.small_model(torch.float32, config)
+    model = small_model(torch.float32, config)
     model.freeze_unused(loss)
-    batch = test_slap.make_batch(torch.float32)
-    work = flops.Work.of(batch)
-    expected = flops.step(config, loss, work)
-    if loss.caption:  # what the causal mask hides is computed there
-        hidden = sum(n * (n - 1) // 2 for n in work.text)
+    batch = make_batch(torch.float32)
+    shape = flops.StepShape.of(batch)
+    expected = flops.step(config, loss, shape)
+    if loss.caption:  # the reference computes what the causal mask hides
+        hidden = sum(n * (n - 1) // 2 for n in shape.text)
         expected += 3 * 2 * 4 * config.caption.hidden_size * hidden
-    if loss.ssl:  # the teacher's scores are made anew: for each iteration and for the loss
-        expected += SINKHORN * 2 * work.masked * config.ssl.bottleneck_size * config.ssl.prototypes
-    assert counted(lambda: whole(model, batch, loss), FLASH | LOSSES) == pytest.approx(
+    if loss.ssl:  # the teacher's scores are recomputed for each iteration and for the loss
+        expected += SINKHORN * 2 * shape.masked * config.ssl.bottleneck_size * config.ssl.prototypes
+    assert counted(lambda: step(model, batch, loss), FLASH | LOSSES) == pytest.approx(
         expected, rel=1e-3
     )
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from slap_fast.data.audio.decode import AudioError
-from slap_fast.evaluation import card as evaluation
+from slap_fast.data.audio.track import AudioError
+from slap_fast.evaluation.card import evaluate, score
+from slap_fast.evaluation.table import render
 from slap_fast.inference.slap import Failure
 
 VECTORS = {
@@ -30,7 +31,7 @@ class Clips:
     def captions(self, index):
         return (self.words[index],)
 
-    def meaning(self, index, caption):
+    def caption_key(self, index, caption):
         return caption.casefold()
 
     def label(self, index):
@@ -40,15 +41,15 @@ class Clips:
         return index
 
 
-class Oracle:
-    """Embeds a clip and a text by the kind they name; the two dogs' clips lean to the cat."""
+class KnowsKinds:
+    """A model that embeds clips and texts by their kind; ``bias`` moves all clips to the cat."""
 
-    def __init__(self, lean=0.0):
-        self.lean = lean
+    def __init__(self, bias=0.0):
+        self.bias = bias
 
     def embed_audio(self, items, *, on_error, progress):
-        lean = self.lean * np.array(VECTORS["cat"])
-        rows = [np.array(VECTORS[Clips.kinds[i]]) + lean for i in items]
+        bias = self.bias * np.array(VECTORS["cat"])
+        rows = [np.array(VECTORS[Clips.kinds[i]]) + bias for i in items]
         rows[Clips.bad] = np.full(3, np.nan)
         error = AudioError("E_FORMAT", "x.wav", "noise", "audio")
         return np.array(rows), [Failure(Clips.bad, "x.wav", "E_FORMAT", str(error))]
@@ -69,21 +70,21 @@ class Oracle:
 
 @pytest.fixture
 def card():
-    return evaluation.evaluate(Oracle(), Clips())
+    return evaluate(KnowsKinds(), Clips())
 
 
 def test_n_and_failures_are_counted(card):
     assert (card["n"], card["n_expected"], card["failures"]) == (6, 7, {"E_FORMAT": 1})
 
 
-def test_a_clip_whose_captions_are_lost_is_left_out_and_counted():
+def test_a_clip_without_readable_captions_is_left_out_and_counted():
     class Damaged(Clips):
         def captions(self, index):
             if index == 6:
                 raise AudioError("E_SHARD_CORRUPT", "a.tar", "other bytes", "those packed")
             return super().captions(index)
 
-    card = evaluation.evaluate(Oracle(), Damaged())
+    card = evaluate(KnowsKinds(), Damaged())
     assert (card["n"], card["n_expected"]) == (5, 7)
     assert card["failures"] == {"E_SHARD_CORRUPT": 1, "E_FORMAT": 1}
     assert card["retrieval"]["queries"] == 5 and "rain" not in card["zero_shot"]["labels"]
@@ -100,31 +101,31 @@ def test_equal_captions_are_one_query_with_several_positives(card):
     assert chance == pytest.approx((2 / 7 + 5 * (1 / 7)) / 6)
 
 
-def test_zero_shot_counts_labels_of_three_clips_and_more(card):
+def test_zero_shot_takes_labels_of_three_clips_or_more(card):
     zero_shot = card["zero_shot"]
     assert zero_shot["labels"] == ["cat", "dog"] and zero_shot["n"] == 6
     assert zero_shot["accuracy"] == pytest.approx(5 / 6)
     assert zero_shot["balanced_accuracy"] == pytest.approx((1 + 2 / 3) / 2)
     assert (zero_shot["chance"], zero_shot["majority"]) == (0.5, 0.5)
-    leaning = evaluation.evaluate(Oracle(lean=2.0), Clips())
-    assert leaning["zero_shot"]["accuracy"] == pytest.approx(2 / 6)
+    biased = evaluate(KnowsKinds(bias=2.0), Clips())
+    assert biased["zero_shot"]["accuracy"] == pytest.approx(2 / 6)
 
 
 def test_captions_are_scored_against_their_own_and_others_references(card):
     caption = card["caption"]
     assert caption["n"] == 6
     assert caption["CIDEr-D"] > 2 * caption["CIDEr-D_shuffled"]
-    assert evaluation.evaluate(Oracle(), Clips(), captions=False)["caption"] is None
+    assert evaluate(KnowsKinds(), Clips(), captions=False)["caption"] is None
 
 
 def test_score_is_the_mean_recall(card):
     sides = [card["retrieval"][s][f"R@{k}"] for s in ("t2a", "a2t") for k in (1, 5, 10)]
-    assert evaluation.score(card) == pytest.approx(sum(sides) / 6)
+    assert score(card) == pytest.approx(sum(sides) / 6)
 
 
-def test_the_table_shows_figures_chance_and_what_was_left_out(card):
+def test_the_table_shows_figures_chance_and_failures(card):
     out = io.StringIO()
-    evaluation.render(card, Console(file=out, width=120))
+    render(card, Console(file=out, width=120))
     text = out.getvalue()
     for part in ("6 of 7", "16.7%", "50.0% (majority)", "CIDEr-D", "E_FORMAT"):
         assert part in text

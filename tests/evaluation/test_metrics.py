@@ -8,7 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from slap_fast.evaluation.metrics import cider_d, class_recall, classification, retrieval, tokenize
+from slap_fast.evaluation.metrics import (
+    cider_d,
+    class_recall,
+    classification,
+    retrieval,
+    tokenize,
+)
 
 
 def retrieval_by_loops(similarity, positives):
@@ -20,8 +26,8 @@ def retrieval_by_loops(similarity, positives):
         ranks = [rank for rank, is_right in enumerate(order, 1) if is_right]
         for k, hits in recalls.items():
             hits.append(any(rank <= k for rank in ranks))
-        found = [(i + 1) / rank for i, rank in enumerate(ranks) if rank <= 10]
-        precisions.append(sum(found) / min(10, len(right)))
+        at_positives = [(i + 1) / rank for i, rank in enumerate(ranks) if rank <= 10]
+        precisions.append(sum(at_positives) / min(10, len(right)))
     result = {f"R@{k}": sum(hits) / len(hits) for k, hits in recalls.items()}
     return result | {"mAP@10": sum(precisions) / len(precisions)}
 
@@ -29,7 +35,7 @@ def retrieval_by_loops(similarity, positives):
 class TestRetrieval:
     @pytest.mark.parametrize("levels", [4, 10_000], ids=["many_ties", "few_ties"])
     @pytest.mark.parametrize("most", [1, 5, 40], ids=lambda n: f"up_to_{n}_positives")
-    @pytest.mark.parametrize("nans", [False, True], ids=["whole", "nans"])
+    @pytest.mark.parametrize("nans", [False, True], ids=["no_nans", "nans"])
     def test_equals_sorting(self, levels, most, nans):
         rng = np.random.default_rng([levels, most, nans])
         similarity = rng.integers(levels, size=(30, 50)).astype(np.float32)
@@ -65,7 +71,7 @@ class TestRetrieval:
         similarity[4] = np.nan
         assert set(retrieval(similarity, np.eye(20, dtype=bool)).values()) == {0.95}
 
-    def test_a_large_matrix_is_taken_in_pieces(self):
+    def test_a_large_matrix_is_ranked_in_parts(self):
         rng = np.random.default_rng(0)
         similarity = rng.normal(size=(1500, 1500)).astype(np.float32)
         similarity[np.arange(1500), np.arange(1500)] += 3
@@ -105,7 +111,7 @@ class TestClassification:
             "majority": 3 / 5,
         }
 
-    def test_recall_by_class(self):
+    def test_class_recall(self):
         scores = np.eye(3)[[0, 1, 1, 2]]
         recall = class_recall(scores, np.array([0, 0, 1, 1]))
         np.testing.assert_array_equal(recall, [0.5, 0.5, np.nan])
@@ -195,7 +201,7 @@ class TestCiderD:
         assert mean == pytest.approx(expected[0], abs=1e-9)
         np.testing.assert_allclose(scores, expected[1], rtol=0, atol=1e-9)
 
-    def test_a_match_scores_10_and_a_stranger_0(self):
+    def test_a_match_scores_10_and_other_words_0(self):
         captions = ["a dog barks at night", "rain on an old roof", "two men talk quietly indoors"]
         assert cider_d(captions, [[caption] for caption in captions])[1] == pytest.approx([10] * 3)
         _, scores = cider_d(["x y z u v"] * 3, [[caption] for caption in captions])

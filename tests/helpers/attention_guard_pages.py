@@ -34,11 +34,11 @@ def trial(seed: int) -> None:
             attention, "_allocate_backward", lambda *a: list(map(guard, allocate_backward(*a)))
         )
         patch.setattr(packs, "starts", lambda n: guard(starts(n)))
-        pack.given = {name: guard(x) for name, x in pack.given.items()}
+        pack.values = {name: guard(x) for name, x in pack.values.items()}
         if pack.tables is not None:
             pack.tables = tuple(map(guard, pack.tables))
         found = pack.run(attention, [guard(x.detach()).requires_grad_() for x in pack.inputs()])
-    pack.check_tails(found)
+    pack.assert_tails(found)
     packs.same_bits(found, want)
 
 

@@ -1,4 +1,4 @@
-"""The reliability figures: how often a promise was tried, and how often it was broken.
+"""Reliability figures: how often each promise was tested, and how often it was broken.
 
 A test draws its seeds from the ``figure`` fixture::
 
@@ -6,11 +6,11 @@ A test draws its seeds from the ``figure`` fixture::
         for seed in figure("C1", ci=60, soak=1000):
             ...
 
-Every run of the tests makes ``ci`` trials. ``make soak`` runs the tests that have a figure and no
-others; each makes ``soak`` trials, or as many as fit in ``--soak-minutes`` but no fewer than
-``ci``, and what came of it is written to ``benchmarks/results/reliability.json`` at once, beside
-what earlier soaks tried elsewhere. A figure that was never tried is listed there as not run; a
-trial that raises, or ends the process, is a failure, and ends its test.
+Every run of the tests makes ``ci`` trials. ``make soak`` runs only the tests that have a figure;
+each makes ``soak`` trials, or as many as fit in ``--soak-minutes`` but no fewer than ``ci``, and
+its record is written to ``benchmarks/results/reliability.json`` at once, beside those of earlier
+soaks on other devices. A figure without a record is listed there as not run. A trial that raises,
+or ends the process, is a failure and ends its test.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Figure:
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self.config, self.test = request.config, request.node.nodeid
         self.soak: bool = self.config.getoption("--soak")
-        """Whether these are the long forms."""
+        """Whether this is `make soak`."""
         self.records: list[dict[str, Any]] = []
 
     def __call__(self, name: str, *, ci: int, soak: int, batch: int = 1) -> Iterator[int]:
-        """Seeds 0, 1, ... of the trials; a trial counts once the next one is asked for.
+        """Yields seeds 0, 1, ... of the trials; a trial counts when the next seed is requested.
 
         A test that makes ``batch`` trials at a time gets the first seed of each batch.
         """
@@ -58,9 +58,9 @@ class Figure:
         record = {"figure": name, "test": self.test, "wanted": wanted, "n": 0, "seconds": 0.0}
         self.records.append(record)
         for seed in range(0, wanted, batch):
-            record |= {"failures": 1, "failed_seed": seed}  # until the trial has come to its end
+            record |= {"failures": 1, "failed_seed": seed}  # until the trial has ended
             if self.soak and seed == 0:
-                self.write()  # what a trial that ends this process leaves
+                self.write()  # stays if the trial ends this process
             yield seed
             seconds = time.perf_counter() - started
             record |= {"n": seed + batch, "failures": 0, "seconds": round(seconds, 1)}
@@ -70,13 +70,13 @@ class Figure:
                 return
 
     def write(self) -> None:
-        """Puts what there is so far into the report."""
+        """Writes the records so far into the report."""
         write(self.config.getoption("--soak-to"), self.records, self.config.rootpath)
 
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
-    """Seeds of a reliability figure's trials; see the module."""
+    """Yields the seeds of a reliability figure's trials; see the module."""
     counter = Figure(request)
     yield counter
     if counter.soak:
@@ -84,8 +84,8 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Figure]:
 
 
 def write(path: Path, records: list[dict[str, Any]], root: Path) -> None:
-    """Puts records in the place of those of the same tests on the same kind of device; those of
-    tests that ``root`` no longer has go."""
+    """Replaces records of the same tests on the same kind of device; drops those of tests that
+    ``root`` no longer has."""
     report = machine.record()
     ran_on = report["machine"]
     has_gpu = torch.cuda.is_available()
@@ -97,7 +97,7 @@ def write(path: Path, records: list[dict[str, Any]], root: Path) -> None:
     replaced = {(record["test"], record["figure"], record["runs_on"]) for record in fresh}
     kept = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else []
     kept = [r for r in kept if (r["test"], r["figure"], r["runs_on"]) not in replaced]
-    kept = [r for r in kept if is_there(r["test"], root)]
+    kept = [r for r in kept if has_test(r["test"], root)]
     report["figures"] = sorted(kept + fresh, key=lambda r: (IDS.index(r["figure"]), r["test"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     tried = {record["figure"] for record in report["figures"]}
@@ -105,21 +105,21 @@ def write(path: Path, records: list[dict[str, Any]], root: Path) -> None:
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def is_there(test: str, root: Path) -> bool:
-    """Whether a test of this id is still written."""
+def has_test(test: str, root: Path) -> bool:
+    """Whether a test of this id is defined below ``root``."""
     path, *_, name = test.split("::")
     text = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else ""
     return f"def {name.partition('[')[0]}(" in text
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="only the figures, in their long forms")
-    parser.addoption("--soak-minutes", type=float, default=5.0, help="at most, for each figure")
+    parser.addoption("--soak", action="store_true", help="only the figures, in long form")
+    parser.addoption("--soak-minutes", type=float, default=5.0, help="at most, per figure")
     parser.addoption(
         "--soak-to",
         type=Path,
         default=ROOT / "benchmarks" / "results" / "reliability.json",
-        help="where they are recorded",
+        help="JSON file of the records",
     )
 
 

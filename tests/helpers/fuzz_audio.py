@@ -1,6 +1,6 @@
 """A process that decodes damaged audio: `FIRST COUNT` per line in, one JSON line of outcomes out.
 
-An item that takes 5 s of processor time ends the process, as a crash of a decoder does.
+An item that takes 5 s of processor time ends the process, like a crash.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from functools import cache
 import numpy as np
 import soundfile
 
-from slap_fast.data.audio.decode import AudioError, decode
+from slap_fast.data.audio.decode import decode
+from slap_fast.data.audio.track import AudioError
 
-KINDS = (
+ENCODINGS = (
     ("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("WAV", "ALAW"),
     ("WAV of MP3", None), ("WAVEX", "PCM_24"), ("RF64", "PCM_16"), ("FLAC", "PCM_16"),
     ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None), ("AIFF", "PCM_16"), ("CAF", "ALAC_16"),
 )  # fmt: skip
+"""libsndfile's names of formats and subtypes."""
 
 
 @cache
-def whole(kind: int, other: bool) -> bytes:
+def intact(kind: int, other: bool) -> bytes:
     """A good file: 0.1 s mono at 16 kHz, or 0.2 s stereo at 8 kHz."""
     rate, channels, seconds = (8_000, 2, 0.2) if other else (16_000, 1, 0.1)
     noise = np.random.default_rng(kind).normal(0, 0.1, (round(rate * seconds), channels))
-    name, subtype = KINDS[kind]
+    name, subtype = ENCODINGS[kind]
     file = io.BytesIO()
     soundfile.write(file, noise, rate, format=name.split()[-1], subtype=subtype)
     return wav_of_mp3(file.getvalue(), rate, channels) if " of " in name else file.getvalue()
@@ -48,7 +50,7 @@ def wav_of_mp3(mp3: bytes, rate: int, channels: int) -> bytes:
 def damaged(seed: int) -> bytes:
     """A good file after 1 to 4 changes, half of them in its first 100 bytes."""
     rng = np.random.default_rng((1, seed))
-    data = bytearray(whole(int(rng.integers(len(KINDS))), bool(rng.integers(2))))
+    data = bytearray(intact(int(rng.integers(len(ENCODINGS))), bool(rng.integers(2))))
     for _ in range(rng.integers(1, 5)):
         at = int(rng.integers(min(100, len(data)) if rng.integers(2) else len(data)))
         change = rng.integers(7)
@@ -65,8 +67,8 @@ def damaged(seed: int) -> bytes:
         elif change == 5:
             data[at:at] = rng.bytes(int(rng.integers(1, 50)))
         else:
-            there = int(rng.integers(len(data)))
-            data[at : at + 64] = data[there : there + 64]
+            other = int(rng.integers(len(data)))
+            data[at : at + 64] = data[other : other + 64]
         if len(data) < 8:
             break
     return bytes(data)
@@ -94,12 +96,12 @@ def peak_mb() -> int:
 def main() -> None:
     for line in sys.stdin:
         first, count = map(int, line.split())
-        found: Counter[str] = Counter()
+        outcomes: Counter[str] = Counter()
         for seed in range(first, first + count):
             if hasattr(signal, "setitimer"):
                 signal.setitimer(signal.ITIMER_PROF, 5.0)  # its signal ends a process
-            found[outcome(damaged(seed))] += 1
-        print(json.dumps({"outcomes": found, "peak_mb": peak_mb()}), flush=True)
+            outcomes[outcome(damaged(seed))] += 1
+        print(json.dumps({"outcomes": outcomes, "peak_mb": peak_mb()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from slap_fast.packed import starts_of
 from slap_fast.reference import mel_patches as reference
 
 
 def noise(*lengths: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     """waveform and cu_samples of clips of these lengths."""
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    bounds = starts_of(lengths, torch.int64)
     samples = np.random.default_rng(lengths).normal(0.02, 0.1, int(bounds[-1]))
     scale = 20_000 if dtype == torch.int16 else 1
     return torch.from_numpy(samples * scale).to(dtype), bounds

@@ -1,4 +1,4 @@
-"""Packed attention problems for the kernel tests: made, run and judged against the reference."""
+"""Packed attention problems for the kernel tests: made, run and compared with the reference."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from tests.helpers.tolerance import assert_accurate
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TAIL = 5
-"""Rows past the last sequence: NaN in everything that is given."""
+"""Rows past the last sequence: NaN in every input."""
 
-# Both ways whatever the dtype, in blocks that the short sequences of a test fill and overrun.
-WAYS = {
+KERNELS = {
     "whole": Settings(
-        forward_whole={16: Setting(16, 16, 4, 1), 256: Setting(64, 256, 8, 1)},
+        forward_short={16: Setting(16, 16, 4, 1), 256: Setting(64, 256, 8, 1)},
         forward_tiled=Setting(64, 64, 4, 1),
-        backward_whole={16: Setting(16, 16, 4, 1), 256: Setting(256, 32, 8, 1)},
+        backward_short={16: Setting(16, 16, 4, 1), 256: Setting(256, 32, 8, 1)},
         backward_queries=Setting(64, 64, 4, 1),
         backward_keys=Setting(64, 64, 4, 1),
     ),
     "tiled": Settings({}, Setting(64, 32, 4, 1), {}, Setting(128, 32, 8, 1), Setting(64, 64, 4, 1)),
     "mixed": Settings(
-        forward_whole={64: Setting(32, 64, 4, 1)},
+        forward_short={64: Setting(32, 64, 4, 1)},
         forward_tiled=Setting(128, 64, 8, 1),
-        backward_whole={32: Setting(32, 16, 4, 1)},
+        backward_short={32: Setting(32, 16, 4, 1)},
         backward_queries=Setting(64, 64, 4, 1),
         backward_keys=Setting(32, 128, 8, 1),
     ),
     "table": None,
 }
+"""Launch settings that make a test run the short-sequence kernel ("whole"), the tiled one, or both,
+whatever the dtype, in blocks that its short sequences fill and overrun; None: those of the package.
+"""
 
 
-def force(monkeypatch: Any, way: str) -> None:
-    """Replaces the launch table, but for "table"."""
-    if WAYS[way] is not None:
-        settings = dict.fromkeys(triton_attention.SETTINGS, WAYS[way])
+def force(monkeypatch: Any, kernel: str) -> None:
+    """Replaces the launch table by settings of ``KERNELS``."""
+    if KERNELS[kernel] is not None:
+        settings = dict.fromkeys(triton_attention.SETTINGS, KERNELS[kernel])
         monkeypatch.setattr(triton_attention, "SETTINGS", settings)
 
 
@@ -55,7 +57,7 @@ def starts(lengths: list[int]) -> Tensor:
 class Eager:
     """Attention as anyone writes it in eager PyTorch: every product in the dtype of its operands.
 
-    The reference computes lse, and out with it, in fp32, which would be another rule for fp16.
+    The reference computes in fp32, which would make another rule for fp16.
     """
 
     @staticmethod
@@ -83,8 +85,8 @@ class Eager:
                 x[begin_k:end_k].repeat_interleave(group, 1).transpose(0, 1) for x in (k, v)
             )
             scores = (q_h @ k_h.mT * scale).masked_fill(~seen[rows], -math.inf)
-            found = (scores.softmax(-1) @ v_h).transpose(0, 1)
-            out = out.index_put((begin + rows,), found)
+            out_rows = (scores.softmax(-1) @ v_h).transpose(0, 1)
+            out = out.index_put((begin + rows,), out_rows)
             lse = lse.index_put(
                 (torch.arange(len(lse), device=q.device)[:, None], begin + rows),
                 scores.float().logsumexp(-1),
@@ -94,7 +96,7 @@ class Eager:
 
 @dataclasses.dataclass
 class Pack:
-    """A problem, and what comes of it."""
+    """An attention problem, and its results."""
 
     lengths: list[int]
     lengths_k: list[int] | None = None
@@ -108,12 +110,12 @@ class Pack:
     def __post_init__(self) -> None:
         rows, rows_k = self.total + self.tail, self.total_k + self.tail
         shapes = {"q": (rows, 0), "dout": (rows, 0), "k": (rows_k, 1), "v": (rows_k, 1)}
-        self.given = {
+        self.values = {
             name: torch.randn(n, self.heads[i], self.head_dim, device=DEVICE).to(self.dtype)
             for name, (n, i) in shapes.items()
         }
-        self.given["dlse"] = torch.randn(self.heads[0], rows, device=DEVICE)
-        for name, x in self.given.items():
+        self.values["dlse"] = torch.randn(self.heads[0], rows, device=DEVICE)
+        for name, x in self.values.items():
             end = self.total_k if name in ("k", "v") else self.total
             (x[:, end:] if name == "dlse" else x[end:]).fill_(math.nan)
         self.tables = None
@@ -132,9 +134,9 @@ class Pack:
         return sum(self.lengths if self.lengths_k is None else self.lengths_k)
 
     def inputs(self, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """Fresh q, k, v that want gradients."""
+        """New q, k and v that require gradients."""
         dtype = dtype or self.dtype
-        return [self.given[name].to(dtype).detach().clone().requires_grad_() for name in "qkv"]
+        return [self.values[name].to(dtype).detach().clone().requires_grad_() for name in "qkv"]
 
     def run(
         self, module: Any, inputs: list[Tensor], *, packed: bool = False, **options: Any
@@ -154,9 +156,9 @@ class Pack:
                 options |= {"cu_seqlens_k": starts(self.lengths_k), "max_seqlen_k": longest_k}
             out, lse = module.attention(*inputs, cu_seqlens, longest, **options)
             wanted = inputs
-        dout, dlse = self.given["dout"].to(out.dtype), self.given["dlse"].to(lse.dtype)
+        dout, dlse = self.values["dout"].to(out.dtype), self.values["dlse"].to(lse.dtype)
         if module is not triton_attention:
-            # A row that sees no key has no lse to change; the kernels are given NaN there.
+            # A fully masked row has no lse to change; the kernels get NaN there.
             dlse = dlse.masked_fill(lse.isinf(), 0)
             dout = dout.nan_to_num(0)
         else:
@@ -165,16 +167,18 @@ class Pack:
         if packed:
             counts = (self.heads[0], self.heads[1], self.heads[1])
             grads = grads[0].split(counts, dim=1)
-        found = (out.detach(), lse.detach(), *grads)
-        return dict(zip(("out", "lse", "dq", "dk", "dv"), found, strict=True))
+        results = (out.detach(), lse.detach(), *grads)
+        return dict(zip(("out", "lse", "dq", "dk", "dv"), results, strict=True))
 
-    def check(self, inputs: list[Tensor] | None = None, **options: Any) -> dict[str, Tensor]:
-        """Runs the kernels and judges every result by the rule of the suite, tails included."""
-        found = self.run(triton_attention, inputs or self.inputs(), **options)
+    def assert_accurate(
+        self, inputs: list[Tensor] | None = None, **options: Any
+    ) -> dict[str, Tensor]:
+        """Runs the kernels; asserts the tolerance rule for every result, and what tails hold."""
+        actual = self.run(triton_attention, inputs or self.inputs(), **options)
         eager = self.run(Eager, self.inputs())
         truth = self.run(reference_attention, self.inputs(torch.float64))
         q, k, v, dout = (
-            self.given[name][: self.total_k if name in "kv" else self.total].nan_to_num(0)
+            self.values[name][: self.total_k if name in "kv" else self.total].nan_to_num(0)
             for name in ("q", "k", "v", "dout")
         )
         # A score adds up head_dim products: where they cancel, its rounding is still of their size.
@@ -189,14 +193,14 @@ class Pack:
         for name, factors in operands.items():
             factors = [x if x.numel() else x.new_zeros(1) for x in factors]
             gradient = name.startswith("d")
-            triple = found[name], eager[name].to(found[name].dtype), truth[name]
+            triple = actual[name], eager[name].to(actual[name].dtype), truth[name]
             assert_accurate(*triple, operands=factors, gradient=gradient)
-        self.check_tails(found)
-        return found
+        self.assert_tails(actual)
+        return actual
 
-    def check_tails(self, found: dict[str, Tensor]) -> None:
+    def assert_tails(self, results: dict[str, Tensor]) -> None:
         """Rows past the last sequence are exactly 0, and lse -inf."""
-        for name, x in found.items():
+        for name, x in results.items():
             if name == "lse":
                 assert x[:, self.total :].eq(-math.inf).all()
             else:
@@ -204,8 +208,8 @@ class Pack:
                 assert torch.equal(tail, torch.zeros_like(tail)), name
 
 
-def same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name, x in found.items():
+def same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, x in actual.items():
         assert torch.equal(x, expected[name]), name
 
 

@@ -1,4 +1,4 @@
-"""Where the tests find the checkout, and what lies beside it."""
+"""Paths of the checkout and of data beside it."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from slap_fast import distributed
 from slap_fast.config import TrainConfig, override, slap_tiny
-from slap_fast.data.builtin.scenes import SoundSet
-from slap_fast.data.source import BuiltinClips, ClipSource
+from slap_fast.data.builtin.sound_set import SoundSet
+from slap_fast.data.source import ClipSource
+from slap_fast.data.sources.builtin import BuiltinClips
 from slap_fast.packed import PackedBatch
 from slap_fast.training.loop import train
 from slap_fast.training.state import TrainState, begin, restore, stored_config, stored_run

@@ -17,6 +17,6 @@ def assert_accurate(
     operands: Sequence[Tensor],
     gradient: bool = False,
 ) -> None:
-    """:func:`slap_fast.diagnostics.parity.checks`, all passed; it has the arguments."""
-    for check in parity.checks(actual, eager, truth, operands=operands, gradient=gradient):
-        assert check.passed, f"{check.name} {check.found:.3g}, allowed {check.allowed:.3g}"
+    """:func:`slap_fast.diagnostics.parity.compare`, all passed; it has the arguments."""
+    for figure in parity.compare(actual, eager, truth, operands=operands, gradient=gradient):
+        assert figure.passed, f"{figure.name} {figure.value:.3g}, allowed {figure.allowed:.3g}"

@@ -62,8 +62,8 @@ def dataset(clips, **columns):
     return datasets.Dataset.from_dict({**rows, **columns}).cast_column("audio", kind)
 
 
-def close(found, expected):
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=1e-5)
+def assert_close(actual, expected):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), atol=1e-5)
 
 
 def test_audio_comes_in_many_forms(slap, clips):
@@ -83,10 +83,7 @@ def test_audio_comes_in_many_forms(slap, clips):
         Decoder(),
         clips[0],
     ]
-    close(slap.embed_audio([audio_item(x) for x in forms]), slap.embed_audio([clips[0]] * 5))
-
-
-# --- datasets
+    assert_close(slap.embed_audio([audio_item(x) for x in forms]), slap.embed_audio([clips[0]] * 5))
 
 
 def test_a_dataset_is_trained_and_evaluated_on(slap, clips, tmp_path):
@@ -100,8 +97,8 @@ def test_a_dataset_is_trained_and_evaluated_on(slap, clips, tmp_path):
     source = DatasetClips(rows.cast_column("audio", datasets.Audio()), label="kind")
     assert [source.seconds(i) for i in range(4)] == pytest.approx(SECONDS)
     assert source.captions(0) == tuple(TEXTS[:2]) and source.label(0) == "dog"
-    close(source.audio(2, 0.5, 1.5).waveform, clips[2][8_000:24_000])
-    close(slap.embed_audio([source.item(i) for i in range(4)]), slap.embed_audio(clips))
+    assert_close(source.audio(2, 0.5, 1.5).waveform, clips[2][8_000:24_000])
+    assert_close(slap.embed_audio([source.item(i) for i in range(4)]), slap.embed_audio(clips))
     state, words = begin(SMALL, None, None, torch.device("cpu"))
     assert train(state, source, words, tmp_path / "run", progress=False)
 
@@ -122,9 +119,6 @@ def test_a_bad_row_of_a_dataset_is_left_out_and_named(clips):
         DatasetClips(rows, caption="text")
 
 
-# --- HEAR and X-ARES
-
-
 def test_hear(folder, slap, clips):
     from slap_fast.interop import hear
 
@@ -132,15 +126,15 @@ def test_hear(folder, slap, clips):
     audio = torch.tensor(np.stack([clips[2], clips[2][::-1].copy()]))
     scenes = hear.get_scene_embeddings(audio, model)
     assert scenes.shape == (2, model.scene_embedding_size)
-    close(scenes, slap.embed_audio(list(audio.numpy())))
+    assert_close(scenes, slap.embed_audio(list(audio.numpy())))
     embeddings, times = hear.get_timestamp_embeddings(audio, model)
     mel, columns = slap.model.config.mel, times.shape[1]
     assert embeddings.shape == (2, columns, model.timestamp_embedding_size)
     with torch.no_grad():
         dense = slap.model.audio_encoder(clip_patches(clips[2], mel))
-    close(embeddings[0, 1, :32], dense[mel.patches_per_column])
+    assert_close(embeddings[0, 1, :32], dense[mel.patches_per_column])
     step = 1000 * mel.patch_time * mel.hop_length / mel.sample_rate
-    close(times.diff(dim=1), np.full((2, columns - 1), step))
+    assert_close(times.diff(dim=1), np.full((2, columns - 1), step))
     assert step / 2 <= times[0, 0] <= step / 2 + 25
 
 
@@ -168,12 +162,9 @@ def test_xares(folder, slap, clips):
     SlapEncoder.folder = folder
     encoder = SlapEncoder()
     audio = torch.tensor(clips[2])[None]
-    close(encoder(audio), hear.get_timestamp_embeddings(audio, encoder.model)[0])
+    assert_close(encoder(audio), hear.get_timestamp_embeddings(audio, encoder.model)[0])
     checker = pytest.importorskip("xares.audio_encoder_checker")
     assert checker.check_audio_encoder(encoder)
-
-
-# --- mteb
 
 
 @pytest.fixture
@@ -237,15 +228,12 @@ def test_mteb_reads_audio_undecoded_and_adds_what_a_row_has(slap, clips):
 
     decoding = dataset(clips).cast_column("audio", datasets.Audio())
     audio, text = slap.embed_audio(clips), slap.embed_text(TEXTS)
-    close(encode(decoding), audio)
-    close(encode(datasets.Dataset.from_dict({"text": TEXTS})), text)
-    close(encode(decoding.add_column("text", TEXTS)), audio + text)
+    assert_close(encode(decoding), audio)
+    assert_close(encode(datasets.Dataset.from_dict({"text": TEXTS})), text)
+    assert_close(encode(decoding.add_column("text", TEXTS)), audio + text)
     with pytest.raises(ValueError, match="inputs: found columns label, expected text or audio"):
         encode(datasets.Dataset.from_dict({"label": [1]}))
     assert encoder.mteb_model_meta.embed_dim == slap.embed_dim
-
-
-# --- sentence-transformers
 
 
 def test_sentence_transformers(folder, slap, clips, tmp_path):
@@ -254,13 +242,13 @@ def test_sentence_transformers(folder, slap, clips, tmp_path):
 
     model = package.SentenceTransformer(modules=[SlapModule.load(folder)], device="cpu")
     items = [{"array": clip, "sampling_rate": 16_000} for clip in clips]
-    close(model.encode(TEXTS), slap.embed_text(TEXTS))
-    close(model.encode(items, batch_size=2), slap.embed_audio(clips))
-    close(model.encode(["barks"], prompt="a dog "), slap.embed_text(["a dog barks"]))
+    assert_close(model.encode(TEXTS), slap.embed_text(TEXTS))
+    assert_close(model.encode(items, batch_size=2), slap.embed_audio(clips))
+    assert_close(model.encode(["barks"], prompt="a dog "), slap.embed_text(["a dog barks"]))
     assert model.get_embedding_dimension() == slap.embed_dim
     model.save_pretrained(str(tmp_path / "st"))
     again = package.SentenceTransformer(str(tmp_path / "st"), device="cpu", trust_remote_code=True)
-    close(again.encode(TEXTS), slap.embed_text(TEXTS))
+    assert_close(again.encode(TEXTS), slap.embed_text(TEXTS))
 
 
 def test_sentence_transformers_trains(slap, clips):

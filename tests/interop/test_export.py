@@ -56,16 +56,16 @@ def test_the_dense_path_is_the_packed_one(preset):
         patches = clip.front_end(torch.from_numpy(waveform))
         expected = clip_patches(waveform, model.config.mel).patches
         torch.testing.assert_close(patches, expected, rtol=0, atol=1e-4)
-        found = clip(torch.from_numpy(waveform)).numpy()
-        np.testing.assert_allclose(found, embed(model, waveform), atol=1e-5)
+        embedding = clip(torch.from_numpy(waveform)).numpy()
+        np.testing.assert_allclose(embedding, embed(model, waveform), atol=1e-5)
 
 
 def test_one_traced_program_takes_every_length(model, tmp_path):
     assert export.export(model, tmp_path / "clip.pt2") < export.TOLERANCE
     program = torch.export.load(tmp_path / "clip.pt2").module()
     for seconds in SECONDS:
-        found = program(torch.from_numpy(noise(seconds))).numpy()
-        np.testing.assert_allclose(found, embed(model, noise(seconds)), atol=1e-4)
+        embedding = program(torch.from_numpy(noise(seconds))).numpy()
+        np.testing.assert_allclose(embedding, embed(model, noise(seconds)), atol=1e-4)
 
 
 def test_onnxruntime_gives_the_embeddings(model, tmp_path, capsys):
@@ -75,16 +75,16 @@ def test_onnxruntime_gives_the_embeddings(model, tmp_path, capsys):
     Slap(model, words).save_pretrained(tmp_path / "model")
     out = tmp_path / "there" / "clip.onnx"
     assert main(["export", "--model", str(tmp_path / "model"), "--out", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["sample_rate"], told["embed_dim"]) == (16_000, 8)
-    assert told["difference"] < export.TOLERANCE
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["sample_rate"], summary["embed_dim"]) == (16_000, 8)
+    assert summary["difference"] < export.TOLERANCE
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    (given,), (output,) = session.get_inputs(), session.get_outputs()
-    assert (given.name, given.shape, output.name) == ("waveform", ["num_samples"], "embedding")
+    (input_,), (output,) = session.get_inputs(), session.get_outputs()
+    assert (input_.name, input_.shape, output.name) == ("waveform", ["num_samples"], "embedding")
     assert session.get_modelmeta().custom_metadata_map["sample_rate"] == "16000"
     for seconds in SECONDS:
-        (found,) = session.run(None, {"waveform": noise(seconds)})
-        np.testing.assert_allclose(found, embed(model, noise(seconds)), atol=1e-4)
+        (embedding,) = session.run(None, {"waveform": noise(seconds)})
+        np.testing.assert_allclose(embedding, embed(model, noise(seconds)), atol=1e-4)
 
 
 def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):

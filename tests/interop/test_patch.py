@@ -1,4 +1,4 @@
-"""patch(): foreign models give the same numbers on our operations, and come back exactly."""
+"""patch(): third-party models give the same numbers on our operations, and are restored exactly."""
 
 import copy
 import inspect
@@ -11,9 +11,12 @@ from torch import nn
 
 import slap_fast
 from slap_fast import ops
+from slap_fast.packed import starts_of
 
 IDS = torch.randint(4, 60, (3, 12), generator=torch.Generator().manual_seed(1))
-MASK = torch.tensor([[1] * 12, [1] * 5 + [0] * 7, [0] * 3 + [1] * 9])  # whole, right, left padded
+MASK = torch.tensor(
+    [[1] * 12, [1] * 5 + [0] * 7, [0] * 3 + [1] * 9]
+)  # unpadded, right padded, left padded
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
 NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 GROUPED = {"num_hidden_layers": 2, "num_key_value_heads": 2, **SIZES, **NO_IDS}
@@ -76,11 +79,11 @@ def run(model):
     return {"out": value.detach(), **grads}
 
 
-def differences(found, expected):
-    assert found.keys() == expected.keys()
-    whole = torch.stack([x.norm() for name, x in expected.items() if name != "out"]).norm()
+def differences(actual, expected):
+    assert actual.keys() == expected.keys()
+    norm = torch.stack([x.norm() for name, x in expected.items() if name != "out"]).norm()
     for name, x in expected.items():
-        yield float((found[name] - x).norm() / (x.norm() if name == "out" else whole))
+        yield float((actual[name] - x).norm() / (x.norm() if name == "out" else norm))
 
 
 CHANGED = {
@@ -92,7 +95,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("make", CHANGED, ids=lambda make: make.__name__)
-def test_same_outputs_and_gradients_and_undone_exactly(make, monkeypatch):
+def test_outputs_and_gradients_stay_and_undo_restores_exactly(make, monkeypatch):
     model = build(make)
     before, modules = run(model), dict(model.named_modules())
     types = {name: (type(m), set(m.__dict__)) for name, m in modules.items()}
@@ -125,7 +128,7 @@ def test_each_option_can_be_left_out(option):
     assert len({change.option for change in report.changes}) == 3
 
 
-def test_the_report_is_a_table_that_says_why_not():
+def test_the_report_is_a_table_with_reasons():
     text = str(slap_fast.patch(build(modernbert)))
     assert "attention  yes      4 x ModernBertAttention  packed attention for" in text
     assert "swiglu     no       4 x ModernBertMLP        computes something else" in text
@@ -141,7 +144,7 @@ def test_packed_inputs_stay_packed():
     packed = model(
         input_ids=IDS[MASK.bool()][None],
         position_ids=positions[None],
-        cu_seq_lens_q=torch.tensor([0, *lengths]).cumsum(0).int(),
+        cu_seq_lens_q=starts_of(lengths),
         max_length_q=max(lengths),
     ).last_hidden_state[0]
     assert (packed - padded).norm() / padded.norm() < 1e-5
@@ -268,7 +271,7 @@ def test_a_look_alike_is_left_alone(module, why):
 
 
 class TimmAttention(nn.Module):
-    """What timm's vision transformers have, in its names."""
+    """The attention of timm's vision transformers, with its names."""
 
     def __init__(self):
         super().__init__()
@@ -340,7 +343,7 @@ def test_the_loss_counts_items_as_the_trainer_wants_and_logits_come_without_labe
 
 @pytest.fixture
 def traceable(monkeypatch):
-    """In place of the reference, which reads lengths back; kernels are opaque to the compiler."""
+    """In place of the reference, which reads lengths back: kernels are black boxes here."""
 
     def attention(q, k, v, cu_seqlens, *_, **__):
         return (q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1)) * cu_seqlens[-1]
@@ -353,17 +356,17 @@ def test_a_patched_encoder_compiles_without_a_graph_break(traceable):
     inputs = inputs_of(model)
     slap_fast.patch(model)
     expected = model(**inputs).last_hidden_state
-    found = torch.compile(model, backend="eager", fullgraph=True)(**inputs).last_hidden_state
-    torch.testing.assert_close(found, expected)
+    actual = torch.compile(model, backend="eager", fullgraph=True)(**inputs).last_hidden_state
+    torch.testing.assert_close(actual, expected)
 
 
-def test_a_compiled_causal_model_wants_to_know_its_padding(traceable):
+def test_a_compiled_causal_model_requires_an_attention_mask(traceable):
     model = build(lambda: llama().model)
     slap_fast.patch(model)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     expected = model(IDS, attention_mask=MASK, use_cache=False).last_hidden_state
-    found = compiled(IDS, attention_mask=MASK, use_cache=False).last_hidden_state
-    torch.testing.assert_close(found, expected)
+    actual = compiled(IDS, attention_mask=MASK, use_cache=False).last_hidden_state
+    torch.testing.assert_close(actual, expected)
     with pytest.raises(Exception, match="attention_mask: found none under torch.compile"):
         compiled(IDS, use_cache=False)
 

@@ -8,6 +8,7 @@ import torch
 
 from slap_fast import Slap, losses
 from slap_fast.config import override, slap_tiny
+from slap_fast.packed import starts_of
 from slap_fast.training.state import begin
 
 SMALL = override(
@@ -56,8 +57,8 @@ def folder(pair, tmp_path_factory):
     return folder
 
 
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
+def relative(actual, expected):
+    return float((actual - expected).norm() / expected.norm())
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def test_features_are_those_of_slap_and_padded_equals_packed(slap, pair, clips):
     packed = processor.feature_extractor(clips, packed=True)
     ids = slap.tokenizer.encode(TEXTS)
     packed["input_ids"] = torch.tensor(sum(ids, []))
-    packed["text_cu_seqlens"] = torch.tensor([0, *map(len, ids)]).cumsum(0).int()
+    packed["text_cu_seqlens"] = starts_of(list(map(len, ids)))
     dense = model(**packed)
     mask = padded["input_features_mask"]
     for name in ("audio_embeds", "text_embeds", "logits_per_audio"):
@@ -147,18 +148,18 @@ def test_pipelines_run(slap, folder, clips):
     from transformers import pipeline
 
     classify = pipeline("zero-shot-audio-classification", model=str(folder))
-    found = classify(clips[0], candidate_labels=["dog", "rain"], hypothesis_template="sound of {}")
+    scores = classify(clips[0], candidate_labels=["dog", "rain"], hypothesis_template="sound of {}")
     expected = slap.classify(clips[0], ["dog", "rain"], "sound of {}")
-    assert {row["label"]: row["score"] for row in found} == pytest.approx(expected, abs=1e-5)
+    assert {row["label"]: row["score"] for row in scores} == pytest.approx(expected, abs=1e-5)
     extract = pipeline("feature-extraction", model=str(folder))
     assert np.allclose(extract(TEXTS[0]), slap.embed_text(TEXTS[0]), atol=1e-5)
 
 
-def test_the_tokenizer_cuts_and_spells_as_ours(slap, pair):
+def test_the_tokenizer_gives_the_same_ids(slap, pair):
     texts = [*TEXTS, "word " * 200, "", "äé 日本"]
-    found = pair[1](text=texts)
-    lengths = found["attention_mask"].sum(1).tolist()
-    ids = [row[:n] for row, n in zip(found["input_ids"].tolist(), lengths, strict=True)]
+    batch = pair[1](text=texts)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    ids = [row[:n] for row, n in zip(batch["input_ids"].tolist(), lengths, strict=True)]
     assert ids == slap.tokenizer.encode(texts)
 
 
@@ -214,10 +215,10 @@ def test_it_compiles(pair, clips):
 def test_another_rate_is_resampled(pair, clips):
     extract = pair[1].feature_extractor
     tone = np.sin(2 * np.pi * 440 * np.arange(32_000) / 32_000).astype(np.float32)
-    found = extract(tone, sampling_rate=32_000)["input_features"]
+    features = extract(tone, sampling_rate=32_000)["input_features"]
     expected = extract(tone[::2])["input_features"]
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().mean()) < 0.1
+    assert features.shape == expected.shape
+    assert float((features - expected).abs().mean()) < 0.1
 
 
 def test_mistakes_are_named(pair):

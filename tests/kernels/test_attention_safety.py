@@ -59,10 +59,10 @@ def permuted_runs(monkeypatch, pack, inputs, orders):
 
 
 @interpreted
-@pytest.mark.parametrize("way", ["mixed", "tiled"])
-def test_the_order_of_programs_changes_nothing(monkeypatch, way):
-    packs.force(monkeypatch, way)
-    pack = Pack(MIXED, heads=(2, 1) if way == "tiled" else (2, 2), head_dim=16)
+@pytest.mark.parametrize("kernel", ["mixed", "tiled"])
+def test_the_order_of_programs_changes_nothing(monkeypatch, kernel):
+    packs.force(monkeypatch, kernel)
+    pack = Pack(MIXED, heads=(2, 1) if kernel == "tiled" else (2, 2), head_dim=16)
     inputs = pack.inputs()
     want = pack.run(triton_attention, inputs)
     for found in permuted_runs(monkeypatch, pack, inputs, 2):
@@ -89,11 +89,11 @@ def leaks_nothing(pack: Pack, which: int) -> None:
     rows = slice(begin, begin + pack.lengths[which])
     alone = Pack([pack.lengths[which]], None, pack.heads, pack.head_dim, pack.dtype, tail=0)
     alone.options = pack.options
-    alone.given = {
-        name: (x[:, rows] if name == "dlse" else x[rows]).clone() for name, x in pack.given.items()
+    alone.values = {
+        name: (x[:, rows] if name == "dlse" else x[rows]).clone() for name, x in pack.values.items()
     }
     alone.tables = tuple(x[rows].clone() for x in pack.tables)
-    for name, x in pack.given.items():
+    for name, x in pack.values.items():
         kept = (x[:, rows] if name == "dlse" else x[rows]).clone()
         x.fill_(math.nan)
         (x[:, rows] if name == "dlse" else x[rows]).copy_(kept)
@@ -104,13 +104,13 @@ def leaks_nothing(pack: Pack, which: int) -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1, 3])
-@pytest.mark.parametrize("way", ["whole", "mixed", "tiled"])
-def test_neighbours_change_nothing(monkeypatch, way, which):
-    packs.force(monkeypatch, way)
+@pytest.mark.parametrize("kernel", ["whole", "mixed", "tiled"])
+def test_neighbours_change_nothing(monkeypatch, kernel, which):
+    packs.force(monkeypatch, kernel)
     leaks_nothing(Pack(MIXED, options={"window_size": (9, 20)}), which)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_random_neighbours_change_nothing(figure, monkeypatch):
     for seed in figure("K3", ci=100, soak=5_000):
         generator = torch.Generator().manual_seed(seed)
@@ -134,10 +134,10 @@ def test_calls_in_any_order_have_the_same_bits(monkeypatch):
         same_bits(many[i].run(triton_attention, inputs[i]), first[i])
 
 
-@pytest.mark.parametrize("way", ["whole", "tiled"])
-def test_false_starts_stay_inside(monkeypatch, way):
+@pytest.mark.parametrize("kernel", ["whole", "tiled"])
+def test_false_starts_stay_inside(monkeypatch, kernel):
     # On a GPU nobody reads them: the kernels have to stay inside the tensors, whatever comes out.
-    packs.force(monkeypatch, way)
+    packs.force(monkeypatch, kernel)
     for given in ([0, 7, 900], [-5, 3, 20], [0, 15, 4], [90, 95, 99]):
         q, k, v = Pack([20], tail=0).inputs()
         cu_seqlens = torch.tensor(given, dtype=torch.int32, device=packs.DEVICE)
@@ -166,13 +166,13 @@ def test_more_than_65535_sequences():
 
 
 @pytest.mark.gpu  # no grid of the interpreter ends, and it takes ten minutes
-@pytest.mark.parametrize("way", ["whole", "tiled"])
-def test_more_than_65535_sequences_run(monkeypatch, way):
-    packs.force(monkeypatch, way)
+@pytest.mark.parametrize("kernel", ["whole", "tiled"])
+def test_more_than_65535_sequences_run(monkeypatch, kernel):
+    packs.force(monkeypatch, kernel)
     lengths = [0] * 65_540 + [2]
     inputs = Pack([2], heads=(1, 1), head_dim=16, tail=0)
     pack = Pack([2], heads=(1, 1), head_dim=16, tail=0)
-    pack.given, pack.tables = inputs.given, inputs.tables
+    pack.values, pack.tables = inputs.values, inputs.tables
     want = pack.run(triton_attention, pack.inputs())
     pack.lengths = lengths
     same_bits(pack.run(triton_attention, pack.inputs()), want)
@@ -182,9 +182,9 @@ FAR = 1 << 30
 """A stride that fits int32; three of it do not."""
 
 
-def check_strides_past_2_31(monkeypatch, way, what):
+def check_strides_past_2_31(monkeypatch, kernel, what):
     # The last rows (or heads) of every given tensor are past 2^31 and 2^32 elements.
-    packs.force(monkeypatch, way)
+    packs.force(monkeypatch, kernel)
     pack = Pack([6], heads=(6, 6), head_dim=16, dtype=torch.float16, tail=0)
     want = pack.run(triton_attention, pack.inputs())
 
@@ -193,21 +193,21 @@ def check_strides_past_2_31(monkeypatch, way, what):
         base = guard_pages.lazy((6 * FAR,), x.dtype)
         return torch.as_strided(base, x.shape, strides).copy_(x.detach())
 
-    pack.given["dout"] = far(pack.given["dout"])
+    pack.values["dout"] = far(pack.values["dout"])
     same_bits(pack.run(triton_attention, [far(x).requires_grad_() for x in pack.inputs()]), want)
 
 
 @interpreted
-@pytest.mark.parametrize("way", ["whole", "tiled"])
+@pytest.mark.parametrize("kernel", ["whole", "tiled"])
 @pytest.mark.parametrize("what", ["rows", "heads"])
-def test_strides_past_2_31(figure, monkeypatch, way, what):
+def test_strides_past_2_31(figure, monkeypatch, kernel, what):
     for _ in figure("K5", ci=1, soak=1):
-        check_strides_past_2_31(monkeypatch, way, what)
+        check_strides_past_2_31(monkeypatch, kernel, what)
 
 
-def check_results_past_2_31(monkeypatch, way, what):
+def check_results_past_2_31(monkeypatch, kernel, what):
     # rows: those of out, dq, dk, dv, cos and sin; heads: those of lse, dlse and delta.
-    packs.force(monkeypatch, way)
+    packs.force(monkeypatch, kernel)
     begin, heads, head_dim = ((1 << 25) + 8, 1, 128) if what == "rows" else (1 << 24, 130, 16)
     length, rows = 3, begin + 4
     pack = Pack([length], heads=(heads, heads), head_dim=head_dim, dtype=torch.float16, tail=1)
@@ -237,7 +237,7 @@ def check_results_past_2_31(monkeypatch, way, what):
     )
     monkeypatch.setattr(torch, "empty_like", lazy_like)
     inputs = [late(x) for x in pack.inputs()]
-    given = late(pack.given["dout"]), late(pack.given["dlse"], 1)
+    given = late(pack.values["dout"]), late(pack.values["dlse"], 1)
     starts = torch.tensor([begin, begin + length], dtype=torch.int32)
     schedule = torch.tensor([[0, 0]], dtype=torch.int32)
     cos, sin = map(late, pack.tables)
@@ -252,8 +252,8 @@ def check_results_past_2_31(monkeypatch, way, what):
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["whole", "tiled"])
+@pytest.mark.parametrize("kernel", ["whole", "tiled"])
 @pytest.mark.parametrize("what", ["rows", "heads"])
-def test_results_past_2_31(figure, monkeypatch, way, what):
+def test_results_past_2_31(figure, monkeypatch, kernel, what):
     for _ in figure("K5", ci=1, soak=1):
-        check_results_past_2_31(monkeypatch, way, what)
+        check_results_past_2_31(monkeypatch, kernel, what)

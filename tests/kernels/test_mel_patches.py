@@ -13,7 +13,7 @@ from slap_fast.config import MelConfig
 from slap_fast.data.audio.decode import decode
 from slap_fast.data.augment import draw_masks
 from slap_fast.ops.dispatch import DEFAULT_MEL
-from slap_fast.packed import PackedPatches
+from slap_fast.packed import PackedPatches, starts_of
 from slap_fast.reference import mel_patches as reference
 from tests.helpers.mel_signals import assert_accurate, hostile, noise
 
@@ -64,7 +64,7 @@ def test_equals_the_reference(preset, grid, dtype):
 @pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
 def test_hostile_signals(preset):
     clips = [torch.from_numpy(clip).float() for clip in hostile(5_360).values()]
-    waveform, cu_samples = torch.cat(clips), torch.tensor([0, *map(len, clips)]).cumsum(0)
+    waveform, cu_samples = torch.cat(clips), starts_of(list(map(len, clips)), torch.int64)
     config = MelConfig(preset=preset, mean=0.0, std=1.0)
     found = run(waveform, cu_samples, config).patches
     assert found.isfinite().all()
@@ -79,7 +79,7 @@ def test_real_recordings(preset, shared_data):
     # A million values: of fewer the largest error is a matter of luck.
     paths = sorted(shared_data.glob("*/*.ogg"))[::12] + sorted(shared_data.glob("*/*.flac"))[::4]
     clips = [torch.from_numpy(decode(path, end=2.0).waveform) for path in paths]
-    waveform, cu_samples = torch.cat(clips), torch.tensor([0, *map(len, clips)]).cumsum(0)
+    waveform, cu_samples = torch.cat(clips), starts_of(list(map(len, clips)), torch.int64)
     config = MelConfig(preset=preset, mean=0.0, std=1.0)
     assert_accurate(run(waveform, cu_samples, config).patches, waveform, cu_samples, config)
 

@@ -112,7 +112,7 @@ def test_the_launch_is_on_the_tensors_device(monkeypatch):
     assert not inside
 
 
-def test_numbers_that_change_from_pack_to_pack_compile_nothing_anew():
+def test_numbers_that_change_from_pack_to_pack_recompile_nothing():
     program = (
         "from slap_fast.kernels.mel_patches import _mel_kernel as k; "
         "print(*(p.name for p in k.params if p.do_not_specialize))"

@@ -46,7 +46,7 @@ class TestTargets:
 
     def test_sinkhorn_marginals(self):
         features, prototypes = normal(96, 8), normal(16, 8, seed=1)
-        prototypes[:2] += features.mean(0) * 40  # some are everyone's favourite
+        prototypes[:2] += features.mean(0) * 40  # prototypes that every row is closest to
         result = self_distillation.sinkhorn(features, prototypes, 2.0, 50).probabilities()
         np.testing.assert_allclose(result.sum(1), 1.0, rtol=1e-12)
         np.testing.assert_allclose(result.sum(0), 96 / 16, rtol=1e-3)
@@ -62,13 +62,13 @@ class TestTargets:
         assert result.dtype == torch.float32 and result.isfinite().all()
         np.testing.assert_allclose(result.sum(1), 1.0, rtol=1e-6)
 
-    def test_sinkhorn_of_nothing_and_without_gradient(self):
-        nothing = self_distillation.sinkhorn(torch.zeros(0, 3), torch.zeros(5, 3), 0.1, 3)
-        assert nothing.probabilities().shape == (0, 5)
-        some = normal(4, 3).requires_grad_(), normal(5, 3).requires_grad_()
-        assert not self_distillation.sinkhorn(*some, 0.1, 3).probabilities().requires_grad
+    def test_sinkhorn_without_rows_and_without_gradient(self):
+        no_rows = self_distillation.sinkhorn(torch.zeros(0, 3), torch.zeros(5, 3), 0.1, 3)
+        assert no_rows.probabilities().shape == (0, 5)
+        inputs = normal(4, 3).requires_grad_(), normal(5, 3).requires_grad_()
+        assert not self_distillation.sinkhorn(*inputs, 0.1, 3).probabilities().requires_grad
         with pytest.raises(ValueError, match="iterations: found 0"):
-            self_distillation.sinkhorn(*some, 0.1, 0)
+            self_distillation.sinkhorn(*inputs, 0.1, 0)
 
     def test_centering(self):
         features, prototypes, center = normal(6, 3), normal(5, 3, seed=1), normal(5, seed=2)
@@ -85,8 +85,8 @@ class TestTargets:
         targets = self_distillation.centered_targets(features, prototypes, center, 0.2)
         expected = (features @ prototypes.T).numpy().mean(0)
         np.testing.assert_allclose(self_distillation.mean_scores(targets), expected, rtol=1e-12)
-        nothing = targets._replace(features=features[:0])
-        assert self_distillation.mean_scores(nothing).isnan().all()
+        no_rows = targets._replace(features=features[:0])
+        assert self_distillation.mean_scores(no_rows).isnan().all()
 
 
 class TestSelfDistillation:
@@ -113,7 +113,7 @@ class TestSelfDistillation:
         loss.backward()
         assert loss.item() == 0 and features.grad.shape == (0, 6) and not prototypes.grad.any()
 
-    def test_bf16_scores_meet_an_fp32_softmax(self):
+    def test_bf16_scores_have_an_fp32_softmax(self):
         features, prototypes, targets = self.inputs(dtype=torch.bfloat16)
         scores = (features @ prototypes.T).to(F64) / 0.1
         loss, _ = self_distillation.self_distillation_loss(features, prototypes, targets, 0.1)
@@ -122,16 +122,16 @@ class TestSelfDistillation:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
     def test_products_follow_autocast(self):
-        low = [x.detach() for x in self.inputs(dtype=torch.bfloat16)[:2]]
-        teacher = [x.roll(1, 0) for x in low]
+        student_bf16 = [x.detach() for x in self.inputs(dtype=torch.bfloat16)[:2]]
+        teacher = [x.roll(1, 0) for x in student_bf16]
 
-        def loss(student, taught):
-            targets = self_distillation.sinkhorn(*taught, 0.1, 3)
+        def loss(student, teacher):
+            targets = self_distillation.sinkhorn(*teacher, 0.1, 3)
             return self_distillation.self_distillation_loss(*student, targets, 0.1)[0]
 
         with torch.autocast("cpu", torch.bfloat16):
-            found = loss([x.float() for x in low], [x.float() for x in teacher])
-        assert torch.equal(found, loss(low, teacher))
+            autocast_loss = loss([x.float() for x in student_bf16], [x.float() for x in teacher])
+        assert torch.equal(autocast_loss, loss(student_bf16, teacher))
 
     def test_extreme_scores_are_finite(self):
         features, prototypes, targets = self.inputs(dtype=torch.float32)
@@ -180,8 +180,8 @@ def collapse(kind, seed):
     if kind == "constant_student":
         return health_of(features, prototypes, student=constant)
     if kind == "one_prototype":
-        favourite = F.normalize(features.mean(0), dim=0)
-        return health_of(features, torch.cat([prototypes[1:], 20 * favourite[None]]), targets="raw")
+        direction = F.normalize(features.mean(0), dim=0)
+        return health_of(features, torch.cat([prototypes[1:], 20 * direction[None]]), targets="raw")
     if kind == "one_prototype_but_for_a_few":
         targets = torch.eye(64)[torch.zeros(1000, dtype=torch.int64)]
         targets[:5] = torch.eye(64)[1:6]
@@ -224,11 +224,11 @@ class TestHealth:
                 assert not self_distillation.collapsed(health), health
 
     @pytest.mark.parametrize("rows", [0, 1])
-    def test_one_row_tells_nothing(self, rows):
+    def test_one_row_has_no_health_figures(self, rows):
         health = health_by(targets_of(torch.eye(4)[:rows]), torch.eye(3)[:rows])
         assert all(value.isnan() for value in health.values())
         assert not self_distillation.collapsed(health)
 
-    def test_floats_do_as_well(self):
+    def test_collapsed_takes_floats(self):
         health = {name: value.item() for name, value in collapse("one_prototype", 0).items()}
         assert self_distillation.collapsed(health) is True

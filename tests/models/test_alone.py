@@ -1,4 +1,4 @@
-"""Each part of the model alone, in a loop of someone else's: built, trained a step, reloaded."""
+"""Each part of the model alone, in any training loop: built, trained a step, reloaded."""
 
 import copy
 
@@ -20,10 +20,10 @@ from slap_fast.models import (
     SwiGLU,
     Teacher,
 )
-from slap_fast.packed import PackedBatch, PackedText
+from slap_fast.packed import PackedBatch, PackedText, starts_of
 
 LENGTHS = [12, 1, 0, 30]
-SEGMENTS = Segments(torch.tensor([0, *LENGTHS]).cumsum(0).int(), max(LENGTHS))
+SEGMENTS = Segments(starts_of(LENGTHS), max(LENGTHS))
 TINY = AudioEncoderConfig(
     hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, local_window=2
 )
@@ -55,7 +55,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_part_trains_and_travels_alone(name):
+def test_a_part_trains_and_reloads_alone(name):
     make, call = PARTS[name]
     part, state = make(), torch.random.get_rng_state()
     optimizer = torch.optim.SGD(part.parameters(), lr=0.1)
@@ -68,9 +68,9 @@ def test_a_part_trains_and_travels_alone(name):
     twin = make()
     twin.load_state_dict(after)
     torch.random.set_rng_state(state)
-    found = call(twin)
+    output = call(twin)
     torch.random.set_rng_state(state)
-    assert torch.equal(found, call(part))
+    assert torch.equal(output, call(part))
 
 
 def test_rms_norm_has_torch_state_dict_names():
@@ -138,9 +138,9 @@ def test_lengths_that_do_not_fit_are_named(lengths, text_lengths, message):
 def test_text_from_a_padded_batch():
     ids = torch.tensor([[2, 7, 3, 0], [2, 8, 9, 3], [0, 0, 2, 3]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]])
-    found = PackedText.from_padded(ids, mask)
+    packed = PackedText.from_padded(ids, mask)
     expected = PackedText.from_ids([[2, 7, 3], [2, 8, 9, 3], [2, 3]])
-    for a, b in zip(found[:3], expected[:3], strict=True):
+    for a, b in zip(packed[:3], expected[:3], strict=True):
         assert torch.equal(a, b)
 
 

@@ -9,7 +9,7 @@ from slap_fast.config import CaptionDecoderConfig
 from slap_fast.models.caption_decoder import CaptionDecoder
 from slap_fast.models.generate import generate
 from slap_fast.models.layers import Segments
-from slap_fast.packed import PackedText
+from slap_fast.packed import PackedText, starts_of
 
 START, END, VOCAB = 0, 1, 5
 LENGTHS = [6, 3, 11]
@@ -28,7 +28,7 @@ def decoder():
 def audio():
     torch.manual_seed(4)
     features = 2 * torch.randn(sum(LENGTHS), 12, dtype=torch.float64)
-    return features, Segments(torch.tensor([0, *LENGTHS]).cumsum(0).int(), max(LENGTHS))
+    return features, Segments(starts_of(LENGTHS), max(LENGTHS))
 
 
 def log_probs(decoder, audio, clip: int, ids: list[int]) -> torch.Tensor:
@@ -55,26 +55,26 @@ def test_a_token_does_not_see_the_ones_after_it(decoder, audio):
 
 
 def test_greedy_with_a_cache_equals_recomputing(decoder, audio):
-    found = search(decoder, audio, 1, 8)
-    for clip, tokens in enumerate(found):
+    captions = search(decoder, audio, 1, 8)
+    for clip, tokens in enumerate(captions):
         ids = [START]
         while len(ids) <= 8 and ids[-1] != END:
             ids.append(int(log_probs(decoder, audio, clip, ids)[-1].argmax()))
         assert tokens == [t for t in ids[1:] if t != END]
 
 
-def test_wide_beams_find_the_best_caption_there_is(decoder, audio):
+def test_wide_beams_find_the_best_of_all_captions(decoder, audio):
     tokens = 3
-    found = search(decoder, audio, VOCAB**tokens, tokens)
+    captions = search(decoder, audio, VOCAB**tokens, tokens)
     for clip in range(len(LENGTHS)):
         best, best_score = None, -torch.inf
-        for line in itertools.product(range(VOCAB), repeat=tokens):
-            line = list(line[: line.index(END) + 1]) if END in line else list(line)
-            table = log_probs(decoder, audio, clip, [START, *line[:-1]])
-            score = float(sum(table[i, t] for i, t in enumerate(line)))
+        for ids in itertools.product(range(VOCAB), repeat=tokens):
+            ids = list(ids[: ids.index(END) + 1]) if END in ids else list(ids)
+            table = log_probs(decoder, audio, clip, [START, *ids[:-1]])
+            score = float(sum(table[i, t] for i, t in enumerate(ids)))
             if score > best_score + 1e-9:
-                best, best_score = line, score
-        assert found[clip] == [t for t in best if t != END]
+                best, best_score = ids, score
+        assert captions[clip] == [t for t in best if t != END]
 
 
 def test_a_clip_is_captioned_the_same_alone_and_in_a_batch(decoder, audio):

@@ -7,6 +7,7 @@ from torch import nn
 
 from slap_fast import ops
 from slap_fast.models.layers import MAPHead, RMSNorm, SwiGLU
+from slap_fast.packed import starts_of
 
 LENGTHS = [1, 9, 0, 30]
 
@@ -27,10 +28,10 @@ def test_map_head_loads_siglip_and_equals_it(siglip_head):
     head = MAPHead(32, 4, 48, norm="layer", bias=True, eps=1e-6).double()
     head.load_state_dict(siglip_head.state_dict())
     x = torch.randn(sum(LENGTHS), 32, dtype=torch.float64)
-    starts = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    starts = starts_of(LENGTHS)
     pooled = head(x, starts)
     empty = head.attention(head.probe, x, starts)[LENGTHS.index(0)]
-    assert torch.equal(empty, head.attention.out_proj.bias)  # it has no values, nor their bias
+    assert torch.equal(empty, head.attention.out_proj.bias)  # no values, so no value bias
     for i, clip in enumerate(x.split(LENGTHS)):
         if len(clip):
             torch.testing.assert_close(
@@ -45,12 +46,12 @@ def test_map_head_learns_as_siglip_does(siglip_head):
     lengths = [n for n in LENGTHS if n]
     x = torch.randn(sum(lengths), 32, dtype=torch.float64)
     dout = torch.randn(len(lengths), 32, dtype=torch.float64)
-    head(x, torch.tensor([0, *lengths]).cumsum(0).int()).backward(dout)
+    head(x, starts_of(lengths)).backward(dout)
     for clip, gradient in zip(x.split(lengths), dout, strict=True):
         siglip_head(clip[None])[0].backward(gradient)
-    wanted = dict(siglip_head.named_parameters())
+    siglip = dict(siglip_head.named_parameters())
     for name, parameter in head.named_parameters():
-        torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(parameter.grad, siglip[name].grad, rtol=1e-9, atol=1e-9)
 
 
 def test_a_norm_is_one_kernel_in_the_dtype_of_its_input(monkeypatch):
@@ -66,10 +67,10 @@ def test_a_norm_is_one_kernel_in_the_dtype_of_its_input(monkeypatch):
     x = torch.randn(9, 32)
     exact = norm(x)
     with torch.autocast("cpu", torch.bfloat16):
-        low = norm(x.bfloat16())
+        bf16 = norm(x.bfloat16())
     assert seen == [(dtype, dtype, False) for dtype in (torch.float32, torch.bfloat16)]
-    assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.float(), exact, rtol=2e-2, atol=2e-2)
+    assert bf16.dtype == torch.bfloat16
+    torch.testing.assert_close(bf16.float(), exact, rtol=2e-2, atol=2e-2)
 
 
 def test_under_autocast_tokens_are_pooled_in_its_dtype(monkeypatch):
@@ -79,10 +80,10 @@ def test_under_autocast_tokens_are_pooled_in_its_dtype(monkeypatch):
     x, starts = torch.randn(9, 32), torch.tensor([0, 4, 9]).int()
     exact = head(x, starts)
     with torch.autocast("cpu", torch.bfloat16):
-        low = head(x, starts)
-    (_, weight), (tokens, low_weight) = seen
-    assert torch.equal(tokens, x.bfloat16()) and torch.equal(low_weight, weight.bfloat16())
-    torch.testing.assert_close(low.float(), exact, rtol=0.05, atol=0.05)
+        bf16 = head(x, starts)
+    (_, weight), (tokens, bf16_weight) = seen
+    assert torch.equal(tokens, x.bfloat16()) and torch.equal(bf16_weight, weight.bfloat16())
+    torch.testing.assert_close(bf16.float(), exact, rtol=0.05, atol=0.05)
 
 
 def test_map_head_by_default_has_an_rms_norm_and_no_bias():

@@ -1,123 +1,27 @@
-"""The whole model: its size, packing isolation in values and gradients, masks, weights of zero."""
+"""The model: its size, packing isolation in values and gradients, masks, weights of zero."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from slap_fast import losses
-from slap_fast.config import (
-    AudioEncoderConfig,
-    CaptionDecoderConfig,
-    LossConfig,
-    ModelConfig,
-    SelfDistillationConfig,
-    TextEncoderConfig,
-    slap_base,
-)
+from slap_fast.config import slap_base
 from slap_fast.data.patches import pack_patches
-from slap_fast.losses import self_distillation
 from slap_fast.models.slap import SlapModel, Teacher
-from slap_fast.packed import PackedBatch, PackedText
-
-SMALL = ModelConfig(
-    audio=AudioEncoderConfig(
-        hidden_size=32, num_layers=3, num_heads=2, intermediate_size=48, local_window=2
-    ),
-    text=TextEncoderConfig(
-        vocab_size=40, hidden_size=32, num_layers=3, num_heads=2, intermediate_size=48,
-        local_attention=4,
-    ),
-    caption=CaptionDecoderConfig(hidden_size=24, num_layers=2, num_heads=2, intermediate_size=32),
-    ssl=SelfDistillationConfig(prototypes=12, head_hidden_size=20, bottleneck_size=8),
-)  # fmt: skip
-ALL = LossConfig()
-CLIPS = [24, 4, 40, 12]
-CAPTIONS = [[2, 7, 8, 9, 3], [2, 3], [2, 30, 31, 5, 6, 7, 8, 3], [2, 11, 3]]
-
-
-def small_model(dtype: torch.dtype = torch.float64, config: ModelConfig = SMALL) -> SlapModel:
-    torch.manual_seed(0)
-    return SlapModel(config).to(dtype)
-
-
-def make_batch(dtype: torch.dtype, clips: list[int] | None = None) -> PackedBatch:
-    """Some of the four clips as one packed batch; half of each clip's patches are masked."""
-    members = list(range(len(CLIPS))) if clips is None else clips
-    patches, masks, start = [], [], 0
-    for i in members:
-        generator = torch.Generator().manual_seed(i)
-        patches.append(torch.randn(CLIPS[i], 256, generator=generator, dtype=dtype))
-        masks.append(
-            torch.randperm(CLIPS[i], generator=generator)[: CLIPS[i] // 2].sort()[0] + start
-        )
-        start += CLIPS[i]
-    text = PackedText.from_ids([CAPTIONS[i] for i in members])
-    audio = pack_patches(patches, SMALL.mel)
-    groups = torch.arange(len(members))[:, None]
-    labels, masks = text.next_token_labels(), torch.cat(masks)
-    return PackedBatch(audio, text, labels, groups, masks, len(members), start)
-
-
-def three_losses(model, outputs, taught, labels):
-    pair = (outputs["audio_features"], outputs["text_features"])
-    targets = self_distillation.sinkhorn(*taught, 0.05, 3)
-    return {
-        "contrastive": losses.contrastive_loss(*pair, model.logit_scale),
-        "ssl": self_distillation.self_distillation_loss(
-            outputs["student_features"], model.prototype_head.prototypes, targets, 0.1
-        )[0],
-        "caption": losses.caption_loss(
-            outputs["caption_hidden"], model.caption_decoder.token_embedding.weight, labels
-        ),
-    }
-
-
-PER_CLIP = ("audio_features", "text_features", "caption_hidden", "student_features")
-
-
-def run(model, teacher, batches):
-    """Every loss over the batches' clips, however they are packed, and the parameters'
-    gradients."""
-    model.zero_grad()
-    parts = [model(batch, ALL) for batch in batches]
-    outputs = {name: torch.cat([getattr(part, name) for part in parts]) for name in PER_CLIP}
-    taught = torch.cat([teacher(batch)[0] for batch in batches]), teacher.prototype_head.prototypes
-    labels = torch.cat([batch.labels for batch in batches])
-    values = three_losses(model, outputs, taught, labels)
-    gradients = {}
-    for name, value in values.items():
-        model.zero_grad()
-        value.backward(retain_graph=True)
-        gradients[name] = {
-            n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
-        }
-    return outputs, values, gradients
+from tests.helpers.small_model import (
+    ALL,
+    SMALL,
+    assert_packed_equals_one_clip_at_a_time,
+    losses_and_gradients,
+    make_batch,
+    small_model,
+)
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
 @pytest.mark.parametrize("student_pass", ["shared", "separate"])
-def test_packed_equals_one_clip_at_a_time(dtype, bound, student_pass, device="cpu"):
-    ssl = dataclasses.replace(SMALL.ssl, student_pass=student_pass)
-    model = small_model(dtype, dataclasses.replace(SMALL, ssl=ssl)).to(device)
-    teacher = Teacher(model)
-    packed = run(model, teacher, [make_batch(dtype).to(device)])
-    alone = [make_batch(dtype, [i]).to(device) for i in range(len(CLIPS))]
-    alone = run(model, teacher, alone)
-    for name in PER_CLIP:
-        assert relative(packed[0][name], alone[0][name]) <= bound, name
-    for name in packed[1]:
-        assert relative(packed[1][name], alone[1][name]) <= bound, name
-        assert packed[2][name].keys() == alone[2][name].keys()
-        # Relative to all of a loss's gradient: single parameters' may be rounding noise about zero.
-        whole = torch.stack([g.norm() for g in alone[2][name].values()]).norm()
-        for parameter, gradient in packed[2][name].items():
-            error = (gradient - alone[2][name][parameter]).norm() / whole
-            assert error <= bound, (name, parameter)
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def test_packed_equals_one_clip_at_a_time(dtype, bound, student_pass):
+    assert_packed_equals_one_clip_at_a_time(dtype, bound, student_pass)
 
 
 def test_no_output_is_a_parameter():
@@ -130,7 +34,7 @@ def test_no_output_is_a_parameter():
 
 def test_every_loss_reaches_the_audio_encoder_and_its_own_parts():
     model = small_model()
-    _, _, gradients = run(model, Teacher(model), [make_batch(torch.float64)])
+    _, _, gradients = losses_and_gradients(model, Teacher(model), [make_batch(torch.float64)])
     parts = {
         "contrastive": ("audio_encoder", "audio_head", "text_encoder", "text_head", "log_logit"),
         "ssl": ("audio_encoder", "prototype_head"),
@@ -173,15 +77,15 @@ def test_teacher_follows_the_student_by_its_momentum():
 
 
 @pytest.mark.parametrize("left_out", ["contrastive", "ssl", "caption"])
-def test_a_weight_of_zero_skips_the_work(left_out):
+def test_a_loss_of_weight_zero_is_not_computed(left_out):
     weights = dataclasses.replace(ALL, **{left_out: 0.0})
     model = small_model()
 
-    def forbidden(*_):
+    def fail(*_):
         raise AssertionError("was called")
 
     part = {"contrastive": "text_encoder", "ssl": "prototype_head", "caption": "caption_decoder"}
-    getattr(model, part[left_out]).register_forward_pre_hook(forbidden)
+    getattr(model, part[left_out]).register_forward_pre_hook(fail)
     with pytest.raises(AssertionError, match="was called"):
         model(make_batch(torch.float64), ALL)
     model(make_batch(torch.float64), weights)
@@ -209,12 +113,12 @@ def test_slap_base_is_the_papers_model():
         model = SlapModel(config)
     c, m = 768, 3072
     block = 2 * c + 4 * c * c + 3 * c * m
-    assert count(model.audio_encoder) == 12 * block + 256 * c + 2 * c
+    assert num_parameters(model.audio_encoder) == 12 * block + 256 * c + 2 * c
     kinds = [layer.attention.window_size for layer in model.audio_encoder.layers]
     assert kinds == [(48, 48), (48, 48), (-1, -1)] * 4
     assert model.audio_encoder.layers[0].attention.num_heads == 12
     bert_block = 4 * c * c + 3 * c * 1152 + 2 * c
-    assert count(model.text_encoder) == 50_368 * c + 22 * bert_block + c
+    assert num_parameters(model.text_encoder) == 50_368 * c + 22 * bert_block + c
     assert len(model.caption_decoder.layers) == 8
     assert {layer.attention.num_heads for layer in model.caption_decoder.layers} == {8}
     assert model.caption_decoder.token_embedding.weight.shape == (50_368, 512)
@@ -222,7 +126,7 @@ def test_slap_base_is_the_papers_model():
     assert not [n for n, _ in model.audio_encoder.named_parameters() if n.endswith("bias")]
 
 
-def count(module: torch.nn.Module) -> int:
+def num_parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 

@@ -11,7 +11,16 @@ import torch
 from slap_fast.models.layers import Segments
 from slap_fast.models.slap import Teacher
 from slap_fast.ops import dispatch
-from tests.models import test_slap
+from tests.helpers.small_model import (
+    ALL,
+    PER_CLIP,
+    assert_packed_equals_one_clip_at_a_time,
+    losses_and_gradients,
+    make_batch,
+    relative,
+    small_model,
+    three_losses,
+)
 
 pytestmark = pytest.mark.slow
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,59 +28,54 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def triton(monkeypatch):
-    """Attention resolves to Triton; returns how often, and how often a schedule was built."""
+    """Makes attention resolve to Triton; counts the calls, and the schedules that are built."""
     from slap_fast.kernels import attention
 
-    count = {"attention": 0, "schedule": 0}
-    choose, build = dispatch.choose, attention.schedule_tiles
+    calls = {"attention": 0, "schedule": 0}
+    choose, schedule_tiles = dispatch.choose, attention.schedule_tiles
 
-    def chosen(op, *rest):
-        if op != "attention":
-            return choose(op, *rest)
-        count["attention"] += 1
-        return "triton"
+    def counted_choice(op, *rest):
+        impl = choose(op, *rest)
+        calls["attention"] += (op, impl) == ("attention", "triton")
+        return impl
 
-    def built(*given):
-        count["schedule"] += 1
-        return build(*given)
+    def count_schedule(*arguments):
+        calls["schedule"] += 1
+        return schedule_tiles(*arguments)
 
-    monkeypatch.setattr(dispatch, "choose", chosen)
-    monkeypatch.setattr(attention, "schedule_tiles", built)
+    monkeypatch.setattr(dispatch, "choose", counted_choice)
+    monkeypatch.setattr(attention, "schedule_tiles", count_schedule)
     # It builds one to compare with. `ops.attention` is the function, not the module.
     module = importlib.import_module("slap_fast.ops.attention")
     monkeypatch.setattr(module, "check_schedule", lambda *_: None)
-    return count
+    with dispatch.using({"attention": "triton"}):
+        yield calls
 
 
-def on_reference(monkeypatch):
-    """From now on, also on a GPU."""
-    monkeypatch.undo()
-    monkeypatch.setattr(dispatch, "choose", lambda *_: "reference")
+REFERENCES = {"attention": "reference", "map_pool": "reference"}
+"""The implementations to compare with, also on a GPU."""
 
 
-def losses_and_gradients(model, batch):
-    return test_slap.run(model, Teacher(model), [batch])
-
-
-def test_forward_and_gradients_are_the_references(triton, monkeypatch):
-    model = test_slap.small_model(torch.float32).to(DEVICE)
-    batch = test_slap.make_batch(torch.float32).to(DEVICE)
-    found = losses_and_gradients(model, batch)
+def test_forward_and_gradients_equal_the_references(triton):
+    model = small_model(torch.float32).to(DEVICE)
+    batch = make_batch(torch.float32).to(DEVICE)
+    actual = losses_and_gradients(model, Teacher(model), [batch])
     # Self-attention of 3 audio, 3 text and 2 caption layers, 2 cross-attentions; the teacher's 3.
     assert triton["attention"] >= 13
-    on_reference(monkeypatch)
-    truth = losses_and_gradients(copy.deepcopy(model).double(), batch_to(batch, torch.float64))
-    eager = losses_and_gradients(model, batch)
-    for name, want in truth[0].items():
-        bound = max(1e-6, 2 * test_slap.relative(eager[0][name], want))
-        assert test_slap.relative(found[0][name], want) <= bound, name
-    for name, want in truth[2].items():
-        whole = torch.stack([g.norm() for g in want.values()]).norm()
-        for parameter, gradient in want.items():
-            error, usual = (
-                (run[2][name][parameter] - gradient).norm() / whole for run in (found, eager)
+    double = copy.deepcopy(model).double()
+    with dispatch.using(REFERENCES):
+        truth = losses_and_gradients(double, Teacher(double), [batch_to(batch, torch.float64)])
+        eager = losses_and_gradients(model, Teacher(model), [batch])
+    for name, expected in truth[0].items():
+        bound = max(1e-6, 2 * relative(eager[0][name], expected))
+        assert relative(actual[0][name], expected) <= bound, name
+    for name, expected in truth[2].items():
+        norm = torch.stack([g.norm() for g in expected.values()]).norm()
+        for parameter, gradient in expected.items():
+            error, eager_error = (
+                (run[2][name][parameter] - gradient).norm() / norm for run in (actual, eager)
             )
-            assert error <= max(1e-5, 2 * usual), (name, parameter)
+            assert error <= max(1e-5, 2 * eager_error), (name, parameter)
 
 
 def batch_to(batch, dtype):
@@ -79,8 +83,8 @@ def batch_to(batch, dtype):
 
 
 def test_the_schedule_is_shared_by_all_layers(triton):
-    model = test_slap.small_model(torch.float32).to(DEVICE)
-    batch = test_slap.make_batch(torch.float32).to(DEVICE)
+    model = small_model(torch.float32).to(DEVICE)
+    batch = make_batch(torch.float32).to(DEVICE)
     model.audio_encoder(batch.audio)
     assert triton["schedule"] == 1
     features = torch.zeros(len(batch.audio.patches), 32, device=DEVICE)
@@ -91,25 +95,24 @@ def test_the_schedule_is_shared_by_all_layers(triton):
 
 @pytest.mark.parametrize("student_pass", ["shared", "separate"])
 def test_packed_equals_one_clip_at_a_time(triton, student_pass):
-    test_slap.test_packed_equals_one_clip_at_a_time(torch.float32, 1e-5, student_pass, DEVICE)
+    assert_packed_equals_one_clip_at_a_time(torch.float32, 1e-5, student_pass, DEVICE)
 
 
-def test_one_training_step(triton, monkeypatch):
+def test_one_training_step(triton):
     results = []
-    for impl in ("triton", "reference"):
-        model = test_slap.small_model(torch.float32).to(DEVICE)
-        batch = test_slap.make_batch(torch.float32).to(DEVICE)
+    for impls in ({}, REFERENCES):
+        model = small_model(torch.float32).to(DEVICE)
+        batch = make_batch(torch.float32).to(DEVICE)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        if impl == "reference":
-            on_reference(monkeypatch)
-        outputs = model(batch, test_slap.ALL)
-        scores = Teacher(model)(batch)
-        per_clip = {name: getattr(outputs, name) for name in test_slap.PER_CLIP}
-        total = sum(test_slap.three_losses(model, per_clip, scores, batch.labels).values())
-        total.backward()
+        with dispatch.using(impls):
+            outputs = model(batch, ALL)
+            teacher_output = Teacher(model)(batch)
+            per_clip = {name: getattr(outputs, name) for name in PER_CLIP}
+            total = sum(three_losses(model, per_clip, teacher_output, batch.labels).values())
+            total.backward()
         optimizer.step()
         results.append((total.detach(), model.state_dict()))
-    (loss, state), (want_loss, want_state) = results
-    torch.testing.assert_close(loss, want_loss, rtol=1e-5, atol=1e-6)
+    (loss, state), (expected_loss, expected_state) = results
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
     for name, x in state.items():
-        torch.testing.assert_close(x, want_state[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(x, expected_state[name], rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ import torch
 
 from slap_fast import ops
 from slap_fast.ops import dispatch, flash_attention
+from slap_fast.ops.attention_options import AttentionOptions
 from slap_fast.reference import attention as reference_attention
 
 LENGTHS, LENGTHS_K = [5, 0, 9], [3, 4, 11]
@@ -22,8 +23,7 @@ def starts(lengths):
 
 
 def computed(q, k, v, cu_q, cu_k, max_q, max_k, scale, window, causal):
-    """What those functions compute, with garbage past the last sequence, and in lse +inf for no
-    key."""
+    """What those functions compute: NaN past the last sequence, lse +inf for fully masked rows."""
     out, lse = reference_attention.attention(
         q, k, v, cu_q, max_q, cu_seqlens_k=cu_k, max_seqlen_k=max_k, softmax_scale=scale,
         window_size=window, causal=causal, return_lse=True,
@@ -112,17 +112,15 @@ def test_is_the_reference(kind, options):
     if kind == "packed":
         inputs = [torch.cat([x.detach() for x in inputs], 1).requires_grad_()]
 
-    def run(module):
-        if kind == "packed":
-            return module.attention_qkvpacked(*inputs, 2, starts(LENGTHS), 9, **options)
-        return module.attention(*inputs, starts(LENGTHS), 9, **options)
-
-    found, want = run(flash_attention), run(reference_attention)
-    for a, b in zip(found, want, strict=True):
+    function = "attention_qkvpacked" if kind == "packed" else "attention"
+    arguments = *inputs, *([2] if kind == "packed" else []), starts(LENGTHS), 9
+    actual = getattr(flash_attention, function)(*arguments, AttentionOptions(**options))
+    expected = getattr(reference_attention, function)(*arguments, **options)
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)
-    weight = torch.randn_like(want[0])
+    weight = torch.randn_like(expected[0])
     for a, b in zip(
-        *(torch.autograd.grad(x[0], inputs, weight) for x in (found, want)), strict=True
+        *(torch.autograd.grad(x[0], inputs, weight) for x in (actual, expected)), strict=True
     ):
         torch.testing.assert_close(a, b)
 

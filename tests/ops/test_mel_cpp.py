@@ -15,9 +15,9 @@ from slap_fast import ops
 from slap_fast.config import MelConfig
 from slap_fast.data.audio.decode import decode
 from slap_fast.data.augment import draw_masks, spec_augment
-from slap_fast.ops import dispatch
+from slap_fast.ops import dispatch, torch_mel_patches
 from slap_fast.ops.mel_patches import cpp_engine
-from slap_fast.packed import PackedPatches
+from slap_fast.packed import PackedPatches, starts_of
 from slap_fast.reference import mel_patches as reference
 from tests.helpers.mel_signals import assert_accurate, hostile, noise
 
@@ -89,7 +89,7 @@ def test_real_recordings(instruction_set, preset, shared_data):
         *sorted(shared_data.glob("*/*.flac"))[::20],
     ]
     clips = [torch.from_numpy(decode(path, sample_rate=16_000).waveform) for path in paths]
-    cu_samples = torch.tensor([0, *map(len, clips)]).cumsum(0)
+    cu_samples = starts_of(list(map(len, clips)), torch.int64)
     waveform, config = torch.cat(clips), MelConfig(preset=preset, mean=0.0, std=1.0)
     found = run(instruction_set, waveform, cu_samples, config).patches
     assert_accurate(found, waveform, cu_samples, config)
@@ -145,7 +145,7 @@ def masks_of(config: MelConfig, lengths: tuple[int, ...], seed: int) -> np.ndarr
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("impl", ["reference", "cpp"])
+@pytest.mark.parametrize("impl", ["torch", "reference", "cpp"])
 @pytest.mark.parametrize("grid", ["default", "8kHz", "whole"])
 def test_masks_are_those_of_spec_augment(impl, grid):
     config, lengths = MelConfig(**GRIDS[grid]), (5_000, 0, 1, 180_000, 300)
@@ -165,7 +165,7 @@ def test_masks_are_those_of_spec_augment(impl, grid):
         assert torch.equal(shuffled.patches, want)
 
 
-@pytest.mark.parametrize("impl", ["reference", "cpp"])
+@pytest.mark.parametrize("impl", ["torch", "reference", "cpp"])
 def test_masks_end_where_their_clip_ends(impl):
     waveform, cu_samples = noise(5_000, 5_000, 5_000)
     plain = ops.mel_patches(waveform, cu_samples, impl=impl).patches.view(3, -1)
@@ -183,11 +183,11 @@ def test_the_default_follows_the_configuration():
     assert torch.equal(found.patches, ops.mel_patches(waveform, cu_samples, impl="cpp").patches)
     odd = MelConfig(n_fft=400)
     assert dispatch.which("mel_patches", mel=odd)["mel_patches"] == (
-        "reference: triton runs on a GPU, not on cpu; "
+        "torch: triton runs on a GPU, not on cpu; "
         "cpp takes an n_fft that is a power of two, not 400"
     )
     found = ops.mel_patches(waveform, cu_samples, odd).patches
-    assert torch.equal(found, reference.mel_patches(waveform, cu_samples, odd)[0])
+    assert torch.equal(found, torch_mel_patches.mel_patches(waveform, cu_samples, odd)[0])
     with pytest.raises(NotImplementedError, match="'cpp', which takes an n_fft that is a power"):
         ops.mel_patches(waveform, cu_samples, odd, impl="cpp")
 
@@ -219,7 +219,7 @@ def test_the_extension_refuses_bounds_outside_the_waveform(bounds):
         mel(np.zeros(100, np.float32), np.array(bounds, np.int64), NO_MASKS, 1)
 
 
-@pytest.mark.parametrize("impl", [None, "reference", "cpp"])
+@pytest.mark.parametrize("impl", [None, "torch", "reference", "cpp"])
 def test_a_gradient_is_refused(impl):
     waveform, cu_samples = noise(4_000)
     waveform.requires_grad_()

@@ -6,7 +6,6 @@ import inspect
 import math
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -14,9 +13,8 @@ import torch
 
 from slap_fast import ops
 from slap_fast.config import MelConfig
-from slap_fast.ops import dispatch
-from slap_fast.ops import validation as checks
-from slap_fast.ops.attention import _attention_module
+from slap_fast.ops import dispatch, torch_attention, validation
+from slap_fast.ops.attention_options import AttentionOptions
 from slap_fast.packed import PackedPatches
 from slap_fast.reference import attention as reference_attention
 from slap_fast.reference import map_pool as reference_map_pool
@@ -85,16 +83,37 @@ def test_attention_passes_everything_on():
         "return_lse": True,
     }
     arguments = attention_arguments()
-    for impl in (None, "reference"):
-        found = ops.attention(**arguments, **options, impl=impl)
-        want = reference_attention.attention(**arguments, **options)
-        assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    engine = {**options, "schedule": None}
+    for function, arguments in (
+        ("attention", attention_arguments()),
+        ("attention_qkvpacked", qkv_arguments()),
+    ):
+        public, exact = getattr(ops, function), getattr(reference_attention, function)
+        default = public(**arguments, **engine)
+        torch_engine = getattr(torch_attention, function)
+        expected = torch_engine(*arguments.values(), AttentionOptions(**options))
+        assert all(torch.equal(a, b) for a, b in zip(default, expected, strict=True))
+        dense = public(**arguments, **engine, impl="reference")
+        expected = exact(**arguments, **options)
+        assert all(torch.equal(a, b) for a, b in zip(dense, expected, strict=True))
     arguments = cross_arguments(causal=True)
-    assert torch.equal(ops.attention(**arguments), reference_attention.attention(**arguments))
-    arguments = qkv_arguments()
-    found = ops.attention_qkvpacked(**arguments, **options, schedule=None)
-    want = reference_attention.attention_qkvpacked(**arguments, **options)
-    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    expected = reference_attention.attention(**arguments)
+    assert torch.equal(ops.attention(**arguments, impl="reference"), expected)
+    torch.testing.assert_close(ops.attention(**arguments), expected)
+
+
+def test_using_an_implementation():
+    q = torch.zeros(1)
+    with dispatch.using({"attention": "reference"}):
+        assert dispatch.choose("attention", None, q.device, q.dtype) == "reference"
+        assert dispatch.choose("attention", "torch", q.device, q.dtype) == "torch"
+        assert dispatch.which("attention")["attention"] == "reference: asked for by dispatch.using"
+        with dispatch.using({"map_pool": "cpp"}), pytest.raises(NotImplementedError):
+            CALLS["map_pool"](None)
+        CALLS["map_pool"](None)
+    assert dispatch.choose("attention", None, q.device, q.dtype) == "torch"
+    with pytest.raises(ValueError, match="impls: found 'conv', expected some of mel_patches"):
+        dispatch.using({"conv": "torch"}).__enter__()
 
 
 def test_the_others_pass_everything_on():
@@ -147,7 +166,7 @@ BAD_ATTENTION = {
     "rope_width": ({"rope": tables(width=D)}, "rope cos: found shape"),
     "rope_rows": ({"rope": tables(T + 1)}, "rope cos: found shape"),
     "rope_sin": ({"rope": (tables()[0], tables()[0].double())}, "rope sin: found torch.float64"),
-    "impl": ({"impl": "cuda"}, "impl: found 'cuda', expected None or one of triton, cpp"),
+    "impl": ({"impl": "cuda"}, "impl: found 'cuda', expected None or one of triton, cpp, torch"),
 }  # fmt: skip
 
 
@@ -258,6 +277,7 @@ CALLS = {
         ("attention_qkvpacked", "triton", "'triton', which runs on a GPU, not on cpu"),
         ("map_pool", "cpp", "has no 'cpp' implementation; use impl=None"),
         ("map_pool", "flash", "has no 'flash' implementation; use impl=None"),
+        ("map_pool", "torch", "has no 'torch' implementation; use impl=None"),
         ("map_pool", "triton", "'triton', which runs on a GPU, not on cpu; use impl=None"),
     ],
 )
@@ -272,7 +292,7 @@ def test_values_are_not_read_where_that_would_sync(monkeypatch):
     meta = torch.zeros(3, dtype=torch.int32, device="meta")
     x = torch.zeros(T, C, device="meta")
     monkeypatch.setenv("SLAP_FAST_DEBUG", "1")
-    assert checks.check_starts("cu_seqlens", meta, torch.int32, x, "x") is None
+    assert validation.check_starts("cu_seqlens", meta, torch.int32, x, "x") is None
 
 
 def test_pack():
@@ -297,16 +317,16 @@ def test_pack_without_the_extension(monkeypatch):
 
 
 def test_which_tells_what_runs():
-    told = dispatch.which()
-    assert set(told) == {"mel_patches", "attention", "map_pool", "pack"}
-    assert told["attention"] == "reference: triton runs on a GPU, not on cpu"
+    answers = dispatch.which()
+    assert set(answers) == {"mel_patches", "attention", "map_pool", "pack"}
+    assert answers["attention"] == "torch: triton runs on a GPU, not on cpu"
     assert dispatch.which("attention", device="cuda")["attention"].startswith("triton: ")
-    assert dispatch.which("attention") == {"attention": told["attention"]}
+    assert dispatch.which("attention") == {"attention": answers["attention"]}
     assert "cuda" in dispatch.which("map_pool", device="cuda")["map_pool"]
     assert dispatch.which("map_pool", device="cuda", hidden_size=2048)["map_pool"] == (
         "reference: triton has no kernels for C = 2048 and H = 1, at most 768 and 16"
     )
-    assert told["pack"] == (
+    assert answers["pack"] == (
         "reference: cpp is not built (no slap_fast._C)"
         if dispatch.EXTENSION is None
         else "cpp: the best there is for cpu"
@@ -337,13 +357,12 @@ def test_obstacles(monkeypatch):
 
 
 @pytest.mark.parametrize("head_dim, dtype", [(129, torch.bfloat16), (64, torch.float64)], ids=str)
-def test_heads_without_a_kernel_run_on_the_reference(head_dim, dtype):
-    q = types.SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(T, H, head_dim))
-    assert _attention_module(None, q, {})[0] is reference_attention
-    told = dispatch.which("attention", device="cuda", dtype=dtype, head_dim=head_dim)["attention"]
-    assert told.startswith("reference: triton has no kernels for ")
+def test_heads_without_a_kernel_run_on_torch(head_dim, dtype):
+    message = dispatch.which("attention", device="cuda", dtype=dtype, head_dim=head_dim)
+    assert message["attention"].startswith("torch: triton has no kernels for ")
+    cuda, limits = torch.device("cuda"), dispatch.head_limits(head_dim)
     with pytest.raises(NotImplementedError, match="'triton', which has no kernels for .*impl=None"):
-        _attention_module("triton", q, {})
+        dispatch.choose("attention", "triton", cuda, dtype, limits)
 
 
 @pytest.mark.parametrize("hidden_size, num_heads", [(1025, 1), (64, 17)])

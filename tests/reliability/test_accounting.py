@@ -14,9 +14,9 @@ from slap_fast import distributed
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
 from slap_fast.data.manifest import read_manifest
+from slap_fast.data.open import open_source
 from slap_fast.data.shards.index import ROWS
 from slap_fast.data.shards.writer import write_shards
-from slap_fast.data.source import open_source
 from slap_fast.training import loop
 from tests.helpers import runs
 

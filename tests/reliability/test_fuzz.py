@@ -20,16 +20,18 @@ from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.data.manifest import ManifestError, read_manifest, row_of
 from slap_fast.data.shards.index import INDEX, ShardError, read_index
 from slap_fast.data.sources.mixture import read_mix
-from tests.helpers.fuzz_audio import KINDS, damaged, outcome, whole
+from tests.helpers.fuzz_audio import ENCODINGS, damaged, intact, outcome
 from tests.helpers.paths import ROOT
 
 # Audio
 
 
 def test_good_files_decode_and_each_code_occurs():
-    assert {outcome(whole(kind, other)) for kind in range(len(KINDS)) for other in (0, 1)} == {"ok"}
-    found = Counter(outcome(damaged(seed)) for seed in range(1_500))
-    assert found["ok"] > 200 and len(found) >= 8, found
+    assert {outcome(intact(kind, other)) for kind in range(len(ENCODINGS)) for other in (0, 1)} == {
+        "ok"
+    }
+    outcomes = Counter(outcome(damaged(seed)) for seed in range(1_500))
+    assert outcomes["ok"] > 200 and len(outcomes) >= 8, outcomes
 
 
 class Fuzzer:
@@ -41,7 +43,7 @@ class Fuzzer:
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # decoders say what they think of a file
+            stderr=subprocess.DEVNULL,  # decoders print warnings about files
             text=True,
         )
 
@@ -57,8 +59,8 @@ class Fuzzer:
 def test_damaged_audio_neither_crashes_nor_hangs_nor_fills_memory(figure):
     fuzzer = Fuzzer()
     for first in figure("A1", ci=20_000, soak=1_000_000, batch=500):
-        found = fuzzer.run(first, 500)
-        assert sum(found["outcomes"].values()) == 500 and found["peak_mb"] < 512
+        result = fuzzer.run(first, 500)
+        assert sum(result["outcomes"].values()) == 500 and result["peak_mb"] < 512
     fuzzer.process.kill()
     fuzzer.process.wait()
 
@@ -104,7 +106,7 @@ YAML = st.one_of(
 )
 
 
-def check_rows(rows) -> None:
+def assert_rows(rows) -> None:
     for row in rows:
         assert row.captions and row.start >= 0 and (row.end is None or row.end > row.start)
         for text in (*row.captions, str(row.path), row.label or "", row.split or ""):
@@ -114,7 +116,7 @@ def check_rows(rows) -> None:
 
 
 def manifest_case(folder: Path, suffix: str, content: bytes) -> None:
-    """Strict reading gives rows or a ManifestError; the other way no line stops it."""
+    """Strict reading gives rows or a ManifestError; lenient reading continues after bad lines."""
     path = folder / f"m{suffix}"
     path.write_bytes(content)
     bad: list[ManifestError] = []
@@ -123,7 +125,7 @@ def manifest_case(folder: Path, suffix: str, content: bytes) -> None:
     except ManifestError as error:
         assert "found no rows" in str(error)
         return
-    check_rows(lenient)
+    assert_rows(lenient)
     try:
         strict = read_manifest(path)
     except ManifestError as error:
@@ -132,9 +134,9 @@ def manifest_case(folder: Path, suffix: str, content: bytes) -> None:
         assert not bad and strict == lenient
 
 
-def notes_case(folder: Path, fields: dict) -> None:
+def fields_case(folder: Path, fields: dict) -> None:
     try:
-        check_rows([row_of(folder / "x", 1, "", {**fields, "path": "k"})])
+        assert_rows([row_of(folder / "x", 1, "", {**fields, "path": "k"})])
     except ManifestError as error:
         assert error.code.startswith(("E_CAPTION_", "E_MANIFEST"))
 
@@ -187,7 +189,7 @@ INDEX_JSON = st.fixed_dictionaries(
 CASES = st.one_of(
     st.tuples(st.just(manifest_case), st.just(".jsonl"), JSONL),
     st.tuples(st.just(manifest_case), st.just(".csv"), CSV | TEXT),
-    st.tuples(st.just(notes_case), ROWS | LIKELY),
+    st.tuples(st.just(fields_case), ROWS | LIKELY),
     st.tuples(st.just(config_case), YAML),
     st.tuples(st.just(setting_case), CONFIG_KEYS | ANY, ANY | JSON.map(str)),
     st.tuples(st.just(mix_case), YAML),

@@ -26,7 +26,7 @@ def test_the_text_and_the_test_of_a_mutant_exist(mutant):
         body = defined[name].body
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1.5)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter shows them; forks need it")
 def test_planted_bugs_are_caught(figure, tmp_path):
     count = len(mutants.MUTANTS)

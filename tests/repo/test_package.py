@@ -120,7 +120,7 @@ def test_doctor_knows_the_dependencies(pyproject: dict[str, Any]) -> None:
     }
 
 
-def rows_by_name(report: doctor.Report) -> dict[str, doctor.Row]:
+def rows_by_name(report: doctor.Report) -> dict[str, doctor.Component]:
     return {row["name"]: row for row in report["rows"]}
 
 
@@ -169,7 +169,7 @@ def test_doctor_sees_a_version_that_is_too_old(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_doctor_prints_every_row(capsys: pytest.CaptureFixture[str]) -> None:
-    rows: list[doctor.Row] = [
+    rows: list[doctor.Component] = [
         {"name": "a", "found": "[bold]1", "status": "ok", "todo": ""},
         {"name": "b", "found": "none", "status": "missing", "todo": "do " + "this " * 40},
     ]
@@ -234,7 +234,7 @@ from pathlib import Path
 package = Path(slap_fast.__file__).parent
 print(json.dumps({
     "files": [slap_fast.__file__, slap_fast._C.__file__, slap_fast.kernels.__file__],
-    "tokenizer": (package / "data" / "tokenizer.json").is_file(),
+    "tokenizer": (package / "models" / "tokenizer.json").is_file(),
     "licence": distribution("slap-fast").metadata["License-Expression"],
     "scripts": [e.value for e in distribution("slap-fast").entry_points],
     "torch": "torch" in sys.modules,

@@ -1,4 +1,4 @@
-"""The README's figures: what is out of date is seen, what is missing is said."""
+"""The README's figures: stale ones are detected, missing ones are "not run"."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_a_changed_record_makes_the_number_and_the_picture_stale(checkout):
     assert "12,345" in (checkout / "docs" / "images" / "mel-dark.svg").read_text()
 
 
-def test_a_number_that_was_typed_is_seen(checkout):
+def test_a_typed_number_is_detected(checkout):
     text = (checkout / "README.md").read_text()
     (checkout / "README.md").write_text(text.replace("not run", "met", 1))
     assert render(checkout, "--check").stdout.startswith("README.md: not what")
 
 
-def test_a_lost_picture_is_seen(checkout):
+def test_a_lost_picture_is_detected(checkout):
     (checkout / "docs" / "images" / "mel-dark.svg").unlink()
     assert render(checkout, "--check").stdout.startswith("docs/images/mel-*: not what")
 

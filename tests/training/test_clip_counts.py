@@ -7,8 +7,9 @@ import soundfile
 
 from slap_fast.config import override
 from slap_fast.data.manifest import read_manifest
+from slap_fast.data.open import open_source
 from slap_fast.data.shards.writer import write_shards
-from slap_fast.data.source import ManifestClips, open_source
+from slap_fast.data.sources.files import ManifestClips
 from slap_fast.training.clip_counts import WINDOW, ClipCounts
 from tests.helpers import runs
 
@@ -115,7 +116,7 @@ def test_a_disk_that_goes_away_ends_the_run_which_goes_on_when_it_is_back(manife
         def captions(self, index):
             Leaving.read += 1
             if Leaving.read == 17:
-                source._held = None
+                source._last_clip = None
                 gone.mkdir()
                 for tar in shards.glob("*.tar"):
                     tar.rename(gone / tar.name)

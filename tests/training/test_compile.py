@@ -11,8 +11,8 @@ from slap_fast import compilation, distributed, ops
 from slap_fast.config import override
 from slap_fast.data.loader import TrainSteps
 from slap_fast.models.slap import SlapModel, Teacher
+from slap_fast.ops import torch_attention
 from slap_fast.packed import PackedBatch
-from slap_fast.reference import attention as reference_attention
 from slap_fast.training.state import begin
 from slap_fast.training.step import LOSSES, train_step
 from tests.helpers import runs
@@ -67,13 +67,16 @@ def test_the_reference_is_one_node_of_a_graph(dynamo):
 
 @pytest.mark.parametrize("way", ["contiguous", "strided", "as on a GPU"])
 def test_opcheck(way, figure, monkeypatch):
-    """Of the reference's operations, forward and backward."""
+    """Of the operations without kernels, forward and backward."""
     registered, contiguous = torch.ops.slap_fast, way != "strided"
     if way == "as on a GPU":
-        attend = reference_attention._attend
-        monkeypatch.setattr(
-            reference_attention, "_attend", lambda *given: attend(*given[:-1], return_lse=True)[0]
-        )
+        attend = torch_attention._attend
+
+        def with_lse(*arguments):
+            *rest, options = arguments
+            return attend(*rest, options._replace(return_lse=True))[0]
+
+        monkeypatch.setattr(torch_attention, "_attend", with_lse)
 
     def normal(*shape):
         x = torch.randn(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
@@ -84,15 +87,15 @@ def test_opcheck(way, figure, monkeypatch):
         starts, starts_k = sequences(3, 0, 5), sequences(4, 1, 2)
         tables = [table.float() for table in torch.randn(2, 8, 2)]
         options = 2, 1, False, None
+        separate = *(normal(n, 2, 4) for n in (8, 7, 7)), starts, starts_k, None, None, *options
+        packed = normal(8, 6, 4), 2, starts, *tables, *options
         cases = {
-            registered.reference_attention: (
-                *(normal(n, 2, 4) for n in (8, 7, 7)), starts, starts_k, None, None, *options
-            ),
-            registered.reference_attention_qkvpacked: (
-                normal(8, 6, 4), 2, starts, *tables, *options
-            ),
+            registered.torch_attention: separate,
+            registered.torch_attention_qkvpacked: packed,
+            registered.reference_attention: separate,
+            registered.reference_attention_qkvpacked: packed,
             registered.reference_map_pool: (normal(8, 4), normal(2, 4), starts),
-        }  # fmt: skip
+        }
         for op, arguments in cases.items():
             torch.library.opcheck(op.default, arguments)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from slap_fast.config import LossConfig, override, slap_base
-from slap_fast.data.builtin.scenes import SoundSet
+from slap_fast.data.builtin.sound_set import SoundSet
 from slap_fast.data.loader import TrainSteps
-from slap_fast.data.source import BuiltinClips
+from slap_fast.data.sources.builtin import BuiltinClips
 from slap_fast.losses import self_distillation
 from slap_fast.training.schedules import ema_momentum, learning_rate, teacher_temperature
 from slap_fast.training.state import begin

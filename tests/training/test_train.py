@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from slap_fast.config import override
-from slap_fast.data.builtin.scenes import SoundSet
+from slap_fast.data.builtin.sound_set import SoundSet
 from slap_fast.data.manifest import read_manifest
-from slap_fast.data.source import BuiltinClips, ManifestClips
+from slap_fast.data.sources.builtin import BuiltinClips
+from slap_fast.data.sources.files import ManifestClips
 from slap_fast.training import loop
 from slap_fast.training.loop import train
 from slap_fast.training.state import begin, restore

@@ -1,9 +1,8 @@
 """Any common audio file to a float32 mono waveform at one sample rate, in bounded memory.
 
-A file is judged by its first bytes, not by its name, before a parser sees it; libsndfile decodes
-and soxr (HQ) resamples, block by block. m4a, mp4 and webm go through PyAV where it is installed.
-What a file cannot give is an :class:`AudioError` with a code; nothing is cut, clipped or repaired
-silently.
+libsndfile decodes and soxr (HQ) resamples, block by block; m4a, mp4 and webm go through PyAV where
+it is installed. What a file cannot give is an :class:`AudioError` with a code; nothing is cut,
+clipped or repaired silently.
 """
 
 from __future__ import annotations
@@ -15,40 +14,27 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import soxr
 from numpy.typing import ArrayLike
 
-from slap_fast.data.audio.containers import (
+from slap_fast.data.audio.containers import open_track
+from slap_fast.data.audio.formats import BY_SUFFIX
+from slap_fast.data.audio.track import (
     COMPLETE,
     SAMPLE_RATES,
     AudioError,
     AudioInfo,
     Source,
     Track,
-    open_track,
 )
 
 BLOCK_BYTES = 1 << 20
 """Most bytes of decoded audio in one read."""
 PEAK = 16.0
 """A sample beyond it is no audio. Decoded lossy audio may well pass 1.0 and is left as it is."""
-SUFFIXES = {
-    ".wav": "WAV",
-    ".flac": "FLAC",
-    ".ogg": "OGG",
-    ".oga": "OGG",
-    ".opus": "OGG",
-    ".mp3": "MP3",
-    ".aif": "AIFF",
-    ".aiff": "AIFF",
-    ".caf": "CAF",
-    ".m4a": "MP4",
-    ".mp4": "MP4",
-    ".webm": "WEBM",
-}
-"""The format that a file name promises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +46,15 @@ class Audio:
     seconds: float
     """num_samples / sample_rate."""
     warnings: tuple[str, ...]
-    """W_SILENT: all samples equal. W_CROPPED: the file goes on after ``end``. W_EXT_MISMATCH: the
-    file's name says another format than its bytes. W_CORRUPT: read to its end, an Ogg or MP3 file
-    shows damage that the decoder has passed over. W_TRUNCATED: an Ogg file has whole pages, but no
-    last one."""
+    """W_SILENT: all samples equal. W_CROPPED: the file continues after ``end``. W_EXT_MISMATCH: the
+    file's suffix is of another format than its bytes. W_CORRUPT: read to its end, an Ogg or MP3
+    file shows damage that the decoder has passed over. W_TRUNCATED: an Ogg file has whole pages,
+    but no last one."""
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What a stream has met so far."""
+class _Observed:
+    """Range of a stream's samples and its warnings so far."""
 
     low: float = math.inf
     high: float = -math.inf
@@ -90,7 +76,7 @@ def stream(
     Memory does not grow with the file. Raises AudioError, as :func:`decode` does; a truncated file
     raises after its last block.
     """
-    return _stream(source, sample_rate, start, end, _Seen())
+    return _stream(source, sample_rate, start, end, _Observed())
 
 
 def decode(
@@ -102,16 +88,16 @@ def decode(
     min_seconds: float = 0.025,
     max_seconds: float = 14_400.0,
 ) -> Audio:
-    """The whole of ``source``, or its part from ``start`` to ``end`` seconds, as one waveform.
+    """Decodes ``source``, or its part from ``start`` to ``end`` seconds, to one waveform.
 
     Raises AudioError: E_MISSING, E_FORMAT (no audio format that is read), E_CHANNELS (not 1 .. 8),
     E_SAMPLE_RATE (not 4 .. 384 kHz), E_DECODE (the decoder gave up), E_TRUNCATED, E_NONFINITE,
     E_RANGE (a sample beyond 16), E_TOO_SHORT (under ``min_seconds``), E_TOO_LONG (over
-    ``max_seconds``, found out before more than that is held in memory). ValueError where ``start``
+    ``max_seconds``, raised before more than that is held in memory). ValueError where ``start``
     and ``end`` are no span, or ``source`` is of another type.
     """
-    seen, blocks, num_samples = _Seen(), [], 0
-    with closing(_stream(source, sample_rate, start, end, seen)) as parts:
+    observed, blocks, num_samples = _Observed(), [], 0
+    with closing(_stream(source, sample_rate, start, end, observed)) as parts:
         for block in parts:
             blocks.append(block)
             num_samples += len(block)
@@ -122,9 +108,9 @@ def decode(
     if num_samples < round(min_seconds * sample_rate) or not num_samples:
         found = f"{num_samples / sample_rate:.4f} s of audio"
         raise AudioError("E_TOO_SHORT", source, found, f"at least {min_seconds:g} s")
-    if seen.low == seen.high:
-        seen.warnings.append("W_SILENT")
-    return Audio(np.concatenate(blocks), num_samples / sample_rate, tuple(seen.warnings))
+    if observed.low == observed.high:
+        observed.warnings.append("W_SILENT")
+    return Audio(np.concatenate(blocks), num_samples / sample_rate, tuple(observed.warnings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +134,9 @@ def inspect(
     source: Source, *, start: float = 0.0, end: float | None = None, min_seconds: float = 0.025
 ) -> Inspection:
     """Decodes to the end, in memory that does not grow with the file; raises as :func:`decode`."""
-    seen, digest, num_samples = _Seen(), hashlib.blake2b(digest_size=16), 0
+    observed, digest, num_samples = _Observed(), hashlib.blake2b(digest_size=16), 0
     info = probe(source)
-    with closing(_stream(source, info.sample_rate, start, end, seen)) as parts:
+    with closing(_stream(source, info.sample_rate, start, end, observed)) as parts:
         for block in parts:
             digest.update(np.rint(block * 32_767).astype("<i4").tobytes())
             num_samples += len(block)
@@ -159,27 +145,27 @@ def inspect(
         raise AudioError(
             "E_TOO_SHORT", source, f"{seconds:.4f} s of audio", f"at least {min_seconds:g} s"
         )
-    if seen.low == seen.high:
-        seen.warnings.append("W_SILENT")
+    if observed.low == observed.high:
+        observed.warnings.append("W_SILENT")
     digest.update(f"{info.sample_rate}".encode())
-    warnings = tuple(seen.warnings)
+    warnings = tuple(observed.warnings)
     return Inspection(seconds, info.sample_rate, info.channels, warnings, digest.hexdigest())
 
 
 def _stream(
-    source: Source, sample_rate: int, start: float, end: float | None, seen: _Seen
+    source: Source, sample_rate: int, start: float, end: float | None, observed: _Observed
 ) -> Iterator[np.ndarray]:
     if not 0 <= start < (math.inf if end is None else end):
         raise ValueError(f"start, end: found {start}, {end}, expected 0 <= start < end, in seconds")
     with open_track(source) as track:
         info = track.info
         if _names_another_format(source, info.format):
-            seen.warnings.append("W_EXT_MISMATCH")
+            observed.warnings.append("W_EXT_MISMATCH")
         if end is not None and info.seconds > end:
-            seen.warnings.append("W_CROPPED")
+            observed.warnings.append("W_CROPPED")
         first = round(start * info.sample_rate)
         last = None if end is None else round(end * info.sample_rate)
-        blocks = _mono(source, track, first, last, seen)
+        blocks = _mono(source, track, first, last, observed)
         if info.sample_rate == sample_rate:
             yield from blocks
             return
@@ -192,7 +178,7 @@ def _stream(
 
 
 def _mono(
-    source: Source, track: Track, first: int, last: int | None, seen: _Seen
+    source: Source, track: Track, first: int, last: int | None, observed: _Observed
 ) -> Iterator[np.ndarray]:
     """Frames ``first`` to ``last`` of a track, checked, channels averaged in float64."""
     position = first
@@ -207,7 +193,7 @@ def _mono(
             raise AudioError("E_NONFINITE", source, "a NaN or infinite sample", "finite samples")
         if max(-low, high) > PEAK:
             raise AudioError("E_RANGE", source, f"a peak of {max(-low, high):g}", f"<= {PEAK:g}")
-        seen.low, seen.high = min(seen.low, low), max(seen.high, high)
+        observed.low, observed.high = min(observed.low, low), max(observed.high, high)
         mono = block[:, 0]
         if block.shape[1] > 1:
             total = mono.astype(np.float64)
@@ -220,28 +206,29 @@ def _mono(
     if position < COMPLETE * track.declared_frames:
         found = f"{position} frames"
         raise AudioError("E_TRUNCATED", source, found, f"the {track.declared_frames} it declares")
-    if track.cut_short:
-        raise AudioError("E_TRUNCATED", source, track.cut_short, "the whole file")
+    if track.missing:
+        raise AudioError("E_TRUNCATED", source, track.missing, "the whole file")
     if damage := track.damage():
-        seen.warnings.append(damage)
+        observed.warnings.append(damage)
 
 
-def _names_another_format(source: Source, found: str) -> bool:
+def _names_another_format(source: Source, format: str) -> bool:
     if not isinstance(source, (str, os.PathLike)):
         return False
-    return SUFFIXES.get(Path(os.fsdecode(source)).suffix.lower(), found) != found
+    named = BY_SUFFIX.get(Path(os.fsdecode(source)).suffix.lower())
+    return named is not None and named.name != format
 
 
 def as_waveform(
-    samples: ArrayLike, found_rate: int, *, sample_rate: int = 16_000, min_seconds: float = 0.025
+    samples: ArrayLike, source_rate: int, *, sample_rate: int = 16_000, min_seconds: float = 0.025
 ) -> np.ndarray:
-    """An array that is already decoded, checked and resampled like a file.
+    """Checks and resamples an array of decoded samples as :func:`decode` does a file.
 
     Args:
         samples: mono, [num_samples], a NumPy array or a CPU tensor: floats of full scale 1.0, or
             int16 of full scale 32,768.
-        found_rate: its rate, Hz.
-        sample_rate: the rate wanted, Hz.
+        source_rate: its rate, Hz.
+        sample_rate: of the result, Hz.
         min_seconds: shortest that is accepted.
 
     Returns:
@@ -259,9 +246,9 @@ def as_waveform(
     if samples.dtype != np.int16 and samples.dtype.kind != "f":
         raise ValueError(f"audio: found dtype {samples.dtype}, expected a float or int16")
     name = f"array of {len(samples)} samples"
-    if found_rate not in SAMPLE_RATES:
-        wanted = f"{SAMPLE_RATES.start} .. {SAMPLE_RATES.stop - 1} Hz"
-        raise AudioError("E_SAMPLE_RATE", name, f"{found_rate} Hz", wanted)
+    if source_rate not in SAMPLE_RATES:
+        expected = f"{SAMPLE_RATES.start} .. {SAMPLE_RATES.stop - 1} Hz"
+        raise AudioError("E_SAMPLE_RATE", name, f"{source_rate} Hz", expected)
     scale = 32_768.0 if samples.dtype == np.int16 else 1.0
     waveform = (samples / np.float32(scale)).astype(np.float32)
     peak = float(np.abs(waveform).max(initial=0.0))
@@ -269,24 +256,31 @@ def as_waveform(
         raise AudioError("E_NONFINITE", name, "a NaN or infinite sample", "finite samples")
     if peak > PEAK:
         raise AudioError("E_RANGE", name, f"a peak of {peak:g}", f"<= {PEAK:g}")
-    if found_rate != sample_rate:
-        waveform = soxr.resample(waveform, found_rate, sample_rate)
+    if source_rate != sample_rate:
+        waveform = soxr.resample(waveform, source_rate, sample_rate)
     if len(waveform) < round(min_seconds * sample_rate):
         found = f"{len(waveform) / sample_rate:.4f} s of audio"
         raise AudioError("E_TOO_SHORT", name, found, f"at least {min_seconds:g} s")
     return waveform
 
 
-class Decoder:
-    """The two functions as an object that a source of clips holds."""
+class Decoder(Protocol):
+    """What a source of clips decodes its files with."""
 
     def decode(self, source: Source, **options: float | None) -> Audio:
         """As :func:`decode`."""
-        return decode(source, **options)
 
     def probe(self, source: Source) -> AudioInfo:
         """As :func:`probe`."""
-        return probe(source)
+
+    def inspect(self, source: Source, **options: float | None) -> Inspection:
+        """As :func:`inspect`."""
 
 
-IN_PROCESS = Decoder()
+class InProcessDecoder:
+    """The functions of this module as a :class:`Decoder`."""
+
+    decode, probe, inspect = staticmethod(decode), staticmethod(probe), staticmethod(inspect)
+
+
+IN_PROCESS = InProcessDecoder()

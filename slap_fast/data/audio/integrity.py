@@ -1,4 +1,4 @@
-"""What compressed files tell of their own damage, which decoders skip without a word."""
+"""Damage that compressed files show in their own structure, and that decoders skip silently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def missing_page_bytes(file: BinaryIO, size: int) -> str:
-    """How much of the last page of an Ogg file is not there; a page is at most 65,307 bytes."""
+    """How much of the last page of an Ogg file is missing; a page is at most 65,307 bytes."""
     file.seek(max(0, size - 65_536))
     tail = file.read()
     page = tail[max(0, tail.rfind(b"OggS")) :]
@@ -20,7 +20,7 @@ def missing_page_bytes(file: BinaryIO, size: int) -> str:
 
 
 def ogg_damage(file: BinaryIO) -> str:
-    """W_CORRUPT: a page is not where the one before it ends, or has not the checksum it says.
+    """W_CORRUPT: a page does not start where the one before it ends, or its checksum is wrong.
     W_TRUNCATED: the last page is not marked as the last."""
     file.seek(0)
     is_last = False
@@ -46,7 +46,7 @@ def ogg_checksum(page: bytes) -> int:
 
 
 def mp3_start(head: bytes) -> int:
-    """Where the first frame of an MP3 is, behind an ID3v2 tag."""
+    """Offset of the first frame of an MP3, after an ID3v2 tag."""
     if head[:3] != b"ID3":
         return 0
     return 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
@@ -73,7 +73,7 @@ _RATES = (44_100, 48_000, 32_000)
 
 
 def mp3_frame_bytes(head: bytes) -> int:
-    """Size of the layer III frame with this header (ISO 11172-3, 13818-3); 0: it is none."""
+    """Size of the layer III frame with this header (ISO 11172-3, 13818-3); 0: not such a header."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
         return 0
     version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
@@ -85,7 +85,7 @@ def mp3_frame_bytes(head: bytes) -> int:
 
 
 def mp3_is_damaged(file: BinaryIO, head: bytes) -> bool:
-    """Whether, between two frames, something is no frame: what a decoder skips to find the next.
+    """Whether there are bytes between two frames that a decoder skips to find the next.
 
     Anything may follow the last frame: tags do.
     """

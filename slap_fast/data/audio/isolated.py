@@ -1,8 +1,8 @@
-"""Decoding in a process of its own: a file that crashes, hangs or fills memory costs itself alone.
+"""Decoding in a process of its own: a file that crashes or hangs the decoder costs only itself.
 
-The process has no torch in it, starts in a fraction of a second and is started anew when it dies.
-It may use 1 GiB of addresses, write no file, and spend on one item 5 s of processor time and one
-more for each 4 MiB of it; the kernel ends it beyond that (POSIX), and the parent on the wall clock.
+The process does not import torch, starts in a fraction of a second and is restarted when it dies.
+It may use 1 GiB of address space, write no file, and spend on one item 5 s of processor time and
+1 s more per 4 MiB of it; beyond that the kernel ends it (POSIX), or the parent on the wall clock.
 
 Requests and replies are frames on its standard input and output: two lengths, a JSON header, bytes.
 """
@@ -28,34 +28,26 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from slap_fast.data.audio.decode import (
-    Audio,
-    AudioError,
-    AudioInfo,
-    Inspection,
-    Source,
-    decode,
-    inspect,
-    probe,
-)
+from slap_fast.data.audio.decode import Audio, Inspection, decode, inspect, probe
+from slap_fast.data.audio.track import AudioError, AudioInfo, Source
 
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 5.0
 BYTES_PER_SECOND = 4 << 20
-"""A file gets one more second for this much of it."""
+"""Processor time grows by one second for this many bytes of the file."""
 WALL_FACTOR = 12.0
-"""The parent waits this many times the processor seconds: a busy machine is no crash."""
+"""The parent waits this many times the processor seconds: on a busy machine they last longer."""
 COMMAND = ("-m", "slap_fast.data.audio.isolated")
 LENGTHS = struct.Struct("<II")
-WORK = {"decode": decode, "probe": probe, "inspect": inspect}
+FUNCTIONS = {"decode": decode, "probe": probe, "inspect": inspect}
 
 
 class IsolatedDecoder:
-    """:class:`slap_fast.data.audio.decode.Decoder` in a process that starts with the first item.
+    """A :class:`slap_fast.data.audio.decode.Decoder` whose process starts with the first item.
 
-    Raises AudioError as that does, and with E_CRASH for an item that its process did not survive;
-    an item that did so twice is not tried again. Threads take turns; after a fork, and when it is
-    unpickled, it is a new one with a process of its own.
+    Raises AudioError as the functions do, and E_CRASH for an item that ended the process; one that
+    did so twice is not tried again. Threads take turns; a forked or unpickled decoder starts a
+    process of its own.
     """
 
     def __init__(self, cpu_seconds: float = CPU_SECONDS) -> None:
@@ -70,16 +62,16 @@ class IsolatedDecoder:
 
     def decode(self, source: Source, **options: float | None) -> Audio:
         """As :func:`slap_fast.data.audio.decode.decode`, of a path or bytes."""
-        fields, waveform = self._do("decode", source, options)
+        fields, waveform = self._request("decode", source, options)
         return Audio(np.frombuffer(waveform, np.float32), **_tuples(fields))
 
     def probe(self, source: Source) -> AudioInfo:
         """As :func:`slap_fast.data.audio.decode.probe`."""
-        return AudioInfo(**self._do("probe", source, {})[0])
+        return AudioInfo(**self._request("probe", source, {})[0])
 
     def inspect(self, source: Source, **options: float | None) -> Inspection:
         """As :func:`slap_fast.data.audio.decode.inspect`."""
-        return Inspection(**_tuples(self._do("inspect", source, options)[0]))
+        return Inspection(**_tuples(self._request("inspect", source, options)[0]))
 
     def close(self) -> None:
         """Ends the process; the next item starts another."""
@@ -88,13 +80,13 @@ class IsolatedDecoder:
             self._process.communicate()
         self._process = None
 
-    def _do(self, work: str, source: Source, options: dict) -> tuple[dict, bytearray]:
+    def _request(self, function: str, source: Source, options: dict) -> tuple[dict, bytearray]:
         path = None if isinstance(source, bytes) else os.fspath(source)
         name = path or "<bytes>"
         if self._crashes and self._crashes[_key(source)] > 1:
             raise AudioError("E_CRASH", name, "a file that crashed twice", "one that decodes")
         seconds = self.cpu_seconds + _size(source) / BYTES_PER_SECOND
-        request = {"work": work, "path": path, "options": options, "cpu_seconds": seconds}
+        request = {"function": function, "path": path, "options": options, "cpu_seconds": seconds}
         with self._lock:
             process = self._running()
             try:
@@ -123,7 +115,7 @@ class IsolatedDecoder:
             stdout=subprocess.PIPE,
             pipesize=1 << 20,
             start_new_session=True,  # Ctrl-C is the parent's to handle
-            # Threads that nobody uses would take up the addresses.
+            # Idle threads would take up the address space.
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(paths),
@@ -140,7 +132,7 @@ class IsolatedDecoder:
 
 
 def _wait(process: subprocess.Popen, seconds: float) -> None:
-    """Until there is a reply, or the process has had its time and is killed."""
+    """Waits for a reply; kills the process when its time is over."""
     if os.name == "posix" and not select.select([process.stdout], [], [], seconds)[0]:
         process.kill()
 
@@ -180,11 +172,11 @@ def write_frame(file: BinaryIO, header: dict[str, Any], body: bytes | memoryview
 
 def read_frame(file: BinaryIO) -> tuple[dict[str, Any], bytearray]:
     """Receives what :func:`write_frame` sent. Raises EOFError where it ends early."""
-    head, body = LENGTHS.unpack(_exactly(file, LENGTHS.size))
-    return json.loads(_exactly(file, head)), _exactly(file, body)
+    head, body = LENGTHS.unpack(_read(file, LENGTHS.size))
+    return json.loads(_read(file, head)), _read(file, body)
 
 
-def _exactly(file: BinaryIO, size: int) -> bytearray:
+def _read(file: BinaryIO, size: int) -> bytearray:
     data = bytearray(size)
     if file.readinto(data) < size:
         raise EOFError
@@ -192,12 +184,12 @@ def _exactly(file: BinaryIO, size: int) -> bytearray:
 
 
 def serve() -> None:
-    """The process's side: answers until its input ends."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM tells all of a job, to save and stop
+    """Answers requests on standard input until it ends: the process's side."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM sends it to every process of a job
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     write_frame(replies, {})
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)  # decoders write what they think of a file
+    os.dup2(silence, 1)  # decoders print warnings about files
     os.dup2(silence, 2)
     _limit_memory()
     while True:
@@ -208,11 +200,11 @@ def serve() -> None:
         _limit_time(request["cpu_seconds"])
         source = bytes(data) if request["path"] is None else request["path"]
         try:
-            found = WORK[request["work"]](source, **request["options"])
+            result = FUNCTIONS[request["function"]](source, **request["options"])
         except AudioError as error:
             write_frame(replies, {"error": error.args})
             continue
-        fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+        fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
         waveform = fields.pop("waveform", np.zeros(0, np.float32))
         write_frame(replies, {"fields": fields}, waveform.data.cast("B"))
 
@@ -226,7 +218,7 @@ def _limit_memory() -> None:
             (resource.RLIMIT_FSIZE, 0),
             (resource.RLIMIT_CORE, 0),
         ):
-            with contextlib.suppress(ValueError, OSError):  # macOS has addresses without end
+            with contextlib.suppress(ValueError, OSError):  # macOS does not limit addresses
                 resource.setrlimit(limit, (value, value))
 
 

@@ -8,23 +8,22 @@ from typing import BinaryIO
 
 import numpy as np
 
-from slap_fast.data.audio.containers import AudioError, AudioInfo, Source, Track, check_layout
-
-DEMUXERS = {"MP4": "mp4", "WEBM": "matroska"}
+from slap_fast.data.audio.formats import Format
+from slap_fast.data.audio.track import AudioError, AudioInfo, Source, Track, check_layout
 
 
 @contextmanager
-def open_av(file: BinaryIO, kind: str, source: Source) -> Iterator[Track]:
+def open_av(file: BinaryIO, format: Format, source: Source) -> Iterator[Track]:
     """The first audio track of a file, as :func:`slap_fast.data.audio.containers.open_track`."""
     try:
         import av
     except Exception:
-        found = f"{kind}, which needs PyAV"
+        found = f"{format.name}, which needs PyAV"
         raise AudioError("E_FORMAT", source, found, "pip install slap-fast[av]") from None
     try:
-        with av.open(file, format=DEMUXERS[kind]) as container:
+        with av.open(file, format=format.demuxer) as container:
             if not container.streams.audio:
-                raise AudioError("E_FORMAT", source, f"{kind} without an audio track", "one")
+                raise AudioError("E_FORMAT", source, f"{format.name} without an audio track", "one")
             stream = container.streams.audio[0]
             rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
             check_layout(source, channels, rate)
@@ -37,9 +36,9 @@ def open_av(file: BinaryIO, kind: str, source: Source) -> Iterator[Track]:
             if not seconds:  # a browser's recorder writes no duration
                 seconds = sum(map(len, blocks(0, 1 << 16))) / rate
                 container.seek(0)
-            yield Track(AudioInfo(seconds, rate, channels, kind), declared, "", blocks)
+            yield Track(AudioInfo(seconds, rate, channels, format.name), declared, "", blocks)
     except av.FFmpegError as error:
-        raise AudioError("E_DECODE", source, f"{kind}: {error.strerror}", "audio") from None
+        raise AudioError("E_DECODE", source, f"{format.name}: {error.strerror}", "audio") from None
 
 
 def _blocks(av, container, stream, first: int, most: int) -> Iterator[np.ndarray]:

@@ -1,10 +1,10 @@
-"""The bundled tokenizer: ``python -m slap_fast.data.builtin.tokenizer`` trains it again."""
+"""The bundled tokenizer: ``python -m slap_fast.data.builtin.tokenizer`` retrains it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from slap_fast.data.builtin.scenes import SoundSet
+from slap_fast.data.builtin.sound_set import SoundSet
 from slap_fast.models.tokenizer import BUNDLED, train_tokenizer
 
 

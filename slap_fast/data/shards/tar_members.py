@@ -1,7 +1,7 @@
-"""The members of a tar that another tool has written: one pass, nothing extracted or trusted.
+"""The members of a third-party tar, read in one pass: nothing is extracted or trusted.
 
-Reads ustar, pax and GNU tars. tarfile's own reader takes a damaged header for the end, believes any
-size, and keeps all that it has met.
+Reads ustar, pax and GNU tars. tarfile's own reader takes a damaged header for the end, accepts any
+size, and keeps every member in memory.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from slap_fast.data.audio.containers import AudioError
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.shards.index import BLOCK, padded
 
 MAX_HEADER = 1 << 20
-"""Bytes of what tells a long name."""
+"""Most bytes of a header that extends another."""
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-BARE = {
+HEADER_ONLY = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.CHRTYPE: "a device",
@@ -28,19 +28,19 @@ BARE = {
     tarfile.DIRTYPE: "a folder",
     tarfile.FIFOTYPE: "a pipe",
 }
-"""Types that are a header alone, whatever size it says."""
+"""Types without contents, whatever size the header declares."""
 EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE) + (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-"""Types that say more of the member behind them, or (XGLTYPE) of all."""
+"""Types that extend the header of the next member, or (XGLTYPE) of all."""
 RECORD = re.compile(rb"(\d{1,8}) ([^=]+)=")
 TEXT = ("utf-8", "backslashreplace")
-"""How names read: two that differ still do, and any is Unicode."""
+"""Decoding of names: any becomes Unicode, and names that differ stay different."""
 
 
 class Member(NamedTuple):
-    """A member whose contents are next in ``file``."""
+    """A member whose contents come next in ``file``."""
 
     file: BinaryIO
     name: str
@@ -50,26 +50,25 @@ class Member(NamedTuple):
     """Why it is not read; empty for a file."""
 
     def split(self) -> tuple[str, str]:
-        """(key, kind in lower case), as WebDataset: at the first dot of the base name.
+        """(key, suffix in lower case), as WebDataset: at the first dot of the base name.
 
-        No kind where there is no dot, or the base name starts with it.
+        The suffix is empty where there is no dot, or the base name starts with it.
         """
         folder, slash, base = self.name.rpartition("/")
-        key, _, kind = base.partition(".")
-        return (folder + slash + key, kind.lower()) if key else (self.name, "")
+        key, _, suffix = base.partition(".")
+        return (folder + slash + key, suffix.lower()) if key else (self.name, "")
 
     def read(self) -> bytes:
         return _read(self.file, self.size)
 
 
 def members(tar: Path) -> Iterator[Member]:
-    """All but folders; each is read, if at all, before the next is asked for.
+    """Yields all members but folders; read one, if at all, before the next is requested.
 
-    Raises OSError, or AudioError at the place where it cannot go on: E_SHARD_TRUNCATED (the file
-    ends before the archive), E_SHARD_CORRUPT (no header where one belongs, or something behind the
-    archive's end).
+    Raises OSError, or AudioError where it cannot continue: E_SHARD_TRUNCATED (the file ends before
+    the archive), E_SHARD_CORRUPT (no header where one belongs, or data after the archive's end).
     """
-    if not tar.is_file():  # a pipe would be waited for
+    if not tar.is_file():  # opening a pipe would block
         raise FileNotFoundError(errno.ENOENT, "no such file")
     with tar.open("rb") as file:
         try:
@@ -94,7 +93,7 @@ def _members(file: BinaryIO) -> Iterator[Member]:
             (shared if info.type == tarfile.XGLTYPE else own).update(_extension(file, info))
         else:
             records, own = shared | own, {}
-            size = 0 if info.type in BARE else int(records.get("size", size))
+            size = 0 if info.type in HEADER_ONLY else int(records.get("size", size))
             path = records.get("path", info.name)
             if info.type != tarfile.DIRTYPE:
                 name = "/".join(part for part in path.split("/") if part not in ("", "."))
@@ -103,11 +102,11 @@ def _members(file: BinaryIO) -> Iterator[Member]:
         file.seek(min(at, end))
     while rest := file.read(1 << 20):
         if any(rest):
-            raise tarfile.HeaderError(f"more behind the end of the archive at byte {at}")
+            raise tarfile.HeaderError(f"more after the end of the archive at byte {at}")
 
 
 def _extension(file: BinaryIO, info: tarfile.TarInfo) -> dict[str, str]:
-    """What a member says of the next one: its long name, or lines of LENGTH KEY=VALUE (pax)."""
+    """What extends the next member's header: a long name, or lines of LENGTH KEY=VALUE (pax)."""
     if info.size > MAX_HEADER:
         raise tarfile.HeaderError(f"{info.size:,} bytes of header")
     data = _read(file, info.size)
@@ -130,7 +129,7 @@ def _extension(file: BinaryIO, info: tarfile.TarInfo) -> dict[str, str]:
 
 def _refusal(info: tarfile.TarInfo, path: str, records: dict[str, str]) -> str:
     if info.type not in FILES:
-        return BARE.get(info.type, f"type {info.type!r}")
+        return HEADER_ONLY.get(info.type, f"type {info.type!r}")
     if any(key.startswith("GNU.sparse.") for key in records):
         return "a sparse file"
     return f"path {path!r}" if path.startswith("/") or ".." in path.split("/") else ""
@@ -138,7 +137,7 @@ def _refusal(info: tarfile.TarInfo, path: str, records: dict[str, str]) -> str:
 
 def _read(file: BinaryIO, size: int) -> bytes:
     end = os.fstat(file.fileno()).st_size
-    data = file.read(min(size, max(0, end - file.tell())))  # no memory for what is not there
+    data = file.read(min(size, max(0, end - file.tell())))  # allocates no more than exists
     if len(data) < size:
         raise AudioError("E_SHARD_TRUNCATED", file, f"its end at byte {end}", "a whole archive")
     return data

@@ -17,7 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from slap_fast.atomic_files import file_sha256, write_json
-from slap_fast.data.audio.containers import AudioError, open_track
+from slap_fast.data.audio.decode import probe
+from slap_fast.data.audio.formats import BY_NAME
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.manifest import Row
 from slap_fast.data.order import permute
 from slap_fast.data.shards.index import (
@@ -35,11 +37,7 @@ from slap_fast.data.shards.index import (
 MAX_BYTES = 1 << 30
 """Largest audio file that is packed."""
 MAX_OPEN = 16
-"""Shards that are written at once; where splits alternate, each has one."""
-SUFFIXES = {"MP4": "m4a"}
-"""Of formats whose suffix is not their name in lower case."""
-
-
+"""Most shards open at once; where splits alternate, each has one."""
 Clip = tuple[Row, bytes]
 """A row and the bytes of its audio file."""
 
@@ -49,8 +47,8 @@ def write_shards(
 ) -> Counter[str]:
     """Writes the files of a manifest as :func:`write_clips` does, split by split.
 
-    Within one, clips are shuffled for those who read shards from end to end. A file that cannot be
-    opened is left out.
+    Within a split, clips are shuffled for tools that read shards from end to end. A file that
+    cannot be opened is left out.
     """
     return write_clips(_files(rows), out, shard_mb=shard_mb, progress=progress, total=len(rows))
 
@@ -66,12 +64,12 @@ def write_clips(
     """Writes a folder of shards and returns how many clips were left out, by code.
 
     The bytes of a file are stored as they are, once per clip. An error in place of a clip, and a
-    clip whose header is bad, is left out and listed in ``skipped.jsonl``. The index comes last:
-    until it is there, the folder is none of shards.
+    clip whose header is bad, is left out and listed in ``skipped.jsonl``. The index is written
+    last: without it, the folder does not count as one of shards.
 
     Args:
         clips: taken one at a time; their splits may come in any order.
-        out: the folder; made where it is not there.
+        out: the folder; created where it does not exist.
         shard_mb: a shard is closed once it holds this many MB (10^6 bytes).
         progress: show a bar.
         total: how many clips will come, for the bar.
@@ -114,7 +112,7 @@ def write_clips(
 def write_index_json(
     out: Path, rows: int, splits: dict[str, Split], shards: Sequence[Shard]
 ) -> None:
-    """``index.json`` over the ``index.npy`` that is there, in one rename."""
+    """Writes ``index.json`` beside an ``index.npy``, atomically."""
     index = {
         "format_version": FORMAT_VERSION,
         "rows": rows,
@@ -146,26 +144,25 @@ def _file(row: Row) -> Clip | AudioError:
 
 
 def too_large(name: str) -> AudioError:
-    """The error of an audio file that is not packed for its size."""
+    """The error of an audio file that is too large to be packed."""
     return AudioError("E_TOO_LONG", name, "more", f"at most {MAX_BYTES:,} bytes")
 
 
 def _header(row: Row, data: bytes) -> tuple[str, float]:
     """(suffix by content, seconds of the clip)."""
     try:
-        with open_track(data) as track:
-            info = track.info
+        info = probe(data)
     except AudioError as error:
         raise error.named(str(row.path)) from None
     seconds = min(info.seconds, row.end or info.seconds) - row.start
     if seconds <= 0:
         found = f"{info.seconds:g} s of audio"
         raise AudioError("E_TOO_SHORT", row.path, found, f"more than start, {row.start:g} s")
-    return SUFFIXES.get(info.format, info.format.lower()), seconds
+    return BY_NAME[info.format].suffixes[0], seconds
 
 
 class _Writer:
-    """Clips into shards, each of one split; on exit those that are open are closed."""
+    """Writes clips to shards, each of one split; closes the open ones on exit."""
 
     def __init__(self, out: Path, shard_bytes: int) -> None:
         self.out, self.shard_bytes = out, shard_bytes
@@ -186,7 +183,7 @@ class _Writer:
         split, key = row.split or "", f"{self.count:09d}"
         notes = json.dumps(_notes(row), ensure_ascii=False).encode()
         tar = self._open.get(split) or self._start(split)
-        clip = _member(f"{key}.{suffix}", audio) + _member(f"{key}.json", notes)
+        clip = _member(key + suffix, audio) + _member(f"{key}.json", notes)
         place = (tar.number, tar.bytes, len(audio), len(notes), seconds, 0)
         packed = np.array([place], dtype=ROW)
         packed["checksum"] = checksum(packed[0], clip)
@@ -213,7 +210,7 @@ class _Tar:
     """A shard that is being written."""
 
     def __init__(self, out: Path, split: str, number: int) -> None:
-        # The split's name comes from a manifest: no way out of the folder.
+        # The split's name comes from a manifest: it must not lead out of the folder.
         self.path = out / f"{re.sub('[^A-Za-z0-9_-]', '_', split)[:64]}-{number:06d}.tar"
         self.number, self.bytes, self.clips = number, 0, 0
         self._file = self.path.open("wb")
@@ -225,7 +222,7 @@ class _Tar:
         self.bytes += len(data)
 
     def close(self) -> Shard:
-        """Ends it and puts it on disk."""
+        """Ends the archive and syncs it to disk."""
         self.write(bytes(2 * BLOCK))
         with self._file:
             self._file.flush()
@@ -234,14 +231,14 @@ class _Tar:
 
 
 def _member(name: str, data: bytes) -> bytes:
-    """A file in a tar: header, contents, padding. The same input gives the same bytes."""
+    """A file in a tar: header, contents, padding; deterministic."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
 
 
 def _notes(row: Row) -> dict[str, Any]:
-    """The fields of a manifest row, so that shards that are unpacked are a manifest's folder."""
+    """The fields of a manifest row: unpacked shards are a folder that ``read_manifest`` reads."""
     fields = {
         "caption": list(row.captions),
         "label": row.label,

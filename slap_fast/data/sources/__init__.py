@@ -1,1 +1,1 @@
-"""Where clips come from: each file here is a ClipSource."""
+"""Where clips come from: each file defines a ClipSource."""

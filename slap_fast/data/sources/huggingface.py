@@ -6,17 +6,18 @@ left out and listed, as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import datasets
 
-from slap_fast.data.audio.decode import IN_PROCESS, Audio, AudioError, Decoder
+from slap_fast.data.audio.decode import IN_PROCESS, Decoder
 from slap_fast.data.audio.items import audio_item
+from slap_fast.data.audio.track import AudioError
+from slap_fast.data.source import EncodedClips
 
 
-class DatasetClips:
-    """The rows of a dataset as a source, see :class:`slap_fast.data.source.ClipSource`."""
+class DatasetClips(EncodedClips):
+    """The rows of a dataset."""
 
     def __init__(
         self,
@@ -62,38 +63,21 @@ class DatasetClips:
     def name(self, index: int) -> str:
         return self.rows[index][self._audio]["path"] or f"row {index}"
 
-    def total_seconds(self) -> float:
-        return sum(self._seconds)
-
-    def longest_seconds(self) -> float:
-        return max(self._seconds)
-
     def seconds(self, index: int) -> float:
         return self._seconds[index]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        found = self.rows[index][self._caption]
-        return (found,) if isinstance(found, str) else tuple(found)
-
-    def meaning(self, index: int, caption: str) -> Hashable:
-        return caption.casefold()
+        captions = self.rows[index][self._caption]
+        return (captions,) if isinstance(captions, str) else tuple(captions)
 
     def label(self, index: int) -> str | None:
         if self._label is None:
             return None
-        found, feature = self.rows[index][self._label], self.rows.features[self._label]
-        return feature.int2str(found) if isinstance(feature, datasets.ClassLabel) else found
+        label, feature = self.rows[index][self._label], self.rows.features[self._label]
+        return feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else label
 
     def item(self, index: int) -> Any:
         return audio_item(self.rows[index][self._audio])
-
-    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
-        source = self.item(index)[0]
-        options = {"sample_rate": self.sample_rate, "start": start, "end": end}
-        try:
-            return self.decoder.decode(source, **options)
-        except AudioError as error:
-            raise error.named(self.name(index)) from None
 
     def _probe(self, index: int) -> float:
         try:

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from slap_fast.data.audio.decode import Audio
+from slap_fast.data.source import ClipSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,11 @@ def _part(path: Path, entry: Any) -> Part:
     return Part(data if data == "builtin" else str(path.parent / data), float(weight))
 
 
-class _View:
-    """Clips of other sources, see :class:`slap_fast.data.source.ClipSource`."""
+class _View(ClipSource):
+    """Clips of other sources."""
 
-    def _at(self, index: int) -> tuple[Any, int]:
-        """The source that has a clip, and its index there."""
+    def _at(self, index: int) -> tuple[ClipSource, int]:
+        """The source of a clip, and its index there."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
@@ -71,9 +72,9 @@ class _View:
         source, own = self._at(index)
         return source.captions(own)
 
-    def meaning(self, index: int, caption: str) -> Hashable:
+    def caption_key(self, index: int, caption: str) -> Hashable:
         source, own = self._at(index)
-        return source.meaning(own, caption)
+        return source.caption_key(own, caption)
 
     def label(self, index: int) -> str | None:
         source, own = self._at(index)
@@ -91,13 +92,13 @@ class _View:
 class MixedClips(_View):
     """Sources end to end; the trainer draws by their weights."""
 
-    def __init__(self, sources: Sequence[Any], weights: Sequence[float]) -> None:
+    def __init__(self, sources: Sequence[ClipSource], weights: Sequence[float]) -> None:
         self.sources = sources
         self.parts = [(len(s), weight) for s, weight in zip(sources, weights, strict=True)]
         """(clips, weight) of each."""
         self._ends = list(accumulate(map(len, sources)))
 
-    def _at(self, index: int) -> tuple[Any, int]:
+    def _at(self, index: int) -> tuple[ClipSource, int]:
         k = bisect.bisect_right(self._ends, index)
         return self.sources[k], index - (self._ends[k - 1] if k else 0)
 
@@ -114,17 +115,11 @@ class MixedClips(_View):
 class ChosenClips(_View):
     """Some clips of a source, in the order given."""
 
-    def __init__(self, source: Any, indices: Sequence[int]) -> None:
+    def __init__(self, source: ClipSource, indices: Sequence[int]) -> None:
         self.source, self.indices = source, indices
 
-    def _at(self, index: int) -> tuple[Any, int]:
+    def _at(self, index: int) -> tuple[ClipSource, int]:
         return self.source, self.indices[index]
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    def total_seconds(self) -> float:
-        return sum(map(self.seconds, range(len(self))))
-
-    def longest_seconds(self) -> float:
-        return max(map(self.seconds, range(len(self))))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-import soundfile
 import soxr
 
-from slap_fast.data.audio.decode import AudioError, decode
+from slap_fast.data.audio.decode import decode
+from slap_fast.data.audio.integrity import ogg_checksum
+from slap_fast.data.audio.track import AudioError
+from tests.helpers.audio_files import RATE, encode, patched, tones
 from tests.helpers.fuzz_audio import wav_of_mp3
 
-RATE = 16_000
 LOSSLESS = {
     "wav_u8": ("WAV", "PCM_U8", 2**-7),
     "wav_16": ("WAV", "PCM_16", 2**-15),
@@ -79,23 +79,10 @@ NO_AUDIO = {
 }
 
 
-def tones(num_samples: int, channels: int = 1, rate: int = RATE) -> np.ndarray:
+def noisy_tones(num_samples: int, channels: int = 1, rate: int = RATE) -> np.ndarray:
     """float64 [num_samples, channels]: a tone each and a constant, with hiss for the encoders."""
-    time = np.arange(num_samples)[:, None] / rate
     hiss = np.random.default_rng(0).normal(0, 0.02, (num_samples, channels))
-    return 0.05 + 0.3 * np.sin(2 * np.pi * time * (200 + 130 * np.arange(channels))) + hiss
-
-
-def encode(signal: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype=None) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, signal, rate, format=kind, subtype=subtype)
-    return file.getvalue()
-
-
-def put(data: bytes, at: int, layout: str, *values) -> bytes:
-    out = bytearray(data)
-    struct.pack_into(layout, out, at, *values)
-    return bytes(out)
+    return tones(num_samples, channels, rate, 0.3) + hiss
 
 
 def pages(ogg: bytes) -> list[int]:
@@ -105,95 +92,111 @@ def pages(ogg: bytes) -> list[int]:
 
 def corpus() -> dict[str, tuple[bytes, str]]:
     """{name: (the file, a code or "ok")}; a code that starts with W_ is a warning beside audio."""
-    found: dict[str, tuple[bytes, str]] = {}
+    files: dict[str, tuple[bytes, str]] = {}
     every = {name: entry[:2] for name, entry in LOSSLESS.items()} | LOSSY
     second = {
-        name: encode(tones(RATE), RATE, kind, subtype) for name, (kind, subtype) in every.items()
+        name: encode(noisy_tones(RATE), RATE, kind, subtype)
+        for name, (kind, subtype) in every.items()
     }
     for name, (kind, subtype) in every.items():
         for rate, channels in ((8_000, 2), (16_000, 1), (48_000, 1)):
-            data = encode(tones(rate // 2, channels, rate), rate, kind, subtype)
-            found[f"{name}_{rate}_{channels}"] = data, "ok"
+            data = encode(noisy_tones(rate // 2, channels, rate), rate, kind, subtype)
+            files[f"{name}_{rate}_{channels}"] = data, "ok"
         data = second[name]
         for percent in (30, 60, 85):
             code = "E_DECODE" if name.startswith("flac") else "E_TRUNCATED"
-            found[f"{name}_cut_{percent}"] = data[: len(data) * percent // 100], code
-        found[f"{name}_late"] = b"\0\1\2\3" + data, "E_FORMAT"
+            files[f"{name}_cut_{percent}"] = data[: len(data) * percent // 100], code
+        files[f"{name}_late"] = b"\0\1\2\3" + data, "E_FORMAT"
         if subtype != "IMA_ADPCM":  # fills its last block
-            found[f"{name}_short"] = encode(tones(350), RATE, kind, subtype), "E_TOO_SHORT"
+            files[f"{name}_short"] = encode(noisy_tones(350), RATE, kind, subtype), "E_TOO_SHORT"
     for kind, subtype in REFUSED:
-        found[f"{kind}_{subtype}"] = (
-            encode(tones(RATE // 2, 1, 8_000), 8_000, kind, subtype),
+        files[f"{kind}_{subtype}"] = (
+            encode(noisy_tones(RATE // 2, 1, 8_000), 8_000, kind, subtype),
             "E_FORMAT",
         )
-    found |= {f"no_audio_{name}": (data, "E_FORMAT") for name, data in NO_AUDIO.items()}
+    files |= {f"no_audio_{name}": (data, "E_FORMAT") for name, data in NO_AUDIO.items()}
 
     wav, flac, ogg, mp3 = (second[name] for name in ("wav_16", "flac_16", "ogg", "mp3"))
     for channels in (3, 4, 5, 6, 7, 8):
-        found[f"wav_{channels}_channels"] = encode(tones(8_000, channels)), "ok"
+        files[f"wav_{channels}_channels"] = encode(noisy_tones(8_000, channels)), "ok"
     for channels in (0, 9, 255, 65_535):
-        found[f"wav_says_{channels}_channels"] = put(wav, 22, "<H", channels), "E_CHANNELS"
-    found["wav_9_channels"] = encode(tones(8_000, 9)), "E_CHANNELS"
-    found["wavex_16_channels"] = encode(tones(8_000, 16), kind="WAVEX"), "E_CHANNELS"
+        files[f"wav_says_{channels}_channels"] = patched(wav, 22, "<H", channels), "E_CHANNELS"
+    files["wav_9_channels"] = encode(noisy_tones(8_000, 9)), "E_CHANNELS"
+    files["wavex_16_channels"] = encode(noisy_tones(8_000, 16), format="WAVEX"), "E_CHANNELS"
     for rate, code in (
         (0, "E_SAMPLE_RATE"), (1, "E_SAMPLE_RATE"), (3_999, "E_SAMPLE_RATE"), (4_000, "ok"),
         (384_000, "ok"), (384_001, "E_SAMPLE_RATE"), (2**32 - 1, "E_SAMPLE_RATE"),
     ):  # fmt: skip
-        found[f"wav_says_{rate}_hz"] = put(wav, 24, "<I", rate), code
+        files[f"wav_says_{rate}_hz"] = patched(wav, 24, "<I", rate), code
     for kind in ("FLAC", "AIFF", "CAF"):
-        found[f"{kind}_2000_hz"] = encode(tones(RATE), 2_000, kind), "E_SAMPLE_RATE"
-        found[f"{kind}_one_frame"] = encode(tones(1), RATE, kind), "E_TOO_SHORT"
-        found[f"{kind}_silent"] = encode(np.zeros(RATE), RATE, kind), "W_SILENT"
+        files[f"{kind}_2000_hz"] = encode(noisy_tones(RATE), 2_000, kind), "E_SAMPLE_RATE"
+        files[f"{kind}_one_frame"] = encode(noisy_tones(1), RATE, kind), "E_TOO_SHORT"
+        files[f"{kind}_silent"] = encode(np.zeros(RATE), RATE, kind), "W_SILENT"
     for kind, subtype in (("WAV", "FLOAT"), ("WAV", "DOUBLE"), ("AIFF", "FLOAT"), ("CAF", "FLOAT")):
         for value, code in (
             (np.nan, "E_NONFINITE"), (np.inf, "E_NONFINITE"), (-np.inf, "E_NONFINITE"),
             (16.5, "E_RANGE"), (-4e29, "E_RANGE"), (15.9, "ok"),
         ):  # fmt: skip
             for at in (0, RATE // 2):
-                signal = tones(RATE)
+                signal = noisy_tones(RATE)
                 signal[at] = value
-                found[f"{kind}_{subtype}_{value}_at_{at}"] = (
+                files[f"{kind}_{subtype}_{value}_at_{at}"] = (
                     encode(signal, RATE, kind, subtype),
                     code,
                 )
-    found["wav_dc"] = encode(np.full(RATE, 0.25)), "W_SILENT"
-    found["wav_silent_stereo"] = encode(np.zeros((RATE, 2)), 44_100), "W_SILENT"
-    found["wav_no_frames"] = encode(np.zeros((0, 1))), "E_TOO_SHORT"
-    found["wav_header_of_wavs"] = wav[:44], "E_TRUNCATED"
-    found["wav_half_a_header"] = wav[:30], "E_TRUNCATED"
-    found["aiff_no_frames"] = encode(np.zeros((0, 1)), RATE, "AIFF"), "E_TOO_SHORT"
-    found["wav_without_fmt"] = wav[:12] + wav[36:], "E_FORMAT"
-    found["wav_claims_4_gb"] = put(put(wav, 4, "<I", 0), 40, "<I", 0xFFFF0000), "E_TRUNCATED"
-    found["wav_size_unknown"] = put(put(wav, 4, "<I", 0xFFFFFFFF), 40, "<I", 0xFFFFFFFF), "ok"
-    found["wav_size_zero"] = put(put(wav, 4, "<I", 0), 40, "<I", 0xFFFFFFFF), "ok"
-    found["wav_with_junk_after"] = wav + bytes(1_000), "ok"
+    files["wav_dc"] = encode(np.full(RATE, 0.25)), "W_SILENT"
+    files["wav_silent_stereo"] = encode(np.zeros((RATE, 2)), 44_100), "W_SILENT"
+    files["wav_no_frames"] = encode(np.zeros((0, 1))), "E_TOO_SHORT"
+    files["wav_header_of_wavs"] = wav[:44], "E_TRUNCATED"
+    files["wav_half_a_header"] = wav[:30], "E_TRUNCATED"
+    files["aiff_no_frames"] = encode(np.zeros((0, 1)), RATE, "AIFF"), "E_TOO_SHORT"
+    files["wav_without_fmt"] = wav[:12] + wav[36:], "E_FORMAT"
+    files["wav_claims_4_gb"] = (
+        patched(patched(wav, 4, "<I", 0), 40, "<I", 0xFFFF0000),
+        "E_TRUNCATED",
+    )
+    files["wav_size_unknown"] = (
+        patched(patched(wav, 4, "<I", 0xFFFFFFFF), 40, "<I", 0xFFFFFFFF),
+        "ok",
+    )
+    files["wav_size_zero"] = patched(patched(wav, 4, "<I", 0), 40, "<I", 0xFFFFFFFF), "ok"
+    files["wav_with_junk_after"] = wav + bytes(1_000), "ok"
     note = b"LIST" + struct.pack("<I", 26) + b"INFOISFT\x0e\0\0\0Lavf60.16.100\0"
-    found["wav_with_a_note"] = put(wav + note, 4, "<I", len(wav + note) - 8), "ok"
-    found["wav_note_cut"] = put(wav + note[:10], 4, "<I", len(wav + note) - 8), "E_TRUNCATED"
-    found["wav_cut_by_10"] = wav[:-10], "E_TRUNCATED"
-    found["wav_of_mp3"] = wav_of_mp3(mp3, RATE, 1), "ok"
-    found["flac_length_unknown"] = put(flac, 21, "5B", flac[21] & 0xF0, 0, 0, 0, 0), "ok"
-    found["flac_says_2_36_frames"] = put(flac, 21, "5B", flac[21] | 15, *[255] * 4), "E_TRUNCATED"
-    found["flac_header_only"] = flac[:42], "E_DECODE"
-    found["flac_garbage"] = flac[:4] + b"\xff" * 500, "E_DECODE"
-    found["flac_frame_bit"] = put(flac, len(flac) // 2, "B", flac[len(flac) // 2] ^ 4), "E_DECODE"
-    found["ogg_last_page_bit"] = put(ogg, len(ogg) - 9, "B", ogg[-9] ^ 1), "W_CORRUPT"
-    long_ogg = encode(tones(40 * RATE), RATE, "OGG")
+    files["wav_with_a_note"] = patched(wav + note, 4, "<I", len(wav + note) - 8), "ok"
+    files["wav_note_cut"] = patched(wav + note[:10], 4, "<I", len(wav + note) - 8), "E_TRUNCATED"
+    files["wav_cut_by_10"] = wav[:-10], "E_TRUNCATED"
+    files["wav_of_mp3"] = wav_of_mp3(mp3, RATE, 1), "ok"
+    files["flac_length_unknown"] = patched(flac, 21, "5B", flac[21] & 0xF0, 0, 0, 0, 0), "ok"
+    files["flac_says_2_36_frames"] = (
+        patched(flac, 21, "5B", flac[21] | 15, *[255] * 4),
+        "E_TRUNCATED",
+    )
+    files["flac_header_only"] = flac[:42], "E_DECODE"
+    files["flac_garbage"] = flac[:4] + b"\xff" * 500, "E_DECODE"
+    files["flac_frame_bit"] = (
+        patched(flac, len(flac) // 2, "B", flac[len(flac) // 2] ^ 4),
+        "E_DECODE",
+    )
+    files["ogg_last_page_bit"] = patched(ogg, len(ogg) - 9, "B", ogg[-9] ^ 1), "W_CORRUPT"
+    long_ogg = encode(noisy_tones(40 * RATE), RATE, "OGG")
     middle = pages(long_ogg)[len(pages(long_ogg)) // 2]
-    found["ogg_page_bit"] = put(long_ogg, middle + 99, "B", long_ogg[middle + 99] ^ 1), "W_CORRUPT"
-    found["ogg_junk_between_pages"] = long_ogg[:middle] + bytes(99) + long_ogg[middle:], "W_CORRUPT"
-    found["ogg_cut_between_pages"] = long_ogg[:middle], "W_TRUNCATED"
-    found["ogg_junk_after"] = long_ogg + bytes(99), "W_CORRUPT"
-    found["ogg_header_page_only"] = ogg[: pages(ogg)[1]], "E_DECODE"
+    files["ogg_page_bit"] = (
+        patched(long_ogg, middle + 99, "B", long_ogg[middle + 99] ^ 1),
+        "W_CORRUPT",
+    )
+    files["ogg_junk_between_pages"] = long_ogg[:middle] + bytes(99) + long_ogg[middle:], "W_CORRUPT"
+    files["ogg_cut_between_pages"] = long_ogg[:middle], "W_TRUNCATED"
+    files["ogg_junk_after"] = long_ogg + bytes(99), "W_CORRUPT"
+    files["ogg_header_page_only"] = ogg[: pages(ogg)[1]], "E_DECODE"
     tag = b"ID3\4\0\0\0\0\2\0" + bytes(256)
-    found["mp3_after_a_tag"] = tag + mp3, "ok"
-    found["mp3_before_a_tag"] = mp3 + b"TAG" + bytes(125), "ok"
-    found["mp3_tag_only"] = tag, "E_DECODE"
-    long_mp3 = encode(tones(10 * RATE), RATE, "MP3")
+    files["mp3_after_a_tag"] = tag + mp3, "ok"
+    files["mp3_before_a_tag"] = mp3 + b"TAG" + bytes(125), "ok"
+    files["mp3_tag_only"] = tag, "E_DECODE"
+    long_mp3 = encode(noisy_tones(10 * RATE), RATE, "MP3")
     half = len(long_mp3) // 2
-    found["mp3_junk_inside"] = long_mp3[:half] + bytes(500) + long_mp3[half:], "W_CORRUPT"
-    found["mp3_hole"] = long_mp3[:half] + long_mp3[half + 333 :], "W_CORRUPT"
-    return found
+    files["mp3_junk_inside"] = long_mp3[:half] + bytes(500) + long_mp3[half:], "W_CORRUPT"
+    files["mp3_hole"] = long_mp3[:half] + long_mp3[half + 333 :], "W_CORRUPT"
+    return files
 
 
 CORPUS = corpus()
@@ -216,19 +219,17 @@ def test_each_file_of_the_corpus_has_its_outcome(figure):
 
 @pytest.mark.parametrize("name", [name for name in LOSSLESS if name != "wav_ima_adpcm"])
 @pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
-def test_samples_are_those_that_were_written(name, rate):
+def test_samples_equal_what_was_written(name, rate):
     kind, subtype, step = LOSSLESS[name]
-    signal = tones(rate // 2, 2, rate)
+    signal = noisy_tones(rate // 2, 2, rate)
     truth = soxr.resample(signal.mean(1), rate, RATE, "HQ") if rate != RATE else signal.mean(1)
     wave = decode(encode(signal, rate, kind, subtype)).waveform
     assert len(wave) == len(truth)
     np.testing.assert_allclose(wave, truth, rtol=0, atol=1.5 * step + 1e-4)
 
 
-def test_the_checksum_is_that_of_ogg():
-    """Bit by bit, as RFC 3533 has it."""
-    from slap_fast.data.audio.integrity import ogg_checksum
-
+def test_the_checksum_is_that_of_rfc_3533():
+    """Bit by bit, as in RFC 3533."""
     for data in (b"", b"OggS", bytes(range(256)), zlib.compress(b"x" * 999)):
         crc = 0
         for byte in data:

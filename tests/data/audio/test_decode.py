@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
 import sys
 
 import numpy as np
@@ -12,27 +11,9 @@ import pytest
 import soundfile
 import soxr
 
-from slap_fast.data.audio.decode import AudioError, decode, probe, stream
-
-RATE = 16_000
-
-
-def tones(num_samples: int, channels: int = 1, rate: int = RATE) -> np.ndarray:
-    """[num_samples, channels] float64: a tone per channel, and a constant that 8 bits must keep."""
-    time = np.arange(num_samples)[:, None] / rate
-    return 0.05 + 0.4 * np.sin(2 * np.pi * time * (200 + 130 * np.arange(channels)))
-
-
-def encode(signal: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype=None) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, signal, rate, format=kind, subtype=subtype)
-    return file.getvalue()
-
-
-def patched(data: bytes, at: int, layout: str, *values) -> bytes:
-    out = bytearray(data)
-    struct.pack_into(layout, out, at, *values)
-    return bytes(out)
+from slap_fast.data.audio.decode import decode, probe, stream
+from slap_fast.data.audio.track import AudioError
+from tests.helpers.audio_files import RATE, encode, patched, tones
 
 
 def code_of(source, **options) -> str:
@@ -61,16 +42,16 @@ LOSSLESS = {
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-def test_gives_back_what_was_written(name):
+def test_decoding_equals_what_was_written(name):
     kind, step = LOSSLESS[name]
     signal = tones(3_000)
-    audio = decode(encode(signal, kind=kind, subtype=name.split()[0]))
+    audio = decode(encode(signal, format=kind, subtype=name.split()[0]))
     assert audio.waveform.dtype == np.float32 and audio.seconds == 3_000 / RATE
     np.testing.assert_allclose(audio.waveform, signal[:, 0], rtol=0, atol=step)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 6, 8])
-def test_averages_channels(channels):
+def test_channels_are_averaged(channels):
     signal = tones(3_000, channels)
     wave = decode(encode(signal, subtype="FLOAT")).waveform
     np.testing.assert_allclose(wave, signal.mean(1), rtol=0, atol=1e-7)
@@ -88,7 +69,7 @@ def test_resampling_equals_soxr_on_the_whole_signal(rate):
 @pytest.mark.parametrize("kind", ["MP3", "OGG"])
 def test_lossy_formats_equal_libsndfile_and_are_not_clipped(kind):
     signal = np.sign(tones(30_000)) * 0.99
-    data = encode(signal, kind=kind)
+    data = encode(signal, format=kind)
     expected = soundfile.read(io.BytesIO(data), dtype="float32")[0]
     wave = decode(data).waveform
     assert np.abs(wave).max() > 1
@@ -104,7 +85,7 @@ def test_a_path_the_bytes_and_a_file_are_the_same(kind, tmp_path):
         file.seek(100)
         waves = [decode(source).waveform for source in (path, str(path), data, io.BytesIO(data))]
         with pytest.raises(TypeError):
-            soundfile.read(file)  # why _View is there
+            soundfile.read(file)  # why _View exists
     assert all(np.array_equal(wave, waves[0]) for wave in waves)
     info = probe(path)
     assert (info.sample_rate, info.channels, info.format) == (44_100, 2, kind)
@@ -131,7 +112,7 @@ def test_a_crop_is_resampled_to_its_own_length(kind):
 @pytest.mark.parametrize(
     "span", [(-1.0, None), (2.0, 1.0), (1.0, 1.0), (float("nan"), None)], ids=str
 )
-def test_a_span_that_is_none_is_refused(span):
+def test_an_invalid_span_is_refused(span):
     with pytest.raises(ValueError, match="start, end: found"):
         decode(encode(tones(RATE)), start=span[0], end=span[1])
 
@@ -155,7 +136,7 @@ def test_stream_reads_blocks_and_stops_at_the_end():
 
 
 WAV = encode(tones(RATE), subtype="PCM_16")
-FLAC = encode(tones(RATE), kind="FLAC")
+FLAC = encode(tones(RATE), format="FLAC")
 LONG = np.random.default_rng(0).normal(0, 0.1, 4 * RATE)
 BAD = {
     "empty": (b"", "E_FORMAT"),
@@ -165,7 +146,7 @@ BAD = {
     "big_endian_wav": (b"RIFX" + WAV[4:], "E_FORMAT"),
     "aac_frames": (b"\xff\xf1\x50\x80" * 500, "E_FORMAT"),
     "wav_codec_tag": (patched(WAV, 20, "<H", 0x161), "E_FORMAT"),
-    "wavex_codec": (patched(encode(tones(RATE), kind="WAVEX"), 44, "<H", 0x161), "E_FORMAT"),
+    "wavex_codec": (patched(encode(tones(RATE), format="WAVEX"), 44, "<H", 0x161), "E_FORMAT"),
     "wav_without_fmt": (WAV[:12] + WAV[36:], "E_FORMAT"),
     "no_channels": (patched(WAV, 22, "<H", 0), "E_CHANNELS"),
     "65535_channels": (patched(WAV, 22, "<H", 65_535), "E_CHANNELS"),
@@ -181,15 +162,15 @@ BAD = {
     "wav_cut_slightly": (WAV[:-10], "E_TRUNCATED"),
     "wav_data_claims_4_gb": (patched(patched(WAV, 4, "<I", 0), 40, "<I", 0xFFFF0000),
                              "E_TRUNCATED"),
-    "rf64_cut": (encode(tones(RATE), kind="RF64")[:-2_000], "E_TRUNCATED"),
-    "aiff_cut": (encode(tones(RATE), kind="AIFF")[:-2_000], "E_TRUNCATED"),
-    "caf_cut": (encode(tones(RATE), kind="CAF")[:-2_500], "E_TRUNCATED"),
-    "ogg_cut": (encode(LONG, kind="OGG")[:-3_000], "E_TRUNCATED"),
-    "mp3_cut": (encode(LONG, kind="MP3")[:-3_000], "E_TRUNCATED"),
+    "rf64_cut": (encode(tones(RATE), format="RF64")[:-2_000], "E_TRUNCATED"),
+    "aiff_cut": (encode(tones(RATE), format="AIFF")[:-2_000], "E_TRUNCATED"),
+    "caf_cut": (encode(tones(RATE), format="CAF")[:-2_500], "E_TRUNCATED"),
+    "ogg_cut": (encode(LONG, format="OGG")[:-3_000], "E_TRUNCATED"),
+    "mp3_cut": (encode(LONG, format="MP3")[:-3_000], "E_TRUNCATED"),
     "mp3_44_khz_cut": (encode(LONG, 44_100, "MP3")[:-3_000], "E_TRUNCATED"),
     "mp3_with_id3_cut": (b"ID3\x04\0\0\0\0\x02\x00" + b"\0" * 256
-                         + encode(LONG, kind="MP3")[:-3_000], "E_TRUNCATED"),
-    "flac_cut": (encode(LONG, kind="FLAC")[:-20_000], "E_DECODE"),
+                         + encode(LONG, format="MP3")[:-3_000], "E_TRUNCATED"),
+    "flac_cut": (encode(LONG, format="FLAC")[:-20_000], "E_DECODE"),
     "flac_claims_2_36_frames": (patched(FLAC, 21, "5B", FLAC[21] | 15, *[255] * 4),
                                 "E_TRUNCATED"),
     "flac_header_garbage": (FLAC[:4] + b"\xff" * 200, "E_DECODE"),
@@ -242,7 +223,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 
 def test_too_long_is_found_while_reading():
-    data = encode(np.zeros(60 * RATE) + 0.1, kind="FLAC")
+    data = encode(np.zeros(60 * RATE) + 0.1, format="FLAC")
     assert code_of(data, max_seconds=30.0) == "E_TOO_LONG"
     assert decode(data, max_seconds=30.0, end=20.0).seconds == 20.0
 
@@ -269,7 +250,7 @@ def test_an_error_travels_between_processes():
 
 
 @pytest.mark.parametrize("head", [b"\0\0\0\x20ftypM4A ", b"\x1a\x45\xdf\xa3"], ids=["m4a", "webm"])
-def test_without_pyav_the_message_says_what_to_install(head, monkeypatch):
+def test_without_pyav_the_message_names_the_extra(head, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(AudioError, match=r"E_FORMAT.*pip install slap-fast\[av\]"):
         decode(head + b"\0" * 100)

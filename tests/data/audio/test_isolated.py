@@ -1,4 +1,4 @@
-"""The decoder's own process: the same results, and whatever it does costs one item."""
+"""The isolated decoder: the same results, and a crash, a hang or too much memory costs one item."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ import pytest
 import soundfile
 
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.audio import isolated as isolate
-from slap_fast.data.audio.decode import AudioError, decode, inspect, probe
+from slap_fast.data.audio import isolated
+from slap_fast.data.audio.decode import decode, inspect, probe
 from slap_fast.data.audio.isolated import IsolatedDecoder
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.loader import TrainSteps, steps_from
-from slap_fast.data.source import ManifestClips, open_source
+from slap_fast.data.open import open_source
+from slap_fast.data.sources.files import ManifestClips
 from slap_fast.models.tokenizer import CaptionTokenizer
 
 EVIL = """
 import os, signal, sys, time
 from slap_fast.config import override, slap_tiny
-from slap_fast.data.audio import isolated as isolate
+from slap_fast.data.audio import isolated
 
 def evil(path_or_bytes, **options):
     is_path = isinstance(path_or_bytes, str)
@@ -42,11 +44,11 @@ def evil(path_or_bytes, **options):
         bytearray(2 << 30)
     if source == b"write":
         os.write(os.open("stray", os.O_CREAT | os.O_WRONLY), b"x")
-    print("chatter of a library", flush=True)
-    return isolate.decode(source, **options)
+    print("a warning of a library", flush=True)
+    return isolated.decode(source, **options)
 
-isolate.WORK["decode"] = evil
-isolate.serve()
+isolated.FUNCTIONS["decode"] = evil
+isolated.serve()
 """
 
 
@@ -66,32 +68,32 @@ def decoder():
 
 @pytest.fixture
 def evil(monkeypatch):
-    monkeypatch.setattr(isolate, "COMMAND", ("-c", EVIL))
-    monkeypatch.setattr(isolate, "WALL_FACTOR", 100.0)
+    monkeypatch.setattr(isolated, "COMMAND", ("-c", EVIL))
+    monkeypatch.setattr(isolated, "WALL_FACTOR", 100.0)
     made = IsolatedDecoder(cpu_seconds=0.1)
     yield made
     made.close()
 
 
-def test_gives_what_the_functions_give(decoder, tmp_path):
+def test_results_equal_those_of_the_functions(decoder, tmp_path):
     path = tmp_path / "a.mp3"
     path.write_bytes(wav())
     for source in (path, str(path), wav()):
-        here, there = decode(source, end=0.1), decoder.decode(source, end=0.1)
-        np.testing.assert_array_equal(there.waveform, here.waveform)
-        assert there.waveform.dtype == np.float32 and there.waveform.flags.writeable
-        assert (there.seconds, there.warnings) == (here.seconds, here.warnings)
+        expected, actual = decode(source, end=0.1), decoder.decode(source, end=0.1)
+        np.testing.assert_array_equal(actual.waveform, expected.waveform)
+        assert actual.waveform.dtype == np.float32 and actual.waveform.flags.writeable
+        assert (actual.seconds, actual.warnings) == (expected.seconds, expected.warnings)
         assert decoder.probe(source) == probe(source)
         assert decoder.inspect(source) == inspect(source)
 
 
-def test_an_error_is_the_functions_own(decoder, tmp_path):
+def test_errors_equal_those_of_the_functions(decoder, tmp_path):
     for source in (b"<html>", wav()[:-9_000], tmp_path / "none.wav"):
-        with pytest.raises(AudioError) as here:
+        with pytest.raises(AudioError) as expected:
             decode(source)
-        with pytest.raises(AudioError) as there:
+        with pytest.raises(AudioError) as actual:
             decoder.decode(source)
-        assert there.value.args == here.value.args
+        assert actual.value.args == expected.value.args
     pid = decoder._process.pid
     assert len(decoder.decode(wav()).waveform) == 3_200 and decoder._process.pid == pid
 
@@ -107,7 +109,7 @@ def test_an_error_is_the_functions_own(decoder, tmp_path):
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
-def test_what_kills_the_process_costs_one_item(evil, item, how, tmp_path, monkeypatch):
+def test_a_crash_costs_one_item(evil, item, how, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(evil.decode(wav()).waveform) == 3_200
     with pytest.raises(AudioError, match=f"E_CRASH.*{how}"):
@@ -117,8 +119,8 @@ def test_what_kills_the_process_costs_one_item(evil, item, how, tmp_path, monkey
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no wait with a limit")
-def test_what_waits_for_ever_is_ended_on_the_wall_clock(evil, monkeypatch):
-    monkeypatch.setattr(isolate, "WALL_FACTOR", 5.0)
+def test_a_hang_is_ended_on_the_wall_clock(evil, monkeypatch):
+    monkeypatch.setattr(isolated, "WALL_FACTOR", 5.0)
     start = time.monotonic()
     with pytest.raises(AudioError, match="E_CRASH.*SIGKILL"):
         evil.decode(b"sleep")
@@ -168,8 +170,8 @@ def test_a_copy_and_a_fork_have_a_process_of_their_own(decoder):
     assert len(decoder.decode(wav()).waveform) == 3_200
 
 
-def test_a_decoder_that_does_not_start_says_so(monkeypatch):
-    monkeypatch.setattr(isolate, "COMMAND", ("-c", "raise SystemExit(1)"))
+def test_a_decoder_that_does_not_start_raises(monkeypatch):
+    monkeypatch.setattr(isolated, "COMMAND", ("-c", "raise SystemExit(1)"))
     with pytest.raises(RuntimeError, match="does not start"):
         IsolatedDecoder().decode(wav())
 
@@ -198,7 +200,7 @@ def test_the_process_ends_with_its_parent():
     pytest.fail("the decoder outlives its parent")
 
 
-def test_the_process_has_no_torch_in_it():
+def test_the_process_does_not_import_torch():
     program = "import slap_fast.data.audio.isolated, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -13,9 +13,10 @@ import numpy as np
 import soundfile
 
 from slap_fast.atomic_files import file_sha256
-from slap_fast.data.audio.decode import AudioError, decode
+from slap_fast.data.audio.decode import decode
+from slap_fast.data.audio.track import AudioError
+from slap_fast.data.open import open_source
 from slap_fast.data.shards.index import INDEX, ROWS, checksum
-from slap_fast.data.source import open_source
 from tests.helpers.attacks.place import (
     CANARY,
     Place,

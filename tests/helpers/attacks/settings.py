@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from slap_fast.cli import main
-from slap_fast.data.audio.decode import AudioError
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.manifest import read_manifest
+from slap_fast.data.open import open_source
 from slap_fast.data.shards.writer import write_shards
-from slap_fast.data.source import open_source
 from tests.helpers.attacks.place import (
     CANARY,
     Place,

@@ -1,7 +1,7 @@
-"""Foreign layers that a function of ours can stand in for, found by their parts, proven by a run.
+"""Candidates in third-party models for a faster forward: found by their parts, proven by a run.
 
-A candidate is a layer's new forward. It is taken only if it gives the layer's own numbers on random
-input and weights, so a look-alike (Gemma's RMSNorm, a GeGLU) is left alone.
+A candidate is used only if it gives the layer's own numbers on random input and weights, so a
+look-alike (Gemma's RMSNorm, a GeGLU) is left alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
+from slap_fast.models.layers import silu_mul
 
 TOLERANCE = 1e-5
 """Largest relative difference, in fp32, between a layer and what replaces it."""
@@ -31,20 +32,20 @@ _SWIGLU_PARTS = (
 
 
 class Candidate(NamedTuple):
-    """What may stand in for a layer."""
+    """A new forward for a layer."""
 
     option: str
-    """Of ``patch``."""
+    """The keyword of ``patch``."""
     forward: functools.partial[Tensor]
     """Its first argument is the layer."""
     shape: tuple[int, ...]
-    """Of an input to compare with."""
-    what: str
+    """Of an input for the comparison."""
+    description: str
     """For the report."""
 
 
 def candidates(module: nn.Module) -> Iterator[Candidate]:
-    """At most one for a layer."""
+    """Yields at most one candidate for a layer."""
     if _looks_like_rms_norm(module):
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         forward = functools.partial(_rms_norm, module, eps)
@@ -53,20 +54,20 @@ def candidates(module: nn.Module) -> Iterator[Candidate]:
         parts = [getattr(module, name, None) for name in names]
         if all(isinstance(part, nn.Linear) for part in parts):
             forward = functools.partial(_swiglu, module, names)
-            what = "SwiGLU, one activation less kept"
-            yield Candidate("swiglu", forward, (8, parts[0].in_features), what)
+            description = "SwiGLU, one activation less kept"
+            yield Candidate("swiglu", forward, (8, parts[0].in_features), description)
             return
     if _has_linear(module, "qkv", "proj") and isinstance(getattr(module, "num_heads", None), int):
         forward = functools.partial(_self_attention, module)
-        what = "packed attention for timm's"
-        yield Candidate("attention", forward, (2, 4, module.qkv.in_features), what)
+        shape = (2, 4, module.qkv.in_features)
+        yield Candidate("attention", forward, shape, "packed attention for timm's")
 
 
 def _looks_like_rms_norm(module: Any) -> bool:
     weight = getattr(module, "weight", None)
     return (
         "rmsnorm" in type(module).__name__.lower()
-        and not isinstance(module, nn.RMSNorm)  # is the fused one
+        and not isinstance(module, nn.RMSNorm)  # torch's is fused already
         and isinstance(weight, Tensor)
         and weight.ndim == 1
     )
@@ -82,26 +83,7 @@ def _rms_norm(module: Any, eps: float, hidden_states: Tensor) -> Tensor:
 
 def _swiglu(module: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
     *inner, down = (getattr(module, name) for name in names)
-    gate, up = (part(x) for part in inner) if len(inner) == 2 else inner[0](x).chunk(2, dim=-1)
-    return down(SiluMul.apply(gate, up))
-
-
-class SiluMul(torch.autograd.Function):
-    """silu(gate) * up; silu(gate) is made again in the backward instead of being kept."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        sigmoid = gate.sigmoid()
-        silu = gate * sigmoid
-        # d silu / d gate = sigmoid + silu (1 - sigmoid)
-        return dout * up * torch.addcmul(sigmoid, silu, 1 - sigmoid), dout * silu
+    return down(silu_mul(*(part(x) for part in inner)))
 
 
 def _self_attention(
@@ -119,7 +101,7 @@ def _self_attention(
 
 
 def obstacle(module: nn.Module, candidate: Candidate) -> str | None:
-    """Why a candidate must not be used; None where it gives the layer's numbers."""
+    """Says why a candidate must not be used; None if it gives the layer's numbers."""
     if "forward" in module.__dict__:
         return "its forward was replaced before"
     if next(module.parameters()).is_meta:
@@ -134,7 +116,8 @@ def obstacle(module: nn.Module, candidate: Candidate) -> str | None:
 
 @torch.no_grad()
 def _difference(module: nn.Module, candidate: Candidate) -> float:
-    """Relative L2 difference in fp32, the largest of 8 rows: of every size, so an epsilon shows."""
+    """Measures the relative L2 difference in fp32: the largest of 8 rows, from small to large so
+    that an epsilon shows."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, candidate.shape[-1], generator=generator)
     x = (x * torch.logspace(-3, 1, 8)[:, None]).reshape(candidate.shape)
@@ -147,6 +130,6 @@ def _difference(module: nn.Module, candidate: Candidate) -> float:
     )
     try:
         expected = type(layer).forward(layer, x)
-    except Exception:  # it wants more than one tensor, so it is something else
+    except Exception:  # it takes more than one tensor, so it is another kind of layer
         return float("inf")
     return float(((forward(x) - expected).norm(dim=-1) / expected.norm(dim=-1)).max())

@@ -1,0 +1,24 @@
+"""Generated captions against the clips' own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from slap_fast.evaluation import metrics
+from slap_fast.inference.slap import Slap
+
+
+def captioning_figures(
+    slap: Slap, items: Sequence[Any], references: Sequence[Sequence[str]], num_beams: int
+) -> dict[str, Any]:
+    """CIDEr-D of captions generated for the audio ``items``, against each item's references."""
+    generated = slap.caption(items, num_beams=num_beams)
+    # The references of other clips: what fluent captions score that ignore the audio.
+    half = len(references) // 2
+    shuffled = [*references[half:], *references[:half]]
+    return {
+        "CIDEr-D": metrics.cider_d(generated, references)[0],
+        "CIDEr-D_shuffled": metrics.cider_d(generated, shuffled)[0],
+        "n": len(references),
+    }
