@@ -74,9 +74,7 @@ def record(**content: Any) -> dict[str, Any]:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record in one rename, and makes its folder.
-
-    Not through slap_fast.atomic_files, whose packages the suite may have yet to install."""
+    """Writes a record in one rename, and makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record, indent=1, ensure_ascii=True)
 

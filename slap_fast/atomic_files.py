@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 MANIFEST = "manifest.sha256"
 _BLOCK = 1 << 20
 
@@ -49,7 +47,7 @@ def write_folder(path: Path, write: Callable[[Path], None], *, keep_old: bool = 
         sync(path.parent)
         if not keep_old:
             remove(old)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise OSError(
             f"{path}: cannot be written, what was saved before is kept: {error}"

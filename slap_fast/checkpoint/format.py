@@ -108,7 +108,10 @@ def write_files(folder: Path, files: Files) -> None:
         if isinstance(content, str):
             (folder / name).write_text(content, encoding="utf-8")
         else:
-            save_file(content, folder / name)
+            try:
+                save_file(content, folder / name)
+            except safetensors.SafetensorError as error:  # as it calls a full disk, too
+                raise OSError(error) from None
 
 
 def read_json(path: Path) -> Any:

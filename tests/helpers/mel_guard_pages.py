@@ -8,8 +8,8 @@ import torch
 from slap_fast.config import MelConfig
 from slap_fast.kernels import mel_patches as kernel
 from tests.helpers import guard_pages
+from tests.helpers.mel_calls import LENGTHS, arguments
 from tests.helpers.mel_signals import noise
-from tests.kernels.test_mel_safety import LENGTHS, arguments
 
 ODD = {"win_length": 511, "hop_length": 97, "n_mels": 30, "patch_freq": 10, "patch_time": 10}
 

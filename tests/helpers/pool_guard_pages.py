@@ -7,7 +7,7 @@ import torch
 
 from slap_fast.kernels import map_pool as kernels
 from tests.helpers import guard_pages
-from tests.kernels.test_map_pool import inputs, run
+from tests.helpers.pool_problems import inputs, run
 
 LENGTHS = [0, 1, 15, 16, 63, 64, 66, 129]
 

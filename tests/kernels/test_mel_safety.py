@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from slap_fast.config import MelConfig
-from slap_fast.reference import mel_patches as reference
 from tests.helpers import guard_pages
+from tests.helpers.mel_calls import LENGTHS, MASKS, arguments
 from tests.helpers.mel_signals import noise
 
 pytest.importorskip("triton")
@@ -20,8 +20,6 @@ from slap_fast.kernels import mel_patches as kernel  # noqa: E402
 interpreted = pytest.mark.skipif(
     torch.cuda.is_available(), reason="only the interpreter's memory and order are ours to choose"
 )
-LENGTHS = (1, 0, 700, 12_000)
-MASKS = torch.tensor([[0, 0, 0, 5], [2, 1, 3, 9], [3, 0, 20, 40], [3, 1, 60, 64]])
 
 
 @pytest.fixture(autouse=True)
@@ -29,22 +27,6 @@ def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted, an operation on a block costs the same whatever the block."""
     if not torch.cuda.is_available():
         monkeypatch.setattr(kernel, "LAUNCH", {128: kernel.Launch(64, 128, 128, 4, 1)})
-
-
-def arguments(
-    waveform: torch.Tensor, cu_samples: torch.Tensor, config: MelConfig, masked: bool = True
-) -> list:
-    """Of the registered operation."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cu_seqlens = reference.mel_patches(waveform, cu_samples, config)[2]
-    total = int(cu_seqlens[-1])
-    masks = (MASKS if masked else MASKS[:0]).int()
-    clips = torch.arange(len(cu_samples), dtype=torch.int32)
-    mask_starts = torch.searchsorted(masks[:, 0].contiguous(), clips, out_int32=True)
-    window, filterbank = kernel._tables(config, reference.constants, device)
-    tensors = (waveform, cu_samples, cu_seqlens, window, kernel._basis(device), filterbank)
-    tensors = [x.to(device) for x in (*tensors, masks, mask_starts)]
-    return [*tensors, total, config.mean, 1 / config.std, *kernel._front_end(config)]
 
 
 @pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
