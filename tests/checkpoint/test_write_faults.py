@@ -10,9 +10,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from slap_fast import atomic_files
+from slap_fast.checkpoint.format import write_files
 from slap_fast.training.state import stored_run
 from tests.helpers import runs
 from tests.helpers.folders import write
@@ -89,7 +90,7 @@ def test_a_write_that_fails_says_why_and_keeps_what_was_saved(
 
         def again(folder, weights=weights):
             write("new")(folder)
-            save_file(weights, folder / "model.safetensors")
+            write_files(folder, {"model.safetensors": weights})
 
         undo = apply(monkeypatch, out)
         if message is None:
