@@ -80,7 +80,7 @@ def stand_ins(monkeypatch):
 
 @WINDOWS
 @pytest.mark.parametrize("name", ["FA2 in torch", "FA2 (flash-attn)", "FA3", "FA4", "SDPA, padded"])
-def test_a_peer_computes_what_ours_does(stand_ins, name, window):
+def test_a_peer_computes_the_same(stand_ins, name, window):
     given = problem(window=window)
     assert max(errors(peers.VARIANTS[name](given), given)) < 1e-5
 
@@ -125,7 +125,7 @@ def test_flex_attentions_mask_is_that_of_the_pack(lengths, size, window):
     assert torch.equal(mask.to_dense(), want.to_dense())
 
 
-def test_flex_attention_computes_what_ours_does(monkeypatch):
+def test_flex_attention_computes_the_same(monkeypatch):
     monkeypatch.setattr(
         peers, "load", lambda *_: types.SimpleNamespace(flex_attention=flex_attention)
     )

@@ -70,7 +70,7 @@ def test_workers_do_not_change_a_batch(source, tokenizer, workers):
     assert same(list(steps_from(data, 0, workers)), [data[i] for i in range(6)])
 
 
-def test_a_loader_that_is_still_held_does_not_keep_the_process(tmp_path):
+def test_an_open_loader_does_not_keep_the_process_alive(tmp_path):
     """The traceback of a notebook's last error holds one."""
     (tmp_path / "hold.py").write_text(
         "import builtins\n"

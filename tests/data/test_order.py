@@ -14,7 +14,7 @@ def test_permute_is_a_permutation(size):
         assert sorted(permute(np.arange(size), size, (key,))) == list(range(size))
 
 
-def test_a_part_equals_that_of_the_whole():
+def test_a_subset_is_permuted_as_in_the_full_range():
     whole = permute(np.arange(1000), 1000, (3, 1))
     some = np.array([7, 999, 0, 500])
     np.testing.assert_array_equal(permute(some, 1000, (3, 1)), whole[some])

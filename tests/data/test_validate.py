@@ -162,7 +162,7 @@ def test_shards_are_validated_to_the_last_byte(folder):
     assert [p.code for p in validate(out).problems] == ["E_SHARD_MISSING"] * 5
 
 
-def test_the_command(folder, capsys):
+def test_the_check_command(folder, capsys):
     words = ["data", "check", str(folder / "m.jsonl")]
     assert main(words) == 0
     write(folder, [("gone.wav", "nothing")], "a")

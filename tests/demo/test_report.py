@@ -188,7 +188,7 @@ def test_palette_grows_lighter(render):
     assert luminance[0] < 0.001 and luminance[-1] > 0.9
 
 
-def test_words_that_no_caption_has_are_marked(render):
+def test_words_unknown_to_the_captions_are_marked(render):
     page = render(clips=[clip()], queries=[])
     assert "A bell rings <mark>quickly.</mark>" in page
 

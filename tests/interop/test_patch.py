@@ -217,7 +217,7 @@ def test_a_patched_model_can_be_copied_and_shows_its_signature():
     assert twin(IDS).logits.abs().max() > 0
 
 
-def test_attention_with_dropout_is_left_alone():
+def test_attention_with_dropout_is_not_patched():
     from transformers import BertConfig, BertModel
 
     model = BertModel(BertConfig(num_hidden_layers=1, **SIZES))
@@ -264,7 +264,7 @@ class DroppingSwiGLU(nn.Module):
     ],
     ids=["1 + weight", "epsilon outside", "dropout", "nn"],
 )
-def test_a_look_alike_is_left_alone(module, why):
+def test_a_lookalike_is_not_patched(module, why):
     report = slap_fast.patch(nn.Sequential(module))
     assert [change.changed for change in report.changes] == [False]
     assert why in str(report) and "forward" not in module.__dict__
@@ -321,7 +321,7 @@ def kept_bytes(model, inputs):
     # Of 100 x 50 tokens: the SiLU's output in 2 layers; the log-probabilities of 60 ids.
     [("swiglu", 2 * 5000 * 48 * 4), ("linear_cross_entropy", 5000 * 60 * 4)],
 )
-def test_less_is_kept_for_the_backward(option, spared):
+def test_less_is_saved_for_the_backward(option, spared):
     model = build(llama)
     ids = torch.randint(60, (100, 50))
     inputs = {"input_ids": ids, "labels": ids}
@@ -331,7 +331,7 @@ def test_less_is_kept_for_the_backward(option, spared):
     assert kept_bytes(model, inputs) <= before - 0.99 * spared
 
 
-def test_the_loss_counts_items_as_the_trainer_wants_and_logits_come_without_labels():
+def test_the_loss_is_divided_by_num_items_in_batch_and_logits_come_without_labels():
     model = build(llama)
     inputs = {**inputs_of(model), "num_items_in_batch": torch.tensor(7)}
     expected, logits = model(**inputs).loss, model(IDS).logits

@@ -106,7 +106,7 @@ def test_fully_masked_rows(kernel, lengths, lengths_k):
 
 
 @pytest.mark.parametrize("rows", [0, 7])
-def test_nothing_at_all(kernel, rows):
+def test_no_tokens_or_sequences(kernel, rows):
     for lengths in ([], [0], [0, 0, 0]):
         found = Pack(lengths, tail=rows).run(triton_attention, Pack(lengths, tail=rows).inputs())
         Pack(lengths, tail=rows).assert_tails(found)
@@ -130,7 +130,7 @@ def test_random_packs(figure, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [275, 1049], ids=["a score near 0", "a row that sees one key"])
-def test_packs_that_once_failed(seed, monkeypatch):
+def test_packs_that_failed_before(seed, monkeypatch):
     check_random_pack(seed, monkeypatch)
 
 

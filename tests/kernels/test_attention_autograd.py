@@ -31,7 +31,7 @@ def test_some_outputs_have_gradients(kernel):
     assert torch.equal(want["lse"][2], torch.zeros_like(want["lse"][2]))
 
 
-def test_some_inputs_want_gradients(kernel):
+def test_some_inputs_require_gradients(kernel):
     pack = Pack([1, 40])
     full = pack.run(triton_attention, pack.inputs())
     for wanted in ("q", "k", "v"):
@@ -112,7 +112,7 @@ def layer_pair(qkv, cu_seqlens, max_seqlen, rope):
         pytest.param("inductor", 50, marks=pytest.mark.slow),
     ],
 )
-def test_compiled_whole_and_at_most_twice_over_many_packs(
+def test_many_packs_compile_without_graph_breaks_and_at_most_twice(
     figure, triton_by_default, backend, count
 ):
     from torch._dynamo.testing import CompileCounterWithBackend

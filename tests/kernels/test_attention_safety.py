@@ -135,7 +135,7 @@ def test_calls_in_any_order_have_the_same_bits(monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", ["whole", "tiled"])
-def test_false_starts_stay_inside(monkeypatch, kernel):
+def test_invalid_cu_seqlens_stay_in_bounds(monkeypatch, kernel):
     # On a GPU nobody reads them: the kernels have to stay inside the tensors, whatever comes out.
     packs.force(monkeypatch, kernel)
     for given in ([0, 7, 900], [-5, 3, 20], [0, 15, 4], [90, 95, 99]):

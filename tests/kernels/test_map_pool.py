@@ -62,7 +62,7 @@ def test_every_setting(figure, monkeypatch, element_size: int, widest: int) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_mean_of_x_does_not_drown_the_gradient(dtype: torch.dtype) -> None:
+def test_a_large_mean_of_x_does_not_swamp_the_gradient(dtype: torch.dtype) -> None:
     x, score_weight, cu_seqlens, dout = inputs(dtype=dtype)
     check(x + 5 * torch.randn_like(x[:1]), score_weight / 5, cu_seqlens, dout)
 
@@ -110,7 +110,7 @@ def test_a_sequence_ignores_its_neighbours_bitwise(where: int) -> None:
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0], [0, 0, 3]], ids=str)
 @pytest.mark.parametrize("rows", [0, 7])
-def test_little_or_nothing_to_pool(lengths: list[int], rows: int) -> None:
+def test_few_or_no_tokens(lengths: list[int], rows: int) -> None:
     total = max(rows, sum(lengths))
     x, score_weight = torch.randn(total, 8, device=DEVICE), torch.randn(2, 8, device=DEVICE)
     dout = torch.randn(len(lengths), 2, 8, device=DEVICE)
@@ -136,7 +136,9 @@ def test_cu_seqlens_beyond_x_is_clamped() -> None:
 
 
 @interpreted
-def test_each_way_reads_x_once_in_equal_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forward_and_backward_each_read_x_once_in_equal_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """However long a sequence is, its programs read a piece, or their part of all rows."""
     x, score_weight, cu_seqlens, dout = inputs(C=24, lengths=[1, 300, 0, 63, 2, 2, 64, 130])
     load, reads = interpreter_builder.create_masked_load, {}
@@ -303,7 +305,7 @@ def test_opcheck(figure) -> None:
             torch.library.opcheck(op, arguments)
 
 
-def test_compiles_whole_and_once() -> None:
+def test_compiles_without_graph_breaks_and_once() -> None:
     counter = CompileCounterWithBackend("aot_eager")
 
     @torch.compile(fullgraph=True, backend=counter, dynamic=True)

@@ -134,7 +134,7 @@ def test_masks():
 
 
 @pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 0, 0]], ids=["no_clips", "one", "two"])
-def test_nothing_gives_no_patches(bounds):
+def test_no_samples_give_no_patches(bounds):
     found = run(torch.zeros(0), torch.tensor(bounds))
     assert found.patches.shape == (0, 256) and found.coords.shape == (0, 2)
     assert found.cu_seqlens.tolist() == bounds and found.max_seqlen == 0

@@ -26,7 +26,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_all_logits_never_exist(loss):
+def test_the_full_logits_are_never_materialised(loss):
     def peak(size):
         rows = unit(ROWS, WIDTH, seed=1).requires_grad_()
         columns = unit(COLUMNS, WIDTH, seed=2).requires_grad_()

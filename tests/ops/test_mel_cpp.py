@@ -53,7 +53,7 @@ def instruction_set(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_the_portable_path_is_always_there():
+def test_the_portable_path_is_always_available():
     assert INSTRUCTION_SETS[-1] == "portable"
 
 

@@ -74,7 +74,7 @@ def mel_arguments(**changes):
     return {"waveform": torch.randn(4000), "cu_samples": cu_samples} | changes
 
 
-def test_attention_passes_everything_on():
+def test_attention_passes_all_arguments_on():
     options = {
         "rope": tables(),
         "window_size": (1, 2),
@@ -116,7 +116,7 @@ def test_using_an_implementation():
         dispatch.using({"conv": "torch"}).__enter__()
 
 
-def test_the_others_pass_everything_on():
+def test_the_other_operations_pass_all_arguments_on():
     arguments = pool_arguments()
     assert torch.equal(ops.map_pool(**arguments), reference_map_pool.map_pool(**arguments))
 
@@ -281,7 +281,7 @@ CALLS = {
         ("map_pool", "triton", "'triton', which runs on a GPU, not on cpu; use impl=None"),
     ],
 )
-def test_nothing_falls_back_in_silence(monkeypatch, name, impl, message):
+def test_nothing_falls_back_silently(monkeypatch, name, impl, message):
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
     with pytest.raises(NotImplementedError, match=message):
         CALLS[name](impl)
@@ -316,7 +316,7 @@ def test_pack_without_the_extension(monkeypatch):
     assert ops.pack([5, 3, 5, 0, 2], 8) == [[0, 1, 3], [2, 4]]
 
 
-def test_which_tells_what_runs():
+def test_which_names_the_implementation():
     answers = dispatch.which()
     assert set(answers) == {"mel_patches", "attention", "map_pool", "pack"}
     assert answers["attention"] == "torch: triton runs on a GPU, not on cpu"
@@ -400,7 +400,7 @@ def test_import_is_light():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-def test_nothing_at_all_is_legal():
+def test_no_tokens_or_sequences_are_legal():
     none = starts(0)
     out, lse = ops.attention(*torch.zeros(3, 2, H, D), none, 0, return_lse=True)
     assert out.shape == (2, H, D) and not out.any()

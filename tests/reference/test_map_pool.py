@@ -100,7 +100,7 @@ def test_a_sequence_ignores_its_neighbours_bitwise():
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]], ids=["none", "empty", "two_empty"])
-def test_nothing_to_pool(lengths):
+def test_no_tokens(lengths):
     x = torch.randn(3, 4, requires_grad=True)
     score_weight = torch.randn(2, 4, requires_grad=True)
     pooled = map_pool(x, score_weight, starts(lengths))

@@ -173,7 +173,7 @@ def test_coords_and_lengths_of_a_pack(preset):
 
 
 @pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 0, 0]], ids=["no_clips", "one", "two"])
-def test_nothing_gives_no_patches(bounds):
+def test_no_samples_give_no_patches(bounds):
     patches, coords, cu_seqlens, max_seqlen = mel_patches(
         torch.zeros(0), torch.tensor(bounds), MelConfig()
     )

@@ -75,7 +75,7 @@ def train_until(out, folder, workers, dies_at):
 
 
 @pytest.mark.slow
-def test_seen_is_trained_and_left_out_whatever_happened(shards, tmp_path, figure):
+def test_seen_is_trained_plus_left_out_under_every_fault(shards, tmp_path, figure):
     """A4: two kills, each time another number of ranks and of workers."""
     folder, codes = shards
     source = open_source(folder, None, fallback="train")

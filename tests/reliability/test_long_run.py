@@ -83,7 +83,7 @@ def grows(samples: list[dict[str, int]], most_kb: float) -> list[str]:
     return growing
 
 
-def test_a_leak_is_seen_through_the_noise():
+def test_a_leak_is_detected_despite_noise():
     noise, step = np.random.default_rng(0).exponential(200.0, 60).round(), np.arange(60) * EVERY
     noise[::7] += 1_200  # a checkpoint on its way to disk
     for rate, wanted in ((1.0, []), (3.0, ["rank's kB"])):

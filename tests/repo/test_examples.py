@@ -45,7 +45,7 @@ def our_losses():
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_a_loop_has_the_losses_of_our_own_trainer(name, our_losses):
+def test_a_loop_has_the_losses_of_the_trainer(name, our_losses):
     pytest.importorskip(LOOPS[name])
     loop = __import__(name)
     found = loop.train(CONFIG)
@@ -100,7 +100,7 @@ def code(name):
     return Counter(text.split('"""', 2)[2].splitlines())
 
 
-def test_five_lines_make_a_clap_loop_ours():
+def test_five_changed_lines_speed_up_a_clap_loop():
     before, after = code("clap_before"), code("clap_after")
     assert (before - after).total() <= (after - before).total() == 5
 

@@ -121,7 +121,7 @@ def test_imports_run_one_way(module: Path) -> None:
         ("ops", "from kernels import attention"),
     ],
 )
-def test_a_wrong_import_is_seen(room: str, source: str) -> None:
+def test_a_wrong_import_is_detected(room: str, source: str) -> None:
     assert complaints(room, source)
 
 

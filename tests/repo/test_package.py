@@ -82,7 +82,7 @@ def test_build_needs_no_torch(pyproject: dict[str, Any]) -> None:
     assert set(parse(pyproject["build-system"]["requires"])) == {"setuptools", "pybind11"}
 
 
-def test_version_is_said_once(pyproject: dict[str, Any]) -> None:
+def test_version_is_defined_once(pyproject: dict[str, Any]) -> None:
     assert pyproject["project"]["version"] == slap_fast.__version__
 
 

@@ -50,7 +50,7 @@ def test_the_share_is_that_of_the_last_clips():
     assert not failing.problem(0.01) and failing.bad == {"E_MISSING": 600}
 
 
-def test_shards_that_fail_one_after_the_other_are_a_disk_that_is_gone():
+def test_consecutive_failing_shards_mean_a_lost_disk():
     counts = ClipCounts()
     for i in range(5):
         counts = counts.after([message(2, [lost(f"{i}.tar"), lost(f"{i}.tar")])])
@@ -92,7 +92,7 @@ def test_warnings_are_counted_whenever_their_clip_is_drawn(manifest, tmp_path, c
     )
 
 
-def test_a_disk_that_goes_away_ends_the_run_which_goes_on_when_it_is_back(manifest, tmp_path):
+def test_a_lost_disk_ends_the_run_which_resumes_when_it_is_back(manifest, tmp_path):
     """All but what was trained before is lost; the resumed run is one that was never stopped."""
     shards, gone = tmp_path / "set", tmp_path / "gone"
     write_shards(read_manifest(manifest), shards, shard_mb=0)

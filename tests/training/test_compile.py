@@ -100,7 +100,7 @@ def test_opcheck(way, figure, monkeypatch):
             torch.library.opcheck(op.default, arguments)
 
 
-def test_no_compiler_is_said_at_once(monkeypatch):
+def test_a_missing_compiler_is_reported_at_once(monkeypatch):
     from torch._inductor import cpp_builder, exc
 
     def nothing():
@@ -140,7 +140,7 @@ def losses_of_ranks(kind, compile):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_compiled_ranks_have_the_losses_of_ranks_as_they_are(kind):
+def test_compiled_ranks_have_the_losses_of_eager_ranks(kind):
     plain, compiled = (
         runs.ranks(2, losses_of_ranks, kind, compile, patience=600.0) for compile in (False, True)
     )
@@ -199,7 +199,7 @@ def test_packs_of_no_and_of_one_clip_are_compiled_too(dynamo, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_has_the_losses_of_the_run_as_it_is():
+def test_a_compiled_run_has_the_losses_of_the_eager_run():
     losses = []
     for changes in ({}, {"compile": False}):
         state, data = start(override(COMPILED, changes))

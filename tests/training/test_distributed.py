@@ -114,7 +114,7 @@ def test_losses_and_gradients_equal_those_of_one_rank(world_size, figure):
 
 
 @pytest.mark.slow
-def test_so_do_those_of_numbers_of_ranks_that_divide_nothing(figure):
+def test_losses_and_gradients_equal_those_of_one_rank_with_an_uneven_split(figure):
     """D1."""
     for seed in figure("D1", ci=TRIALS, soak=8 * TRIALS, batch=TRIALS):
         check_equals_one_rank((5, 6, 7, 16)[seed // TRIALS % 4], seed // TRIALS)
@@ -163,7 +163,7 @@ def go_on(out, kind, stop_at):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_a_run_goes_on_with_another_number_of_ranks(kind, tmp_path, figure):
+def test_a_run_resumes_with_another_number_of_ranks(kind, tmp_path, figure):
     """C5. And a signal to one rank stops all of them after the same step."""
     assert runs.ranks(1, go_on, tmp_path / "whole", kind, None) == [10]
     expected = metrics(tmp_path / "whole")
@@ -252,7 +252,7 @@ def train_with_a_loss(out, how):
 @pytest.mark.parametrize(
     "how", ["raises", "killed", pytest.param("stopped", marks=pytest.mark.slow)]
 )
-def test_a_rank_that_is_lost_ends_the_others_who_name_the_step(how, tmp_path, figure):
+def test_a_lost_rank_ends_the_others_which_name_the_step(how, tmp_path, figure):
     """D4: with a timeout of 3 s, within 13 s of it."""
     for seed in figure("D4", ci=1, soak=17):
         started = time.monotonic()

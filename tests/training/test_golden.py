@@ -66,7 +66,7 @@ def golden_losses():
 
 
 @pytest.mark.slow
-def test_fifty_losses_are_the_known_ones(figure):
+def test_fifty_losses_equal_the_golden_ones(figure):
     """A change that is meant to change them records new ones by
     ``python -m tests.training.test_golden``."""
     known = json.loads(GOLDEN.read_text())
@@ -129,7 +129,7 @@ def test_a_collapse_raises_the_alarm(collapse, seed, figure):
         assert not any(before) and any(alarm(state, data) for _ in range(50))
 
 
-def test_the_alarm_is_written_where_a_user_looks(tmp_path, monkeypatch):
+def test_the_alarm_is_in_the_metrics(tmp_path, monkeypatch):
     real = self_distillation._health
     constant = {"feature_std": torch.tensor(0.0)}
     monkeypatch.setattr(self_distillation, "_health", lambda *args: real(*args) | constant)

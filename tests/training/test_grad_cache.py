@@ -35,7 +35,7 @@ def all_gradients(split):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_split_step_equals_the_whole_one(world_size):
+def test_a_split_step_equals_the_unsplit_one(world_size):
     (expected,) = runs.ranks(1, all_gradients, {})
     for gradients in runs.ranks(world_size, all_gradients, SPLIT):
         for case, values in expected.items():
@@ -54,7 +54,7 @@ def split_run(changes):
     return state, batches
 
 
-def test_without_it_each_pack_has_its_own_negatives():
+def test_without_grad_cache_each_pack_has_its_own_negatives():
     changes = {**NO_LOSS, "loss.contrastive": 1.0}
     whole = train_step(*split_run(SPLIT | changes))
     parts = train_step(*split_run(SPLIT | changes | {"grad_cache": False}))

@@ -185,7 +185,7 @@ def test_sigterm_saves_and_stops_in_every_phase(whole, tmp_path, figure, phase, 
         check_same(out, state, whole)
 
 
-def test_an_evaluation_that_was_cut_short_is_repeated(tmp_path):
+def test_an_interrupted_evaluation_is_repeated(tmp_path):
     in_evaluation(tmp_path, 0)
     seen = []
     runs.go(tmp_path, evaluate=lambda _: seen.append(0) or {"score": 0.0})
@@ -206,7 +206,7 @@ def test_an_evaluation_that_is_done_is_not_repeated(tmp_path):
     assert len(seen) == 3  # of steps 2, 4 and 5
 
 
-def test_a_line_that_a_kill_cut_off_does_not_spoil_the_metrics(whole, tmp_path):
+def test_a_partial_line_after_a_kill_does_not_corrupt_the_metrics(whole, tmp_path):
     with patched(loop, "train_step", after):
         runs.go(tmp_path, BRIEF)
     with (tmp_path / "metrics.jsonl").open("a") as file:

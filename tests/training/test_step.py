@@ -82,7 +82,7 @@ def test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm(source):
 
 
 @pytest.mark.parametrize("step, rate", [(0, 0.5e-2), (1, 1e-2), (4, 0.55e-2), (6, 1e-3)])
-def test_a_step_moves_by_the_rate_of_its_number(source, step, rate):
+def test_a_step_uses_the_scheduled_learning_rate(source, step, rate):
     """AdamW's first step is the rate in the gradient's direction, whatever its size."""
     config = override(SMALL, {"lr": 1e-2, "lr_final": 1e-3, "weight_decay": 0.5})
     state, tokenizer = start(config)
@@ -120,7 +120,7 @@ def test_no_activations_are_alive_beside_the_teachers(source, monkeypatch):
     "step, temperature, momentum", [(0, 0.04, 0.9), (2, 0.06, 0.925), (3, 0.07, 0.95)]
 )
 @pytest.mark.parametrize("targets", ["sinkhorn", "centering"])
-def test_a_step_has_the_temperatures_and_the_teacher_of_its_number(
+def test_a_step_uses_the_scheduled_temperatures_and_teacher_momentum(
     source, targets, step, temperature, momentum
 ):
     changes = {

@@ -222,7 +222,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
         decode(3)
 
 
-def test_too_long_is_found_while_reading():
+def test_too_long_is_detected_while_reading():
     data = encode(np.zeros(60 * RATE) + 0.1, format="FLAC")
     assert code_of(data, max_seconds=30.0) == "E_TOO_LONG"
     assert decode(data, max_seconds=30.0, end=20.0).seconds == 20.0

@@ -109,7 +109,7 @@ def test_errors_equal_those_of_the_functions(decoder, tmp_path):
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
-def test_a_crash_costs_one_item(evil, item, how, tmp_path, monkeypatch):
+def test_a_crash_loses_one_item(evil, item, how, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(evil.decode(wav()).waveform) == 3_200
     with pytest.raises(AudioError, match=f"E_CRASH.*{how}"):
@@ -140,7 +140,7 @@ def test_an_item_that_crashed_twice_is_not_tried_again(evil):
     assert evil._process.pid == pid and len(evil.decode(wav()).waveform) == 3_200
 
 
-def test_training_goes_on_without_the_item(evil, tmp_path):
+def test_training_continues_without_the_item(evil, tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.wav").write_bytes(wav())
     (tmp_path / "bad.wav").write_bytes(b"segfault")
@@ -177,7 +177,7 @@ def test_a_decoder_that_does_not_start_raises(monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="terminate ends a process there")
-def test_a_signal_to_all_processes_costs_no_item(decoder):
+def test_a_signal_to_all_processes_loses_no_item(decoder):
     decoder.decode(wav())
     process = decoder._process
     process.terminate()

@@ -105,7 +105,7 @@ def test_events_come_in_the_order_of_the_caption(swap, louder, monkeypatch):
             assert peaks[louder] > 5 * peaks[1 - louder]
 
 
-def test_together_means_both_at_all_times(monkeypatch):
+def test_together_means_both_sources_sound_throughout(monkeypatch):
     events = (
         Event("a pure tone", "high", "steady", None),
         Event("a buzzer", "low", "fast", None),

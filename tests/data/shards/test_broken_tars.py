@@ -27,7 +27,7 @@ def twelve():
     return archive(members, "ustar"), members[::2], ends[1::2], at
 
 
-def test_a_cut_costs_what_comes_after_it(twelve, tmp_path):
+def test_a_truncated_tar_loses_what_follows(twelve, tmp_path):
     whole, sounds, ends, last = twelve
     rng = np.random.default_rng(0)
     for cut in [*range(0, len(whole) + 1, BLOCK), *rng.integers(len(whole), size=60).tolist()]:
@@ -46,7 +46,7 @@ def test_a_pair_is_lost_with_a_member_that_breaks_off(tmp_path):
     assert codes(errors) == {"E_SHARD_TRUNCATED": 1} and "after 1 pairs" in str(errors[0])
 
 
-def test_a_bit_of_a_header_costs_what_comes_after_it(twelve, tmp_path):
+def test_a_flipped_bit_in_a_header_loses_what_follows(twelve, tmp_path):
     """All bits count but those that do not change the value of a number."""
     whole, sounds, ends, _ = twelve
     noticed = 0
@@ -65,7 +65,7 @@ def test_a_bit_of_a_header_costs_what_comes_after_it(twelve, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gnu", "pax"])
-def test_a_bit_of_a_long_name_loses_nothing_silently(kind, tmp_path):
+def test_a_flipped_bit_in_a_long_name_loses_nothing_silently(kind, tmp_path):
     """No checksum covers a long name, but a pair of two names falls apart."""
     key = "\u00e9" + "x" * 150
     members = [*pair("a"), *pair(key), *pair("z")]
@@ -127,7 +127,7 @@ def test_a_tar_that_cannot_be_opened(kind, tmp_path):
 
 
 @pytest.mark.parametrize("contents", [False, True], ids=["a_header", "contents"])
-def test_a_disk_that_fails_costs_what_comes_after(contents, twelve, tmp_path, monkeypatch):
+def test_a_failing_disk_loses_what_follows(contents, twelve, tmp_path, monkeypatch):
     tar, fails = written(tmp_path, twelve[0]), twelve[0].index(b"03.flac") + BLOCK * contents
 
     class Failing(io.FileIO):

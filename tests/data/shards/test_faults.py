@@ -168,7 +168,7 @@ def test_an_index_that_is_wrong_is_refused(damaged, name):
         ShardClips(damaged[0])
 
 
-def test_an_index_that_is_cut_is_refused(damaged):
+def test_a_truncated_index_is_refused(damaged):
     folder, _ = damaged
     for name in (ROWS, INDEX):
         whole = (folder / name).read_bytes()
