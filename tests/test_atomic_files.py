@@ -10,8 +10,8 @@ from tests.helpers.folders import names, write
 
 def test_the_manifest_is_what_sha256sum_reads(tmp_path):
     atomic_files.write_folder(tmp_path / "x", write("abc"))
-    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert (tmp_path / "x" / atomic_files.MANIFEST).read_text() == f"{known}  a\n"
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (tmp_path / "x" / atomic_files.MANIFEST).read_text() == f"{digest}  a\n"
 
 
 def test_the_previous_checkpoint_is_kept_by_option(tmp_path):

@@ -38,11 +38,11 @@ def most_of(column: str, **where: Any) -> Callable[[Record], float | None]:
 
 
 def _values(record: Record, column: str, where: dict[str, Any]) -> list[float]:
-    wanted = {
+    accepted = {
         name: value if isinstance(value, tuple) else (value,) for name, value in where.items()
     }
     matching = [
-        row for row in record["rows"] if all(row.get(name) in of for name, of in wanted.items())
+        row for row in record["rows"] if all(row.get(name) in of for name, of in accepted.items())
     ]
     return [row[column] for row in matching if row.get(column) is not None]
 

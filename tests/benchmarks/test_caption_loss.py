@@ -48,7 +48,7 @@ def test_the_packages_get_their_arguments(monkeypatch):
 
 def test_an_absent_or_wrong_peer_has_a_note(monkeypatch):
     def doubled():
-        return lambda *given: 2 * benchmark.ours()(*given)
+        return lambda *arguments: 2 * benchmark.ours()(*arguments)
 
     variants = {"slap-fast": benchmark.ours, "double": doubled, "Liger": benchmark.liger}
     monkeypatch.setattr(benchmark, "VARIANTS", variants)

@@ -21,8 +21,8 @@ def retrieval_by_loops(similarity, positives):
     """Sorts every query with the negatives first among equals; NaN last."""
     recalls, precisions = {1: [], 5: [], 10: []}, []
     for scores, right in zip(similarity, positives, strict=True):
-        known = [(-score, column in right) for column, score in enumerate(scores)]
-        order = [is_right for score, is_right in sorted(k for k in known if not math.isnan(k[0]))]
+        pairs = [(-score, column in right) for column, score in enumerate(scores)]
+        order = [is_right for score, is_right in sorted(k for k in pairs if not math.isnan(k[0]))]
         ranks = [rank for rank, is_right in enumerate(order, 1) if is_right]
         for k, hits in recalls.items():
             hits.append(any(rank <= k for rank in ranks))

@@ -22,7 +22,7 @@ from tests.helpers.paths import ROOT
 
 PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)
-SAID = "no access outside\n"
+NO_ACCESS_OUTSIDE = "no access outside\n"
 
 
 def lazy(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -65,8 +65,8 @@ def outside(script: str, first: int, count: int) -> str:
     command = [sys.executable, "-m", f"tests.helpers.{script}", str(first), str(count)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    well = done.returncode == 0 and done.stdout == SAID
-    return "" if well else f"exit code {done.returncode}: {done.stderr[-2000:]}"
+    passed = done.returncode == 0 and done.stdout == NO_ACCESS_OUTSIDE
+    return "" if passed else f"exit code {done.returncode}: {done.stderr[-2000:]}"
 
 
 def main(trial: Callable[[int], None]) -> None:
@@ -77,4 +77,4 @@ def main(trial: Callable[[int], None]) -> None:
         torch.manual_seed(seed)
         print(f"seed {seed}", file=sys.stderr, flush=True)
         trial(seed)
-    print(SAID, end="")
+    print(NO_ACCESS_OUTSIDE, end="")

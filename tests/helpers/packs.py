@@ -149,13 +149,13 @@ class Pack:
             out, lse = module.attention_qkvpacked(
                 qkv, self.heads[1], cu_seqlens, longest, **options
             )
-            wanted = [qkv]
+            leaves = [qkv]
         else:
             if self.lengths_k is not None:
                 longest_k = max(self.lengths_k, default=0)
                 options |= {"cu_seqlens_k": starts(self.lengths_k), "max_seqlen_k": longest_k}
             out, lse = module.attention(*inputs, cu_seqlens, longest, **options)
-            wanted = inputs
+            leaves = inputs
         dout, dlse = self.values["dout"].to(out.dtype), self.values["dlse"].to(lse.dtype)
         if module is not triton_attention:
             # A fully masked row has no lse to change; the kernels get NaN there.
@@ -163,7 +163,7 @@ class Pack:
             dout = dout.nan_to_num(0)
         else:
             dlse = dlse.masked_fill(lse.isinf(), math.nan).T.contiguous().T
-        grads = torch.autograd.grad((out, lse), wanted, (dout, dlse))
+        grads = torch.autograd.grad((out, lse), leaves, (dout, dlse))
         if packed:
             counts = (self.heads[0], self.heads[1], self.heads[1])
             grads = grads[0].split(counts, dim=1)

@@ -168,9 +168,9 @@ def test_autocast_reaches_the_attention(use_cache, monkeypatch):
     expected = model(IDS).logits
     slap_fast.patch(model)
 
-    def spy(q, k, v, *rest, **options):
+    def spy(q, k, v, *arguments, **options):
         seen.extend(x.dtype for x in (q, k, v))
-        return attend(q, k, v, *rest, **options)
+        return attend(q, k, v, *arguments, **options)
 
     monkeypatch.setattr(ops, "attention", spy)
     with torch.autocast("cpu", torch.bfloat16):

@@ -210,8 +210,8 @@ def test_int16_is_divided_by_32768(preset):
     config = raw(preset)
     clip = torch.from_numpy(noise(9_000) * 20_000).to(torch.int16)
     bounds = torch.tensor([0, 300, 9_000])
-    whole = mel_patches(clip, bounds, config)[0]
-    assert torch.equal(whole, mel_patches(clip.float() / 32768, bounds, config)[0])
+    int16 = mel_patches(clip, bounds, config)[0]
+    assert torch.equal(int16, mel_patches(clip.float() / 32768, bounds, config)[0])
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -71,7 +71,7 @@ def grows(samples: list[dict[str, int]], most_kb: float) -> list[str]:
     """What grows over the second half of a run; what is made on first use fills the first."""
     late, growing = samples[len(samples) // 2 :], []
     for name in late[0]:
-        counts = np.array([each[name] for each in late], dtype=float)
+        counts = np.array([sample[name] for sample in late], dtype=float)
         if name.endswith("kB"):
             rate = slope(counts)
             if rate >= most_kb:
@@ -86,9 +86,9 @@ def grows(samples: list[dict[str, int]], most_kb: float) -> list[str]:
 def test_a_leak_is_detected_despite_noise():
     noise, step = np.random.default_rng(0).exponential(200.0, 60).round(), np.arange(60) * EVERY
     noise[::7] += 1_200  # a checkpoint on its way to disk
-    for rate, wanted in ((1.0, []), (3.0, ["rank's kB"])):
+    for rate, names in ((1.0, []), (3.0, ["rank's kB"])):
         samples = [{"rank's kB": kb, "files": 5} for kb in 350_000 + noise + rate * step]
-        assert [word.split(":")[0] for word in grows(samples, 2_000)] == wanted
+        assert [word.split(":")[0] for word in grows(samples, 2_000)] == names
     files = [{"files": int(n)} for n in 5 + step / 25]
     assert grows(files, 2_000) and not grows([{"files": 5 + n % 2} for n in range(60)], 2_000)
 

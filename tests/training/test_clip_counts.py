@@ -100,7 +100,7 @@ def test_a_lost_disk_ends_the_run_which_resumes_when_it_is_back(manifest, tmp_pa
         runs.TINY, {"steps": 4, "batch_size": 8, "save_every": 9, "data.cache_gb": 0.0}
     )
     source = open_source(shards, None, fallback="train")
-    whole = runs.go(tmp_path / "whole", config, source)
+    uninterrupted = runs.go(tmp_path / "whole", config, source)
 
     class Leaving:
         """The folder of shards is moved away when the 17th clip is read."""
@@ -132,5 +132,7 @@ def test_a_lost_disk_ends_the_run_which_resumes_when_it_is_back(manifest, tmp_pa
         tar.rename(shards / tar.name)
     state = runs.go(tmp_path / "run", source=source)
     assert runs.loss_rows(tmp_path / "run") == runs.loss_rows(tmp_path / "whole")
-    assert runs.same_weights(state, whole) and state.clip_counts == whole.clip_counts
+    assert (
+        runs.same_weights(state, uninterrupted) and state.clip_counts == uninterrupted.clip_counts
+    )
     assert (tmp_path / "run" / "bad_clips.jsonl").read_text() == ""

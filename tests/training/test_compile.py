@@ -65,16 +65,16 @@ def test_the_reference_is_one_node_of_a_graph(dynamo):
     assert counter.frame_count <= 2  # the first lengths have sizes in common that others have not
 
 
-@pytest.mark.parametrize("way", ["contiguous", "strided", "as on a GPU"])
-def test_opcheck(way, figure, monkeypatch):
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "as on a GPU"])
+def test_opcheck(layout, figure, monkeypatch):
     """Of the operations without kernels, forward and backward."""
-    registered, contiguous = torch.ops.slap_fast, way != "strided"
-    if way == "as on a GPU":
+    registered, contiguous = torch.ops.slap_fast, layout != "strided"
+    if layout == "as on a GPU":
         attend = torch_attention._attend
 
         def with_lse(*arguments):
-            *rest, options = arguments
-            return attend(*rest, options._replace(return_lse=True))[0]
+            *tensors, options = arguments
+            return attend(*tensors, options._replace(return_lse=True))[0]
 
         monkeypatch.setattr(torch_attention, "_attend", with_lse)
 

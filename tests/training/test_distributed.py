@@ -71,7 +71,7 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(monkeypatch):
 def saves(out):
     """How often this rank collected a checkpoint's files."""
     made, snapshot = [], checkpoints.snapshot
-    checkpoints.snapshot = lambda *given: made.append(1) or snapshot(*given)
+    checkpoints.snapshot = lambda *arguments: made.append(1) or snapshot(*arguments)
     runs.go(out, override(runs.TINY, {"save_every": 5}))
     return len(made)
 
@@ -93,7 +93,7 @@ def all_gradients(seed):
     return gradients
 
 
-def check_equals_one_rank(world_size, seed):
+def assert_equals_one_rank(world_size, seed):
     (expected,) = runs.ranks(1, all_gradients, seed)
     for gradients in runs.ranks(world_size, all_gradients, seed):
         for case, values in expected.items():
@@ -110,14 +110,14 @@ WORLDS = [2, *(pytest.param(w, marks=pytest.mark.slow) for w in (3, 4, 8))]
 def test_losses_and_gradients_equal_those_of_one_rank(world_size, figure):
     """D1: each loss and their sum, even and uneven batches; on 8 ranks three have no clip."""
     for seed in figure("D1", ci=TRIALS, soak=5 * TRIALS, batch=TRIALS):
-        check_equals_one_rank(world_size, seed // TRIALS)
+        assert_equals_one_rank(world_size, seed // TRIALS)
 
 
 @pytest.mark.slow
 def test_losses_and_gradients_equal_those_of_one_rank_with_an_uneven_split(figure):
     """D1."""
     for seed in figure("D1", ci=TRIALS, soak=8 * TRIALS, batch=TRIALS):
-        check_equals_one_rank((5, 6, 7, 16)[seed // TRIALS % 4], seed // TRIALS)
+        assert_equals_one_rank((5, 6, 7, 16)[seed // TRIALS % 4], seed // TRIALS)
 
 
 def trained(kind, steps):
@@ -234,15 +234,15 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one(figure):
         assert runs.ranks(3, skipped_steps, 3) == [(24, [])] * 3
 
 
-def train_with_a_loss(out, how):
+def train_and_lose_a_rank(out, failure):
     """Trains on several ranks, of which the last one is lost in the third step."""
     real = loop.train_step
 
     def step(state, batches):
         if state.step == 2 and distributed.rank() == distributed.world_size() - 1:
-            if how == "raises":
+            if failure == "raises":
                 raise RuntimeError("this rank has a fault")
-            os.kill(os.getpid(), {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}[how])
+            os.kill(os.getpid(), {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}[failure])
         return real(state, batches)
 
     loop.train_step = step
@@ -250,14 +250,16 @@ def train_with_a_loss(out, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["raises", "killed", pytest.param("stopped", marks=pytest.mark.slow)]
+    "failure", ["raises", "killed", pytest.param("stopped", marks=pytest.mark.slow)]
 )
-def test_a_lost_rank_ends_the_others_which_name_the_step(how, tmp_path, figure):
+def test_a_lost_rank_ends_the_others_which_name_the_step(failure, tmp_path, figure):
     """D4: with a timeout of 3 s, within 13 s of it."""
     for seed in figure("D4", ci=1, soak=17):
         started = time.monotonic()
         # The lost one answers last, and a stopped one never: it is not waited for.
-        pipes = runs.ranks(3, train_with_a_loss, tmp_path / str(seed), how, timeout=3.0, wait_for=2)
+        pipes = runs.ranks(
+            3, train_and_lose_a_rank, tmp_path / str(seed), failure, timeout=3.0, wait_for=2
+        )
         assert time.monotonic() - started < 13.0
         for rank, error in enumerate(pipes):
             assert f"rank {rank}, step 3: " in str(error)

@@ -75,8 +75,8 @@ def follows(steps: int, seed: int, compile: bool = False) -> None:
     with fused, pytest.MonkeyPatch.context() as patch:
         choose, ran = dispatch.choose, set()
 
-        def recorded(op, *rest):
-            impl = choose(op, *rest)
+        def recorded(op, *arguments):
+            impl = choose(op, *arguments)
             ran.add((op, impl))
             return impl
 

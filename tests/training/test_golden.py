@@ -69,14 +69,14 @@ def golden_losses():
 def test_fifty_losses_equal_the_golden_ones(figure):
     """A change that is meant to change them records new ones by
     ``python -m tests.training.test_golden``."""
-    known = json.loads(GOLDEN.read_text())
-    if known["torch"] != torch.__version__:
-        pytest.skip(f"the known losses are those of torch {known['torch']}")
+    golden = json.loads(GOLDEN.read_text())
+    if golden["torch"] != torch.__version__:
+        pytest.skip(f"the known losses are those of torch {golden['torch']}")
     for _ in figure("D7", ci=1, soak=3):
         command = [sys.executable, "-m", "tests.training.test_golden", "--print"]
         environment = {**os.environ, **PORTABLE}
         printed = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
-        assert json.loads(printed) == known["losses"]
+        assert json.loads(printed) == golden["losses"]
 
 
 def healthy(seed, steps):

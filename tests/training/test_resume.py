@@ -36,7 +36,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """(folder, state) of BRIEF, never stopped."""
     out = tmp_path_factory.mktemp("whole")
     return out, runs.go(out, BRIEF, evaluate=lambda _: {"score": 0.0})
@@ -69,10 +69,10 @@ def after(real):
     return call
 
 
-def check_same(out, state, whole):
-    assert runs.loss_rows(out) == runs.loss_rows(whole[0])
-    assert runs.same_weights(state, whole[1])
-    assert (state.clip_counts, state.best) == (whole[1].clip_counts, whole[1].best)
+def assert_same_run(out, state, uninterrupted):
+    assert runs.loss_rows(out) == runs.loss_rows(uninterrupted[0])
+    assert runs.same_weights(state, uninterrupted[1])
+    assert (state.clip_counts, state.best) == (uninterrupted[1].clip_counts, uninterrupted[1].best)
 
 
 @pytest.mark.parametrize("workers", [0, 4])
@@ -80,7 +80,7 @@ def test_a_run_stopped_at_every_step_is_the_same(tmp_path, figure, workers):
     """C4: a chain of as many resumes as there are steps, and a trial for each."""
     steps = 15 if figure.soak else {0: 10, 4: 5}[workers]
     config = runs.override(BRIEF, {"steps": steps})
-    whole = tmp_path / "whole", runs.go(tmp_path / "whole", config)
+    uninterrupted = tmp_path / "whole", runs.go(tmp_path / "whole", config)
     for seed in figure("C4", ci=steps, soak=2 * steps, batch=steps):
         out = tmp_path / str(seed)
         for step in range(1, steps + 1):
@@ -89,18 +89,18 @@ def test_a_run_stopped_at_every_step_is_the_same(tmp_path, figure, workers):
             assert state.step == step
             assert json.loads((out / "last" / "training.json").read_text())["step"] == step
         state = runs.go(out, workers=workers)
-        check_same(out, state, whole)
+        assert_same_run(out, state, uninterrupted)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_stopped_once_with_workers_is_the_same(whole, tmp_path, figure, workers):
+def test_a_run_stopped_once_with_workers_is_the_same(uninterrupted, tmp_path, figure, workers):
     """C4."""
     for seed in figure("C4", ci=1, soak=5):
         out = tmp_path / str(seed)
         with patched(loop, "train_step", after):
             runs.go(out, BRIEF, workers=workers)
         state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
-        check_same(out, state, whole)
+        assert_same_run(out, state, uninterrupted)
 
 
 class Slow:
@@ -173,7 +173,7 @@ PHASES = (in_training, in_evaluation, waiting_for_data, in_a_save)
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__)
-def test_sigterm_saves_and_stops_in_every_phase(whole, tmp_path, figure, phase, workers):
+def test_sigterm_saves_and_stops_in_every_phase(uninterrupted, tmp_path, figure, phase, workers):
     """C6."""
     for seed in figure("C6", ci=1, soak=13):
         out = tmp_path / str(seed)
@@ -182,7 +182,7 @@ def test_sigterm_saves_and_stops_in_every_phase(whole, tmp_path, figure, phase, 
         saved = json.loads((out / "last" / "training.json").read_text())["step"]
         assert saved == state.step
         state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
-        check_same(out, state, whole)
+        assert_same_run(out, state, uninterrupted)
 
 
 def test_an_interrupted_evaluation_is_repeated(tmp_path):
@@ -206,13 +206,13 @@ def test_an_evaluation_that_is_done_is_not_repeated(tmp_path):
     assert len(seen) == 3  # of steps 2, 4 and 5
 
 
-def test_a_partial_line_after_a_kill_does_not_corrupt_the_metrics(whole, tmp_path):
+def test_a_partial_line_after_a_kill_does_not_corrupt_the_metrics(uninterrupted, tmp_path):
     with patched(loop, "train_step", after):
         runs.go(tmp_path, BRIEF)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
     state = runs.go(tmp_path, evaluate=lambda _: {"score": 0.0})
-    check_same(tmp_path, state, whole)
+    assert_same_run(tmp_path, state, uninterrupted)
 
 
 @pytest.mark.parametrize("best", [0.25, -math.inf])
@@ -285,8 +285,8 @@ def test_kill_9_loses_nothing(tmp_path, figure):
         if folder.exists():
             verify(folder)
         if (out / "metrics.jsonl").exists():
-            whole_lines = (out / "metrics.jsonl").read_text().count("\n")
-            assert runs.loss_rows(out)[:whole_lines] == rows[:whole_lines]
+            complete_lines = (out / "metrics.jsonl").read_text().count("\n")
+            assert runs.loss_rows(out)[:complete_lines] == rows[:complete_lines]
     print(f"{kills} kills, {in_a_write} of them inside a write; {complete} runs completed")
     assert complete and in_a_write >= 0.3 * kills
 

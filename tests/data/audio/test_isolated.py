@@ -99,7 +99,7 @@ def test_errors_equal_those_of_the_functions(decoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("item", "how"),
+    ("item", "crash"),
     [
         ("segfault", "SIGSEGV"),
         ("exit", "exit code 3"),
@@ -109,10 +109,10 @@ def test_errors_equal_those_of_the_functions(decoder, tmp_path):
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
-def test_a_crash_loses_one_item(evil, item, how, tmp_path, monkeypatch):
+def test_a_crash_loses_one_item(evil, item, crash, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(evil.decode(wav()).waveform) == 3_200
-    with pytest.raises(AudioError, match=f"E_CRASH.*{how}"):
+    with pytest.raises(AudioError, match=f"E_CRASH.*{crash}"):
         evil.decode(item.encode())
     assert len(evil.decode(wav()).waveform) == 3_200
     assert all(path.stat().st_size == 0 for path in tmp_path.iterdir())
@@ -163,9 +163,9 @@ def test_a_copy_and_a_fork_have_a_process_of_their_own(decoder):
     if not pid:
         parent = decoder._process.pid
         decoder.decode(wav())
-        own = decoder._process.pid
+        child = decoder._process.pid
         decoder.close()
-        os._exit(0 if own != parent else 1)
+        os._exit(0 if child != parent else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert len(decoder.decode(wav()).waveform) == 3_200
 

@@ -33,12 +33,12 @@ def test_held_out_scenes_hold_combinations_that_training_never_has(scenes):
 
 def test_every_single_value_occurs_in_training(scenes):
     def values(split):
-        found = set()
+        seen = set()
         for scene in scenes[split]:
-            found |= {("count", len(scene.events)), scene[1:2], scene[2:3], scene[3:]}
+            seen |= {("count", len(scene.events)), scene[1:2], scene[2:3], scene[3:]}
             for event in scene.events:
-                found |= set(zip(event._fields, event, strict=True))
-        return found
+                seen |= set(zip(event._fields, event, strict=True))
+        return seen
 
     assert values("test") <= values("train")
     assert {event.source for s in scenes["train"] for event in s.events} == set(LABELS)

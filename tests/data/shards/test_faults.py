@@ -16,71 +16,71 @@ from slap_fast.data.sources.shards import ShardClips
 from tests.helpers.shards import losses, spans
 
 
-def fault(shard, whole: bytes, seed: int) -> tuple[str, int, int]:
+def fault(shard, intact: bytes, seed: int) -> tuple[str, int, int]:
     """Breaks a shard; (code, first byte, end) of the damage."""
     rng = np.random.default_rng(seed)
-    kind, at = seed % 4, int(rng.integers(len(whole)))
+    kind, at = seed % 4, int(rng.integers(len(intact)))
     if kind == 0:  # cut anywhere
         os.truncate(shard, at)
-        return "E_SHARD_TRUNCATED", at, len(whole)
+        return "E_SHARD_TRUNCATED", at, len(intact)
     if kind == 1:  # cut at a block
-        at = int(rng.integers(len(whole) // 512)) * 512
+        at = int(rng.integers(len(intact) // 512)) * 512
         os.truncate(shard, at)
-        return "E_SHARD_TRUNCATED", at, len(whole)
+        return "E_SHARD_TRUNCATED", at, len(intact)
     end = at + 1
     if kind == 2:  # one bit
-        broken = bytes([whole[at] ^ 1 << int(rng.integers(8))])
+        broken = bytes([intact[at] ^ 1 << int(rng.integers(8))])
     else:  # a run of other bytes
-        end = min(len(whole), at + int(rng.integers(1, 2_000)))
-        broken = bytes(byte ^ 0x5A for byte in whole[at:end])
+        end = min(len(intact), at + int(rng.integers(1, 2_000)))
+        broken = bytes(byte ^ 0x5A for byte in intact[at:end])
     with shard.open("r+b") as file:
         file.seek(at)
         file.write(broken)
     return "E_SHARD_CORRUPT", at, end
 
 
-def assert_fault(folder, shard, whole, seed) -> None:
-    code, first, end = fault(shard, whole, seed)
+def assert_fault(folder, shard, intact, seed) -> None:
+    code, first, end = fault(shard, intact, seed)
     lost = losses(ShardClips(folder))
     expected = {i: code for i, (a, b) in enumerate(spans(folder)) if a < end and first < b}
-    shard.write_bytes(whole)
+    shard.write_bytes(intact)
     assert lost == expected, seed
 
 
 def test_every_fault_costs_exactly_the_clips_it_touches(damaged):
     folder, shard = damaged
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     for seed in range(60):
-        assert_fault(folder, shard, whole, seed)
+        assert_fault(folder, shard, intact, seed)
     assert losses(ShardClips(folder)) == {}
 
 
 @pytest.mark.slow
 def test_faults_of_shards(damaged, figure):
     folder, shard = damaged
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     for seed in figure("A3", ci=2_000, soak=50_000):
-        assert_fault(folder, shard, whole, seed)
+        assert_fault(folder, shard, intact, seed)
 
 
 def test_every_bit_of_a_header_is_covered(damaged):
     folder, shard = damaged
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     source, (first, _) = ShardClips(folder), spans(folder)[3]
     with shard.open("r+b") as file:
         for bit in range(512 * 8):
             file.seek(first + bit // 8)
-            file.write(bytes([whole[first + bit // 8] ^ 1 << bit % 8]))
+            file.write(bytes([intact[first + bit // 8] ^ 1 << bit % 8]))
             file.flush()
             with pytest.raises(AudioError, match="E_SHARD_CORRUPT"):
                 source._read(3)
             file.seek(first + bit // 8)
-            file.write(whole[first + bit // 8 :][:1])
+            file.write(intact[first + bit // 8 :][:1])
 
 
 def replaced(shard, kind: str) -> None:
     """Replaces the shard."""
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     shard.unlink()
     if kind == "empty":
         shard.touch()
@@ -89,7 +89,7 @@ def replaced(shard, kind: str) -> None:
     elif kind == "pipe":
         os.mkfifo(shard)
     elif kind == "gzip_bomb":
-        shard.write_bytes(gzip.compress(bytes(10_000_000)) + bytes(len(whole)))
+        shard.write_bytes(gzip.compress(bytes(10_000_000)) + bytes(len(intact)))
     elif kind == "symlinks":
         with tarfile.open(shard, "w") as tar:
             for i in range(400):
@@ -171,12 +171,12 @@ def test_an_index_that_is_wrong_is_refused(damaged, name):
 def test_a_truncated_index_is_refused(damaged):
     folder, _ = damaged
     for name in (ROWS, INDEX):
-        whole = (folder / name).read_bytes()
-        for cut in (0, 10, 200, len(whole) - 40, len(whole) - 3):
-            (folder / name).write_bytes(whole[:cut])
+        intact = (folder / name).read_bytes()
+        for cut in (0, 10, 200, len(intact) - 40, len(intact) - 3):
+            (folder / name).write_bytes(intact[:cut])
             with pytest.raises(ShardError, match=name):
                 ShardClips(folder)
-        (folder / name).write_bytes(whole)
+        (folder / name).write_bytes(intact)
     np.save(folder / ROWS, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ShardError, match="expected 40 rows of a shard index"):
         ShardClips(folder)

@@ -185,9 +185,9 @@ def test_a_key_in_two_tars_belongs_to_the_first(tmp_path):
 
 
 def test_a_key_whose_tar_broke_off_may_come_from_another(tmp_path):
-    whole = archive(pair("k"))
-    cut = written(tmp_path, whole[: whole.index(b"k.txt")], "a.tar")
-    clips, errors, _ = read(cut, written(tmp_path, whole, "b.tar"))
+    intact = archive(pair("k"))
+    cut = written(tmp_path, intact[: intact.index(b"k.txt")], "a.tar")
+    clips, errors, _ = read(cut, written(tmp_path, intact, "b.tar"))
     assert len(clips) == 1 and codes(errors) == {"E_SHARD_TRUNCATED": 1}
 
 

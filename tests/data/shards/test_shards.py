@@ -28,8 +28,8 @@ def test_packed_clips_equal_their_files(manifest, packed):
         assert everything(shards) == everything(files)
         assert shards.total_seconds() == pytest.approx(files.total_seconds(), abs=1e-9)
         assert shards.longest_seconds() == files.longest_seconds()
-    whole = open_source(packed, None, fallback="other")
-    assert len(whole) == 40 and len(open_source(packed, None, fallback="test")) == 10
+    clips = open_source(packed, None, fallback="other")
+    assert len(clips) == 40 and len(open_source(packed, None, fallback="test")) == 10
     with pytest.raises(ShardError, match="no split 'val', there are: train, test"):
         open_source(packed, "val", fallback="train")
 
