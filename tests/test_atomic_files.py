@@ -1,4 +1,4 @@
-"""Files and folders on disk: whole or not at all, by one writer."""
+"""Files and folders on disk: complete or absent, by one writer."""
 
 import pytest
 
@@ -64,7 +64,7 @@ def hold(folder, ready, done):
 
 
 def test_concurrent_writers_do_not_collide(tmp_path, figure):
-    """C3. The second is refused; a lock ends with its process, whatever ended that."""
+    """C3. The second is refused; a lock ends with its process, however that ends."""
     for _ in figure("C3", ci=1, soak=1):
         ready, done = runs.server().Event(), runs.server().Event()
         other = runs.start(hold, tmp_path, ready, done)

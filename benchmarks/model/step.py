@@ -1,6 +1,6 @@
 """A training step in three variants: `python -m benchmarks.model.step [--tokens N] [--json FILE]`.
 
-The same step in turns on three batches of noise: the *reference* (plain PyTorch operations, whole
+The same step in turns on three batches of noise: the *reference* (plain PyTorch operations, full
 logits, AdamW one parameter at a time), the *compiled reference* (torch.compile around it) and the
 *fused* step, made of the trainer's parts with ``compile=true``. Their losses must agree; a
 variant that runs out of a GPU's memory is left out with a note. On a CPU slap_tiny, on a GPU
@@ -286,7 +286,7 @@ def _cell(value: float | str | None) -> str:
 
 
 def default_tokens(config: TrainConfig, device_bytes: float) -> int:
-    """Half of what fits beside three models of the same size: whole logits take the rest.
+    """Half of what fits beside three models of the same size: full logits take the other half.
 
     The estimate is :func:`estimate_memory`'s of a device with ``device_bytes``.
     """

@@ -92,7 +92,7 @@ def problem_of(
 
 
 def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[dict[str, Any]]:
-    """One row per variant and direction; a variant that cannot run has one that says why."""
+    """One row per variant and direction; one that cannot run has a note with the reason."""
     device = harness.device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     problem = problem_of(case.lengths, window, cases.NUM_HEADS, device)

@@ -86,7 +86,7 @@ def with_gradients(loss: Loss, hidden: Tensor, weight: Tensor, labels: Tensor) -
 
 
 def rows_of(tokens: int, size: int, words: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """One row per variant; one that cannot run has one that says why."""
+    """One row per variant; one that cannot run has a note with the reason."""
     device = harness.device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     options = {"device": device, "dtype": dtype}

@@ -155,7 +155,7 @@ def ours(inputs: list[Tensor], bounds: Tensor, config: MelConfig, impl: str) -> 
 
 
 def variants_of(case: cases.Case, rows: list[dict[str, Any]]) -> dict[str, harness.Variant]:
-    """What runs the case; peers that do not load become rows that say so."""
+    """What runs the case; peers that do not load become rows with a note."""
     device = harness.device()
     bounds = starts_of(case.lengths, torch.int64).to(device) * SAMPLES_PER_TOKEN
     waves = [0.1 * torch.randn(int(bounds[-1]), device=device) for _ in range(3)]

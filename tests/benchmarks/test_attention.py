@@ -1,6 +1,6 @@
-"""The attention benchmark's peers compute what ours does, and a failure becomes a note.
+"""The attention benchmark's peers compute the same as ours, and a failure becomes a note.
 
-Their packages need a GPU: here stand-ins with the published arguments, computed by the reference.
+Their packages need a GPU: stubs with the published arguments call the reference instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The caption loss's peers compute what ours does, and one that does not is not timed."""
+"""The caption loss's peers compute the same as ours, and one that does not is not timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run whose checkpoints the tests copy and harm."""
+"""A run whose checkpoints the tests copy and damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of damage to a checkpoint is found, and the older one used."""
+"""Every kind of damage to a checkpoint is detected, and the older one used."""
 
 import json
 import random
@@ -44,7 +44,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_never_replaces_
 
 
 def damage(path: Path, other: Path, rng: random.Random) -> str:
-    """Harms a file in one of six ways; the content always differs afterwards."""
+    """Damages a file by one of six kinds of change; the content always differs afterwards."""
     data, kind = bytearray(path.read_bytes()), rng.randrange(6)
     if kind == 0:
         data = data[: rng.randrange(len(data))]
@@ -67,8 +67,8 @@ def damage(path: Path, other: Path, rng: random.Random) -> str:
 
 
 def test_damage_to_any_file_is_detected_and_the_older_checkpoint_used(finished, tmp_path, figure):
-    """C2. A model alone loads where it is what was written, whatever its manifest says of others:
-    seed 229 harms the manifest's line of a training file."""
+    """C2. A model alone loads if its own files are intact, whatever the manifest lists for others:
+    seed 229 damages the manifest's line of a training file."""
     files = names(finished / "last")
     assert files == sorted([*MODEL_FILES, *TRAINING_FILES, atomic_files.MANIFEST])
     for seed in figure("C2", ci=230, soak=5_000):

@@ -33,7 +33,7 @@ def full_disk(monkeypatch, folder):
 
 
 def patched(name, number, after=0):
-    """A call of the operating system that fails from its ``after``-th time on."""
+    """A system call that fails from its ``after``-th time on."""
 
     def apply(monkeypatch, folder):
         real, calls = getattr(os, name), []
@@ -106,7 +106,7 @@ def test_a_failed_write_names_the_cause_and_keeps_the_checkpoints(
 
 
 def mount_small_disk(folder):
-    """Puts 3 MB of disk on the folder, for this process alone; exits with 77 where it may not."""
+    """Mounts a 3 MB disk on the folder, for this process alone; exits with 77 if forbidden."""
     library, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
     new_user_and_mounts = 0x10000000 | 0x00020000
     if library.unshare(new_user_and_mounts):

@@ -22,7 +22,7 @@ def test_a_subset_is_permuted_as_in_the_full_range():
 
 @pytest.mark.parametrize("size", [3, 7, 30])
 def test_every_clip_is_equally_likely_at_every_position(size):
-    """Chi-square of position x clip counts over many keys; 6 standard deviations of grace."""
+    """Chi-square of position x clip counts over many keys; 6 standard deviations are allowed."""
     draws = 300 * size
     counts = np.zeros((size, size))
     for key in range(draws):

@@ -1,4 +1,4 @@
-"""The report page: it shows what it was given, is safe to open, and embeds the clips."""
+"""The report page: it shows its inputs, is safe to open, and embeds the clips."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The tolerance rule fails what is wrong, and the parity command finds a wrong kernel."""
+"""The tolerance rule rejects wrong results, and the parity command detects a wrong kernel."""
 
 from __future__ import annotations
 

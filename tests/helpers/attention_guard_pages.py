@@ -1,4 +1,4 @@
-"""Runs attention on guarded tensors, see :mod:`guard_pages`; its results are as on any others."""
+"""Runs attention on guarded tensors, see :mod:`guard_pages`; its results are unchanged."""
 
 from __future__ import annotations
 

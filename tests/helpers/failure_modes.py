@@ -1,6 +1,6 @@
 """Failure modes of kernels like ours, and the tests that guard against each.
 
-A test id stands for that test with all its parameters. ``python -m tests.helpers.failure_modes``
+A test id means that test with all its parameters. ``python -m tests.helpers.failure_modes``
 writes docs/failure_modes.md from this table.
 """
 

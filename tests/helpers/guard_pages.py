@@ -1,7 +1,7 @@
-"""Tensors that end, or begin, at memory that nobody may touch, and tensors that are hardly there.
+"""Tensors that end, or begin, at an inaccessible page, and tensors with sparse memory.
 
-An access outside a guarded tensor kills the process with signal 11, so trials on them run in one of
-their own: a script of them ends with ``guard_pages.main(trial)``, and a test asks for ``outside``.
+An access outside a guarded tensor kills the process with signal 11, so trials run in a process
+of their own: their script ends with ``guard_pages.main(trial)``, and a test calls ``outside``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def guard_allocations(patch: pytest.MonkeyPatch, *, at_end: bool) -> None:
 
 
 def outside(script: str, first: int, count: int) -> str:
-    """What a script's trials, from seed ``first`` on, did outside their tensors; "" for nothing."""
+    """The error of a script's trials from seed ``first`` on; "" where none left its tensors."""
     command = [sys.executable, "-m", f"tests.helpers.{script}", str(first), str(count)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -72,7 +72,7 @@ def outside(script: str, first: int, count: int) -> str:
 def main(trial: Callable[[int], None]) -> None:
     """Runs the trials that the command line names: the first seed, and how many."""
     first, count = map(int, sys.argv[1:])
-    torch.use_deterministic_algorithms(True, warn_only=True)  # NaN in memory that nobody wrote
+    torch.use_deterministic_algorithms(True, warn_only=True)  # NaN in uninitialised memory
     for seed in range(first, first + count):
         torch.manual_seed(seed)
         print(f"seed {seed}", file=sys.stderr, flush=True)

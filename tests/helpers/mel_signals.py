@@ -1,4 +1,4 @@
-"""Clips for the tests of mel_patches, and how accurate an implementation has to be on them."""
+"""Clips for the tests of mel_patches, and the accuracy required on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def noise(*lengths: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tens
 
 
 def hostile(n: int) -> dict[str, np.ndarray]:
-    """Signals of n samples (two are shorter) that an implementation may trip over."""
+    """Difficult signals of n samples (two are shorter)."""
     rng = np.random.default_rng(0)
     time = np.arange(n)
     steep = np.fft.rfft(rng.normal(size=n))
@@ -48,8 +48,8 @@ def hostile(n: int) -> dict[str, np.ndarray]:
 def fp32_reference_patches(waveform, cu_samples, config) -> Iterator[torch.Tensor]:
     """The patches of the reference in fp32 with the frames at many places in n_fft.
 
-    Their power is the same, the rounding in torch's FFT is not. The largest error of one draw is a
-    matter of luck.
+    Their power is the same, the rounding in torch's FFT is not. The largest error of one draw
+    varies at random.
     """
     rfft = torch.fft.rfft
     for shift in range(0, 256, 12):

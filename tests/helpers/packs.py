@@ -55,7 +55,7 @@ def starts(lengths: list[int]) -> Tensor:
 
 
 class Eager:
-    """Attention as anyone writes it in eager PyTorch: every product in the dtype of its operands.
+    """Plain attention in eager PyTorch: every product in the dtype of its operands.
 
     The reference computes in fp32, which would make another rule for fp16.
     """
@@ -173,7 +173,7 @@ class Pack:
     def assert_accurate(
         self, inputs: list[Tensor] | None = None, **options: Any
     ) -> dict[str, Tensor]:
-        """Runs the kernels; asserts the tolerance rule for every result, and what tails hold."""
+        """Runs the kernels; asserts the tolerance rule for each result, and the tail."""
         actual = self.run(triton_attention, inputs or self.inputs(), **options)
         eager = self.run(Eager, self.inputs())
         truth = self.run(reference_attention, self.inputs(torch.float64))
@@ -214,7 +214,7 @@ def same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def random_pack(seed: int) -> Pack:
-    """Any lengths, heads, window, dtype and layout: what K1 draws."""
+    """Random lengths, heads, window, dtype and layout, as K1 draws them."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*choices: Any) -> Any:
@@ -233,7 +233,7 @@ def random_pack(seed: int) -> Pack:
     lengths_k = [length() for _ in lengths] if cross else None
     causal = draw(False, False, True)
     dtype = draw(torch.float32, torch.float16)
-    # The rule for fp16 compares means: a mean over a few rows is the luck of a few roundings.
+    # The rule for fp16 compares means: a mean over a few rows depends on a few roundings.
     after = 0 if causal else math.inf if window[1] == -1 else window[1]
     pairs = zip(lengths, lengths_k or lengths, strict=True)
     if sum(min(n, m + after) for n, m in pairs if m) < 64:

@@ -134,7 +134,9 @@ def start(function: Any, *args: Any) -> ForkServerProcess:
 
 def _single(function: Any, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+    tqdm.set_lock(
+        threading.RLock()
+    )  # the default barrier is a semaphore that a killed process leaves behind
     function(*args)
 
 

@@ -1,4 +1,4 @@
-"""What sources and steps hold, for the tests of shards."""
+"""The contents of sources and steps, for the tests of shards."""
 
 from __future__ import annotations
 

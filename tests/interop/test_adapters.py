@@ -1,4 +1,4 @@
-"""Adapters for other packages: what each gives is what Slap gives."""
+"""Adapters for other packages: each gives the same results as Slap."""
 
 import io
 import json

@@ -343,7 +343,7 @@ def test_the_loss_is_divided_by_num_items_in_batch_and_logits_come_without_label
 
 @pytest.fixture
 def traceable(monkeypatch):
-    """In place of the reference, which reads lengths back: kernels are black boxes here."""
+    """In place of the reference, which reads lengths back: an opaque operation, as kernels are."""
 
     def attention(q, k, v, cu_seqlens, *_, **__):
         return (q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1)) * cu_seqlens[-1]

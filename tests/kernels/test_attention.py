@@ -71,8 +71,8 @@ def test_short_and_long_sequences_in_one_pack(monkeypatch):
 
 @pytest.mark.parametrize("window", [(0, 0), (1, 0), (31, 32), (63, 64), (3, -1)], ids=str)
 def test_exact_mask_by_one_hot_values(kernel, window):
-    # With equal scores and v the identity, row i of out says exactly which keys row i sees. In
-    # fp32 a whole sequence of so many columns has no room in a GPU's shared memory.
+    # With equal scores and v the identity, row i of out shows exactly which keys row i sees. In
+    # fp32 a sequence of so many columns does not fit in a GPU's shared memory.
     length = 100
     q = torch.zeros(length, 1, length, device=DEVICE, dtype=torch.float16)
     v = torch.eye(length, device=DEVICE, dtype=torch.float16)[:, None]

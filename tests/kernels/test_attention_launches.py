@@ -43,7 +43,7 @@ def test_settings_of_other_architectures(figure, monkeypatch, head_dim, dtype, n
 
 
 def test_architecture(monkeypatch):
-    # What a device is called; cached, so that no test sees another's answer.
+    # Without its cache, so that tests do not see each other's devices.
     architecture = triton_attention.architecture.__wrapped__
     monkeypatch.setattr(torch.version, "hip", None)
     for capability, name in {(8, 0): 80, (8, 9): 80, (9, 0): 90, (10, 3): 100, (12, 0): 80}.items():
@@ -72,7 +72,7 @@ def test_schedule():
     schedule = triton_attention.schedule_tiles(cu_seqlens, 570)
     assert schedule.dtype == torch.int32 and schedule.shape == (570 // 128 + 6, 2)
     assert schedule[:7].tolist() == [[0, 0], [2, 0], [3, 0], [3, 1], [4, 0], [4, 1], [4, 2]]
-    # Those too many are past the end of the last sequence.
+    # Surplus tiles are past the end of the last sequence.
     assert all(s == 5 and tile * 128 >= lengths[5] for s, tile in schedule[7:].tolist())
     assert triton_attention.schedule_tiles(starts([]), 300).shape == (0, 2)
 

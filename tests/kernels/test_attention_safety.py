@@ -1,4 +1,4 @@
-"""Triton's attention where it could touch what is not its own, or depend on what it must not."""
+"""Triton's attention: accesses out of bounds, large offsets, program order, neighbours."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_calls_in_any_order_have_the_same_bits(monkeypatch):
 
 @pytest.mark.parametrize("kernel", ["whole", "tiled"])
 def test_invalid_cu_seqlens_stay_in_bounds(monkeypatch, kernel):
-    # On a GPU nobody reads them: the kernels have to stay inside the tensors, whatever comes out.
+    # On a GPU they are not validated: the kernels must stay in bounds, whatever the results.
     packs.force(monkeypatch, kernel)
     for bounds in ([0, 7, 900], [-5, 3, 20], [0, 15, 4], [90, 95, 99]):
         q, k, v = Pack([20], tail=0).inputs()
@@ -183,7 +183,7 @@ FAR = 1 << 30
 
 
 def assert_strides_past_2_31(monkeypatch, kernel, what):
-    # The last rows (or heads) of every given tensor are past 2^31 and 2^32 elements.
+    # The last rows (or heads) of every input are past 2^31 and 2^32 elements.
     packs.force(monkeypatch, kernel)
     pack = Pack([6], heads=(6, 6), head_dim=16, dtype=torch.float16, tail=0)
     expected = pack.run(triton_attention, pack.inputs())

@@ -165,7 +165,7 @@ def test_forward_and_backward_each_read_x_once_in_equal_shares(
     assert max(shares()) == kernels.SPLIT
     kernels._backward_op(x, score_weight, cu_seqlens, pooled, lse, dout)
     rows = shares()
-    assert len(rows) == 6 and max(rows) == 96  # whole tiles of a sixth of the 567 rows
+    assert len(rows) == 6 and max(rows) == 96  # full tiles of a sixth of the 567 rows
 
 
 @interpreted
@@ -202,7 +202,7 @@ BIG = 2**31 + 64
 
 
 def one_program(kernel, index: int, *arguments, **constexprs) -> None:
-    """Runs one program of a kernel, with an index of choice."""
+    """Runs one program of a kernel, with this index."""
 
     def set_grid_idx(x: int, y: int, z: int) -> None:
         interpreter_builder.grid_idx = (index, y, z)

@@ -76,7 +76,7 @@ def test_hostile_signals(preset):
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
 def test_real_recordings(preset, shared_data):
-    # A million values: of fewer the largest error is a matter of luck.
+    # A million values: the largest error of fewer varies at random.
     paths = sorted(shared_data.glob("*/*.ogg"))[::12] + sorted(shared_data.glob("*/*.flac"))[::4]
     clips = [torch.from_numpy(decode(path, end=2.0).waveform) for path in paths]
     waveform, cu_samples = torch.cat(clips), starts_of(list(map(len, clips)), torch.int64)

@@ -1,4 +1,4 @@
-"""Triton's mel_patches where it could touch what is not its own, or depend on what it must not."""
+"""Triton's mel_patches: accesses out of bounds, large offsets, program order, neighbours."""
 
 from __future__ import annotations
 

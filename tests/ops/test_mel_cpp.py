@@ -22,7 +22,7 @@ from slap_fast.reference import mel_patches as reference
 from tests.helpers.mel_signals import assert_accurate, hostile, noise
 
 if dispatch.EXTENSION is None:
-    # tests/repo/test_package.py fails where a compiler is there and the extension is not.
+    # tests/repo/test_package.py fails where a compiler exists and the extension does not.
     pytest.skip("slap_fast._C is not built: slap-fast doctor says why", allow_module_level=True)
 
 INSTRUCTION_SETS = dispatch.EXTENSION.mel_instruction_sets()

@@ -1,4 +1,4 @@
-"""The public operations: what they refuse, how they choose, and that they pass everything on."""
+"""The public operations: validation, choice of implementation, and arguments passed on."""
 
 from __future__ import annotations
 

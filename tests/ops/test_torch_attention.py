@@ -1,4 +1,4 @@
-"""impl="torch" against SDPA with a dense mask, gradcheck and the reference; what must not leak."""
+"""impl="torch" against SDPA with a dense mask, gradcheck and the reference; leaks, memory."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_gradcheck(figure, window, return_lse):
 @pytest.mark.parametrize("return_lse", [False, True], ids=["fused", "lse"])
 @pytest.mark.parametrize("window", [(0, 0), (1, 0), (63, 0), (64, 65), (129, 3)], ids=str)
 def test_exact_mask_by_one_hot_values(window, return_lse):
-    # With equal scores and v the identity, row i of out says exactly which keys row i sees.
+    # With equal scores and v the identity, row i of out shows exactly which keys row i sees.
     length = 150
     q = torch.zeros(length, 1, length)
     v = torch.eye(length)[:, None]

@@ -1,4 +1,4 @@
-"""The PyTorch engine of mel_patches against the reference, and what its blocks promise."""
+"""The PyTorch engine of mel_patches against the reference, and its memory."""
 
 from __future__ import annotations
 

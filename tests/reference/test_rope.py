@@ -1,4 +1,4 @@
-"""Rotary tables against fp64 maths, entry by entry, and the properties that rotation exists for."""
+"""Rotary tables against fp64 maths, entry by entry, and the invariances of rotation."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def shards(tmp_path):
 
 
 def train_until(out, folder, workers, dies_at):
-    """On each rank: goes on with the run, whose last rank is killed before a step."""
+    """On each rank: resumes the run, whose last rank is killed before a step."""
     real = loop.train_step
 
     def step(state, batches):

@@ -215,7 +215,7 @@ def fuzz_text(folder: Path, seed: int, count: int) -> None:
 
 @pytest.mark.parametrize("content", [b"?", b"1: 2", b"null: 1", b"model: {true: 1}"])
 def test_settings_without_a_name(content, tmp_path):
-    """A soak of A5 found the first."""
+    """The first is from a soak of A5."""
     config_case(tmp_path, content)
 
 

@@ -68,7 +68,7 @@ def slope(counts: np.ndarray) -> float:
 
 
 def grows(samples: list[dict[str, int]], most_kb: float) -> list[str]:
-    """What grows over the second half of a run; what is made on first use fills the first."""
+    """What grows in the second half of a run; the first half has allocations of first use."""
     late, growing = samples[len(samples) // 2 :], []
     for name in late[0]:
         counts = np.array([sample[name] for sample in late], dtype=float)
@@ -76,7 +76,7 @@ def grows(samples: list[dict[str, int]], most_kb: float) -> list[str]:
             rate = slope(counts)
             if rate >= most_kb:
                 growing.append(f"{name}: {rate:+,.0f} in 1,000 steps")
-        else:  # those of a write, or of a batch on its way, come and go
+        else:  # files and tensors of a write or a batch in flight come and go
             first, _, last = map(np.median, np.array_split(counts, 3))
             if last > first + 2:
                 growing.append(f"{name}: {first:g} to {last:g}")
@@ -85,7 +85,7 @@ def grows(samples: list[dict[str, int]], most_kb: float) -> list[str]:
 
 def test_a_leak_is_detected_despite_noise():
     noise, step = np.random.default_rng(0).exponential(200.0, 60).round(), np.arange(60) * EVERY
-    noise[::7] += 1_200  # a checkpoint on its way to disk
+    noise[::7] += 1_200  # a checkpoint being written
     for rate, names in ((1.0, []), (3.0, ["rank's kB"])):
         samples = [{"rank's kB": kb, "files": 5} for kb in 350_000 + noise + rate * step]
         assert [word.split(":")[0] for word in grows(samples, 2_000)] == names

@@ -1,4 +1,4 @@
-"""Malicious files run no code and write nothing outside the folder they were given."""
+"""Malicious files run no code and write nothing outside their own folder."""
 
 from __future__ import annotations
 

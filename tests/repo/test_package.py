@@ -50,7 +50,7 @@ def test_licence(pyproject: dict[str, Any]) -> None:
 
 
 def test_nothing_but_lower_bounds(pyproject: dict[str, Any]) -> None:
-    """An upper bound or a pin could move a torch or triton that is there."""
+    """An upper bound or a pin could change an installed torch or triton."""
     lines = pyproject["project"]["dependencies"] + pyproject["build-system"]["requires"]
     for extra in pyproject["project"]["optional-dependencies"].values():
         lines = lines + extra
@@ -268,7 +268,7 @@ def test_installs_editable_with_no_network(checkout: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_installs_without_a_compiler(checkout: Path, tmp_path: Path) -> None:
-    """The reference runs then, and the doctor says what is missing."""
+    """The reference still runs, and the doctor names what is missing."""
     target = tmp_path / "target"
     machine = {"CC": NO_COMPILER, "CXX": NO_COMPILER, "PATH": str(tmp_path)}
     output = pip(*INSTALL, "-v", "--target", target, checkout, **machine)

@@ -93,7 +93,7 @@ def test_warnings_are_counted_whenever_their_clip_is_drawn(manifest, tmp_path, c
 
 
 def test_a_lost_disk_ends_the_run_which_resumes_when_it_is_back(manifest, tmp_path):
-    """All but what was trained before is lost; the resumed run is one that was never stopped."""
+    """All but the trained clips are lost; the resumed run equals an uninterrupted one."""
     shards, gone = tmp_path / "set", tmp_path / "gone"
     write_shards(read_manifest(manifest), shards, shard_mb=0)
     config = override(

@@ -1,4 +1,4 @@
-"""The compiled step: no graph breaks, few recompiles, and the losses of the step as it is."""
+"""The compiled step: no graph breaks, few recompiles, and the losses of the eager step."""
 
 import functools
 
@@ -38,7 +38,7 @@ def sequences(*lengths):
 
 
 def test_the_reference_is_one_node_of_a_graph(dynamo):
-    """Values and gradients are its own, for lengths that change, with a window, causal, across."""
+    """Values and gradients equal eager ones: changing lengths, window, causal, cross."""
     torch.manual_seed(0)
 
     def run(qkv, k, w, starts, starts_k, rope):
@@ -181,7 +181,7 @@ def test_fifty_packs_make_no_graph_break_and_two_recompiles_at_most(dynamo, figu
 
 @pytest.mark.slow
 def test_packs_of_no_and_of_one_clip_are_compiled_too(dynamo, monkeypatch):
-    """In both passes of a gradient cache; Dynamo's own limit of 8 would leave one of them as it is,
+    """In both passes of a gradient cache; Dynamo's own limit of 8 would leave one of them eager,
     and here raise."""
     monkeypatch.setattr(compilation, "recompute_backend", lambda graph, inputs: graph.forward)
     eager = functools.partial(torch.compile, backend="eager", dynamic=True)

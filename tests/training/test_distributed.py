@@ -1,4 +1,4 @@
-"""Many ranks do what one does: losses, gradients, steps, checkpoints, stops. All on gloo."""
+"""Many ranks equal one: losses, gradients, steps, checkpoints, stops. All on gloo."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_more_ranks_than_gpus_is_an_error(monkeypatch):
 
 
 def test_a_rank_that_fails_does_not_wait_for_the_others(monkeypatch):
-    """NCCL ends a group together; who leaves it with an error must not."""
+    """NCCL destroys a group on all ranks at once; a rank that fails must not wait for that."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     left = []
@@ -146,7 +146,7 @@ def test_twenty_steps_equal_those_of_one_rank(kind, figure):
 
 
 def go_on(out, kind, stop_at):
-    """Goes on with a run to ``stop_at``, where this rank alone asks for a stop."""
+    """Resumes a run up to ``stop_at``, where this rank alone requests a stop."""
     runs.in_fp64()
     config = override(runs.TINY, {"ranks": kind, "batch_size": 5})
     real = loop.train_step
@@ -202,7 +202,7 @@ def spoil(state, batches, phase, value):
 
 
 def skipped_steps(world_size):
-    """A step for each phase, value and rank: their number, and what went wrong."""
+    """A step for each phase, value and rank: their number, and the failures."""
     config = override(runs.TINY, {"model.ssl.targets": "centering", "model.ssl.mask_clips": 1.0})
     state, tokenizer = begin(config, None, None, runs.CPU)
     data = TrainSteps(runs.clips(), tokenizer, config, None, distributed.rank(), world_size)

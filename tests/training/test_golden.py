@@ -1,4 +1,4 @@
-"""D7: fifty steps whose losses are known to the last bit, and D8: the collapse alarm."""
+"""D7: fifty steps with golden losses, equal to the last bit, and D8: the collapse alarm."""
 
 import json
 import math
@@ -71,7 +71,7 @@ def test_fifty_losses_equal_the_golden_ones(figure):
     ``python -m tests.training.test_golden``."""
     golden = json.loads(GOLDEN.read_text())
     if golden["torch"] != torch.__version__:
-        pytest.skip(f"the known losses are those of torch {golden['torch']}")
+        pytest.skip(f"the golden losses are those of torch {golden['torch']}")
     for _ in figure("D7", ci=1, soak=3):
         command = [sys.executable, "-m", "tests.training.test_golden", "--print"]
         environment = {**os.environ, **PORTABLE}

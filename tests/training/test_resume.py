@@ -1,4 +1,4 @@
-"""A run that is stopped in any way resumes to exactly the losses of one that was not."""
+"""A stopped run resumes to exactly the losses of an uninterrupted one."""
 
 import contextlib
 import json
@@ -236,7 +236,7 @@ CHAIN = runs.override(runs.TINY, {"steps": 40, "save_every": 1})
 
 
 def train_chain(out, begins):
-    """In another process: goes on with the run, and reports when it begins to train."""
+    """In another process: resumes the run, and reports when it begins to train."""
 
     def make(real):
         def write(*args, **kwargs):
@@ -349,7 +349,7 @@ def test_last_never_names_an_incomplete_step(tmp_path, figure):
 
 
 def look(last: Path, seen: dict[tuple[int, int], int]) -> None:
-    """Checks every file of a folder that was not there before, and notes its step.
+    """Verifies every file of a new folder, and notes its step.
 
     The folder is held open, so that it stays the same one under another name.
     """
@@ -362,7 +362,7 @@ def look(last: Path, seen: dict[tuple[int, int], int]) -> None:
         if (key := (status.st_ino, status.st_mtime_ns)) not in seen:
             verify(held)
             seen[key] = json.loads((held / "training.json").read_text())["step"]
-    except (ValueError, OSError):  # all right if it was thrown away meanwhile
+    except (ValueError, OSError):  # fine if it was deleted meanwhile
         with contextlib.suppress(FileNotFoundError):
             assert os.stat(last).st_ino != status.st_ino, "last is incomplete"
     finally:

@@ -178,7 +178,7 @@ def test_one_batch_can_be_overfitted(source, targets, student_pass):
         last = train_step(state, batches)
     assert last["contrastive"] < 0.1 < first["contrastive"]
     assert last["caption"] < 0.5 < first["caption"]
-    # The targets sharpen as they go, so what must fall is the divergence from them.
+    # The targets sharpen during training, so the divergence from them must fall.
     divergence = [float(m["ssl"] - m["target_entropy"] * math.log(32)) for m in (first, last)]
     assert divergence[1] < 0.8 * divergence[0]
     assert last["prototype_use"] > 0.2

@@ -1,4 +1,4 @@
-"""The isolated decoder: the same results, and a crash, a hang or too much memory costs one item."""
+"""The isolated decoder: the same results, and a crash, a hang or too much memory loses one item."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_held_out_scenes_hold_combinations_that_training_never_has(scenes):
     trained = set().union(*(combinations_of(scene) for scene in scenes["train"]))
     for split in ("validation", "test"):
         assert all(combinations_of(scene) - trained for scene in scenes[split])
-    # Alone, the profile itself is new; and what is new in one held-out split is not in the other.
+    # A single source's profile itself is new; new combinations of one split are not in the other.
     new = {split: set() for split in ("validation", "test")}
     for split in new:
         for scene in scenes[split]:
@@ -71,7 +71,7 @@ def test_duration_leaves_the_kind_of_scene_open(scenes):
 
 
 def respects(one: Scene, other: Scene) -> list[str]:
-    """In what two scenes of the same sources differ, counted without the code under test."""
+    """Number of differences of two scenes of the same sources, without the code under test."""
     differing = [
         name for name in ("relation", "background") if getattr(one, name) != getattr(other, name)
     ]

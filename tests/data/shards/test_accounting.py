@@ -30,7 +30,7 @@ def damage(folder, shard) -> dict[int, str]:
 
 
 def test_seen_is_trained_plus_skipped_by_code(damaged):
-    """Three epochs over a set with known faults."""
+    """Three epochs over a set with planted faults."""
     faults = damage(*damaged)
     data = TrainSteps(open_source(damaged[0], None, fallback="train"), tokenizer(), CONFIG)
     steps = [data[i] for i in range(15)]

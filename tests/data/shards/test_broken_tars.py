@@ -1,4 +1,4 @@
-"""Third-party tars that are damaged: one error stands for everything after the damage."""
+"""Third-party tars that are damaged: one error covers everything after the damage."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_pair_is_lost_with_a_member_that_breaks_off(tmp_path):
 
 
 def test_a_flipped_bit_in_a_header_loses_what_follows(twelve, tmp_path):
-    """All bits count but those that do not change the value of a number."""
+    """Every bit, except those that do not change the value of a number."""
     intact, sounds, ends, _ = twelve
     noticed = 0
     for seed in range(400):

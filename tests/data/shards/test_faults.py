@@ -1,4 +1,4 @@
-"""Damaged shards and indices: a fault costs exactly the clips that it touches."""
+"""Damaged shards and indices: a fault loses exactly the clips that it touches."""
 
 from __future__ import annotations
 
