@@ -92,7 +92,7 @@ def test_a_run_resumes_from_the_older_checkpoint_to_the_same_end(finished, tmp_p
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     path = out / "last" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    runs.go(out)
+    runs.start_or_resume(out)
     assert runs.loss_rows(out) == runs.loss_rows(finished)
     same = "model.safetensors"
     assert (out / "last" / same).read_bytes() == (finished / "last" / same).read_bytes()

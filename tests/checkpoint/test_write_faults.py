@@ -122,7 +122,7 @@ def train_on_a_small_disk(folder):
     """In another process: there is room for two checkpoints and not for three."""
     mount_small_disk(folder)
     with pytest.raises(OSError, match="last: cannot be written.*kept: .*No space left"):
-        runs.go(folder, runs.override(runs.TINY, {"save_every": 1}))
+        runs.start_or_resume(folder, runs.override(runs.TINY, {"save_every": 1}))
     _, checkpoint = stored_run(folder)
     assert json.loads((checkpoint / "training.json").read_text())["step"] == 2
 

@@ -39,7 +39,7 @@ def trial(seed: int) -> None:
             pack.tables = tuple(map(guard, pack.tables))
         actual = pack.run(attention, [guard(x.detach()).requires_grad_() for x in pack.inputs()])
     pack.assert_tails(actual)
-    packs.same_bits(actual, expected)
+    packs.assert_same_bits(actual, expected)
 
 
 if __name__ == "__main__":

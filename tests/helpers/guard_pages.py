@@ -1,7 +1,7 @@
 """Tensors that end, or begin, at an inaccessible page, and tensors with sparse memory.
 
 An access outside a guarded tensor kills the process with signal 11, so trials run in a process
-of their own: their script ends with ``guard_pages.main(trial)``, and a test calls ``outside``.
+of their own: their script ends with ``guard_pages.main(trial)``, a test calls ``invalid_accesses``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def guard_allocations(patch: pytest.MonkeyPatch, *, at_end: bool) -> None:
     patch.setattr(torch.Tensor, "new_empty", empty)
 
 
-def outside(script: str, first: int, count: int) -> str:
+def invalid_accesses(script: str, first: int, count: int) -> str:
     """The error of a script's trials from seed ``first`` on; "" where none left its tensors."""
     command = [sys.executable, "-m", f"tests.helpers.{script}", str(first), str(count)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}

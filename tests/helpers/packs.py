@@ -208,7 +208,7 @@ class Pack:
                 assert torch.equal(tail, torch.zeros_like(tail)), name
 
 
-def same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, x in actual.items():
         assert torch.equal(x, expected[name]), name
 

@@ -79,7 +79,7 @@ def clips(size: int = 10) -> ClipSource:
     return BuiltinClips(SoundSet("train", size, max_seconds=2.0))
 
 
-def go(
+def start_or_resume(
     out: Path, config: TrainConfig = TINY, source: ClipSource | None = None, **options: Any
 ) -> TrainState:
     """Starts the run in ``out``, or resumes it, as ``slap-fast train [--resume]`` does."""

@@ -8,7 +8,7 @@ import torch
 from slap_fast import ops
 from slap_fast.kernels import attention as triton_attention
 from tests.helpers import packs
-from tests.helpers.packs import DEVICE, Pack, same_bits, starts
+from tests.helpers.packs import DEVICE, Pack, assert_same_bits, starts
 
 LENGTHS = [1, 63, 0, 130]
 
@@ -59,7 +59,7 @@ def test_gradients_accumulate_and_inputs_stay():
     before = [x.detach().clone() for x in inputs]
     first = pack.run(triton_attention, inputs)
     second = pack.run(triton_attention, inputs)
-    same_bits(second, first)
+    assert_same_bits(second, first)
     assert not {x.data_ptr() for x in first.values()} & {x.data_ptr() for x in inputs}
     assert all(torch.equal(x, old) for x, old in zip(inputs, before, strict=True))
 

@@ -10,7 +10,7 @@ import torch
 from slap_fast import ops
 from slap_fast.kernels import attention as triton_attention
 from tests.helpers import packs
-from tests.helpers.packs import DEVICE, Pack, same_bits, starts
+from tests.helpers.packs import DEVICE, Pack, assert_same_bits, starts
 
 LENGTHS = [1, 63, 0, 130]
 
@@ -87,7 +87,7 @@ def test_a_schedule_changes_nothing(monkeypatch):
         raise AssertionError("built again")
 
     monkeypatch.setattr(triton_attention, "schedule_tiles", forbidden)
-    same_bits(pack.run(triton_attention, pack.inputs(), schedule=schedule), expected)
+    assert_same_bits(pack.run(triton_attention, pack.inputs(), schedule=schedule), expected)
     with pytest.raises(AssertionError, match="built again"):
         pack.run(triton_attention, pack.inputs())
 

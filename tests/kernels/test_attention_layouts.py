@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slap_fast.kernels import attention as triton_attention
-from tests.helpers.packs import DEVICE, Pack, same_bits
+from tests.helpers.packs import DEVICE, Pack, assert_same_bits
 
 LAYOUTS = {
     "heads_first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
@@ -25,7 +25,7 @@ def test_layouts_of_the_inputs(kernel, layout):
     inputs = [LAYOUTS[layout](x.detach()).requires_grad_() for x in pack.inputs()]
     before = [x.detach().clone() for x in inputs]
     actual = pack.run(triton_attention, inputs)
-    same_bits(actual, pack.run(triton_attention, pack.inputs()))
+    assert_same_bits(actual, pack.run(triton_attention, pack.inputs()))
     for x, old in zip(inputs, before, strict=True):
         assert torch.equal(x[:41], old[:41])
 
@@ -49,7 +49,7 @@ def test_layouts_of_the_gradients(kernel, layout):
     if plain is None:
         pack.values["dout"] = pack.values["dout"].contiguous()
         plain = pack.run(triton_attention, inputs)
-    same_bits(actual, plain)
+    assert_same_bits(actual, plain)
 
 
 @pytest.mark.parametrize("offset", [1, 3, 8])
@@ -60,4 +60,4 @@ def test_misaligned_after_aligned(offset):
         torch.cat((x.new_zeros(offset), x.detach().flatten()))[offset:].view(x.shape)
         for x in pack.inputs()
     ]
-    same_bits(pack.run(triton_attention, [x.requires_grad_() for x in shifted]), expected)
+    assert_same_bits(pack.run(triton_attention, [x.requires_grad_() for x in shifted]), expected)

@@ -11,7 +11,7 @@ import torch
 
 from slap_fast.kernels import attention as triton_attention
 from tests.helpers import guard_pages, packs
-from tests.helpers.packs import Pack, same_bits
+from tests.helpers.packs import Pack, assert_same_bits
 from tests.helpers.paths import ROOT
 
 interpreted = pytest.mark.skipif(
@@ -24,7 +24,7 @@ MIXED = [70, 3, 0, 33]
 @pytest.mark.slow
 def test_guard_pages(figure):
     for first in figure("K4", ci=30, soak=510, batch=30):
-        assert not guard_pages.outside("attention_guard_pages", first, 30)
+        assert not guard_pages.invalid_accesses("attention_guard_pages", first, 30)
 
 
 @interpreted
@@ -66,7 +66,7 @@ def test_the_order_of_programs_changes_nothing(monkeypatch, kernel):
     inputs = pack.inputs()
     expected = pack.run(triton_attention, inputs)
     for actual in permuted_runs(monkeypatch, pack, inputs, 2):
-        same_bits(actual, expected)
+        assert_same_bits(actual, expected)
 
 
 @interpreted
@@ -80,7 +80,7 @@ def test_orders_of_programs(figure, monkeypatch):
             inputs = pack.inputs()
             expected = pack.run(triton_attention, inputs)
             for actual in permuted_runs(patch, pack, inputs, 1 + seed % 3):
-                same_bits(actual, expected)
+                assert_same_bits(actual, expected)
 
 
 def leaks_nothing(pack: Pack, which: int) -> None:
@@ -131,7 +131,7 @@ def test_calls_in_any_order_have_the_same_bits(monkeypatch):
     inputs = [pack.inputs() for pack in many]
     first = [p.run(triton_attention, x) for p, x in zip(many, inputs, strict=True)]
     for i in (2, 0, 1, 1, 0):
-        same_bits(many[i].run(triton_attention, inputs[i]), first[i])
+        assert_same_bits(many[i].run(triton_attention, inputs[i]), first[i])
 
 
 @pytest.mark.parametrize("kernel", ["whole", "tiled"])
@@ -175,7 +175,7 @@ def test_more_than_65535_sequences_run(monkeypatch, kernel):
     pack.values, pack.tables = inputs.values, inputs.tables
     expected = pack.run(triton_attention, pack.inputs())
     pack.lengths = lengths
-    same_bits(pack.run(triton_attention, pack.inputs()), expected)
+    assert_same_bits(pack.run(triton_attention, pack.inputs()), expected)
 
 
 FAR = 1 << 30
@@ -194,7 +194,7 @@ def assert_strides_past_2_31(monkeypatch, kernel, what):
         return torch.as_strided(base, x.shape, strides).copy_(x.detach())
 
     pack.values["dout"] = far(pack.values["dout"])
-    same_bits(
+    assert_same_bits(
         pack.run(triton_attention, [far(x).requires_grad_() for x in pack.inputs()]), expected
     )
 
@@ -249,7 +249,7 @@ def assert_results_past_2_31(monkeypatch, kernel, what):
     grads = triton_attention._backward(*grads_out, inputs, heads, out, lse, *call)
     actual = dict(zip(("out", "dq", "dk", "dv"), (out, *grads), strict=True))
     actual = {name: x[begin:] for name, x in actual.items()} | {"lse": lse[:, begin:]}
-    same_bits(actual, expected)
+    assert_same_bits(actual, expected)
 
 
 @interpreted

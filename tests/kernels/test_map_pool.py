@@ -189,7 +189,7 @@ def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
 @interpreted
 def test_guard_pages(figure) -> None:
     for first in figure("K4", ci=10, soak=510, batch=10):
-        assert not guard_pages.outside("pool_guard_pages", first, 10)
+        assert not guard_pages.invalid_accesses("pool_guard_pages", first, 10)
 
 
 def lazy(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

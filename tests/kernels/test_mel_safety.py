@@ -109,7 +109,7 @@ def test_numbers_that_change_from_pack_to_pack_recompile_nothing():
 @interpreted
 def test_guard_pages(figure):
     for first in figure("K4", ci=10, soak=510, batch=10):
-        assert not guard_pages.outside("mel_guard_pages", first, 10)
+        assert not guard_pages.invalid_accesses("mel_guard_pages", first, 10)
 
 
 def assert_offsets_past_2_32(monkeypatch):

@@ -71,7 +71,7 @@ def train_until(out, folder, workers, dies_at):
         return real(state, batches)
 
     loop.train_step = step
-    runs.go(out, CONFIG, open_source(folder, None, fallback="train"), workers=workers)
+    runs.start_or_resume(out, CONFIG, open_source(folder, None, fallback="train"), workers=workers)
 
 
 @pytest.mark.slow

@@ -57,7 +57,9 @@ def watched_run(out: Path, steps: int) -> list[dict[str, int]]:
     loop.train_step = step
     TrainSteps.__getitem__ = clips  # the worker is a fork of this process
     changes = {"steps": steps, "save_every": 25, "saving": "background", "data.cache_gb": 0.0}
-    runs.go(out, override(runs.TINY, changes), workers=1, evaluate=lambda _: {"score": 0.0})
+    runs.start_or_resume(
+        out, override(runs.TINY, changes), workers=1, evaluate=lambda _: {"score": 0.0}
+    )
     return samples
 
 

@@ -80,7 +80,7 @@ def manifest(tmp_path):
 def test_warnings_are_counted_whenever_their_clip_is_drawn(manifest, tmp_path, cache_gb, workers):
     changes = {"steps": 6, "save_every": 4, "data.cache_gb": cache_gb}
     config = override(runs.TINY, changes)
-    state = runs.go(
+    state = runs.start_or_resume(
         tmp_path / "run", config, ManifestClips(read_manifest(manifest)), workers=workers
     )
     assert (state.clip_counts.seen, state.clip_counts.bad) == (24, {})
@@ -100,7 +100,7 @@ def test_a_lost_disk_ends_the_run_which_resumes_when_it_is_back(manifest, tmp_pa
         runs.TINY, {"steps": 4, "batch_size": 8, "save_every": 9, "data.cache_gb": 0.0}
     )
     source = open_source(shards, None, fallback="train")
-    uninterrupted = runs.go(tmp_path / "whole", config, source)
+    uninterrupted = runs.start_or_resume(tmp_path / "whole", config, source)
 
     class Leaving:
         """The folder of shards is moved away when the 17th clip is read."""
@@ -125,12 +125,12 @@ def test_a_lost_disk_ends_the_run_which_resumes_when_it_is_back(manifest, tmp_pa
     with pytest.raises(
         RuntimeError, match=r"8 shards in a row cannot be read, .*is the disk there"
     ):
-        runs.go(tmp_path / "run", config, Leaving())
+        runs.start_or_resume(tmp_path / "run", config, Leaving())
     saved = json.loads((tmp_path / "run" / "last" / "training.json").read_text())
     assert (saved["step"], saved["clips"]["seen"]) == (2, 16)
     for tar in gone.iterdir():
         tar.rename(shards / tar.name)
-    state = runs.go(tmp_path / "run", source=source)
+    state = runs.start_or_resume(tmp_path / "run", source=source)
     assert runs.loss_rows(tmp_path / "run") == runs.loss_rows(tmp_path / "whole")
     assert (
         runs.same_weights(state, uninterrupted) and state.clip_counts == uninterrupted.clip_counts

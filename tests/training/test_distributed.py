@@ -72,7 +72,7 @@ def saves(out):
     """How often this rank collected a checkpoint's files."""
     made, snapshot = [], checkpoints.snapshot
     checkpoints.snapshot = lambda *arguments: made.append(1) or snapshot(*arguments)
-    runs.go(out, override(runs.TINY, {"save_every": 5}))
+    runs.start_or_resume(out, override(runs.TINY, {"save_every": 5}))
     return len(made)
 
 
@@ -158,7 +158,7 @@ def go_on(out, kind, stop_at):
         return metrics
 
     loop.train_step = step
-    return runs.go(out, config).step
+    return runs.start_or_resume(out, config).step
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def train_and_lose_a_rank(out, failure):
         return real(state, batches)
 
     loop.train_step = step
-    runs.go(out)
+    runs.start_or_resume(out)
 
 
 @pytest.mark.parametrize(

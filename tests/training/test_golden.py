@@ -133,7 +133,7 @@ def test_the_alarm_is_in_the_metrics(tmp_path, monkeypatch):
     real = self_distillation._health
     constant = {"feature_std": torch.tensor(0.0)}
     monkeypatch.setattr(self_distillation, "_health", lambda *args: real(*args) | constant)
-    runs.go(tmp_path, override(runs.TINY, {"steps": 1}))
+    runs.start_or_resume(tmp_path, override(runs.TINY, {"steps": 1}))
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert row["collapsed"] == 1 and math.isfinite(row["loss"])
 

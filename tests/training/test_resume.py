@@ -39,7 +39,7 @@ def one_thread():
 def uninterrupted(tmp_path_factory):
     """(folder, state) of BRIEF, never stopped."""
     out = tmp_path_factory.mktemp("whole")
-    return out, runs.go(out, BRIEF, evaluate=lambda _: {"score": 0.0})
+    return out, runs.start_or_resume(out, BRIEF, evaluate=lambda _: {"score": 0.0})
 
 
 @contextlib.contextmanager
@@ -80,15 +80,15 @@ def test_a_run_stopped_at_every_step_is_the_same(tmp_path, figure, workers):
     """C4: a chain of as many resumes as there are steps, and a trial for each."""
     steps = 15 if figure.soak else {0: 10, 4: 5}[workers]
     config = runs.override(BRIEF, {"steps": steps})
-    uninterrupted = tmp_path / "whole", runs.go(tmp_path / "whole", config)
+    uninterrupted = tmp_path / "whole", runs.start_or_resume(tmp_path / "whole", config)
     for seed in figure("C4", ci=steps, soak=2 * steps, batch=steps):
         out = tmp_path / str(seed)
         for step in range(1, steps + 1):
             with patched(loop, "train_step", after):
-                state = runs.go(out, config, workers=workers)
+                state = runs.start_or_resume(out, config, workers=workers)
             assert state.step == step
             assert json.loads((out / "last" / "training.json").read_text())["step"] == step
-        state = runs.go(out, workers=workers)
+        state = runs.start_or_resume(out, workers=workers)
         assert_same_run(out, state, uninterrupted)
 
 
@@ -98,8 +98,8 @@ def test_a_run_stopped_once_with_workers_is_the_same(uninterrupted, tmp_path, fi
     for seed in figure("C4", ci=1, soak=5):
         out = tmp_path / str(seed)
         with patched(loop, "train_step", after):
-            runs.go(out, BRIEF, workers=workers)
-        state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
+            runs.start_or_resume(out, BRIEF, workers=workers)
+        state = runs.start_or_resume(out, workers=workers, evaluate=lambda _: {"score": 0.0})
         assert_same_run(out, state, uninterrupted)
 
 
@@ -125,7 +125,7 @@ class Slow:
 
 def in_training(out, workers):
     with patched(loop, "train_step", after):
-        return runs.go(out, BRIEF, workers=workers)
+        return runs.start_or_resume(out, BRIEF, workers=workers)
 
 
 def in_evaluation(out, workers):
@@ -134,7 +134,7 @@ def in_evaluation(out, workers):
         time.sleep(60)
 
     config = runs.override(BRIEF, {"eval_every": 2})
-    return runs.go(out, config, workers=workers, evaluate=evaluate)
+    return runs.start_or_resume(out, config, workers=workers, evaluate=evaluate)
 
 
 def waiting_for_data(out, workers):
@@ -151,7 +151,7 @@ def waiting_for_data(out, workers):
         return step
 
     with patched(loop, "train_step", make):
-        state = runs.go(out, BRIEF, Slow(runs.clips()), workers=workers)
+        state = runs.start_or_resume(out, BRIEF, Slow(runs.clips()), workers=workers)
     assert workers or time.monotonic() - waited[0] < 2.5
     return state
 
@@ -165,7 +165,7 @@ def in_a_save(out, workers):
         return write
 
     with patched(atomic_files, "write_folder", make):
-        return runs.go(out, BRIEF, workers=workers)
+        return runs.start_or_resume(out, BRIEF, workers=workers)
 
 
 PHASES = (in_training, in_evaluation, waiting_for_data, in_a_save)
@@ -181,14 +181,14 @@ def test_sigterm_saves_and_stops_in_every_phase(uninterrupted, tmp_path, figure,
         assert state.step < 5
         saved = json.loads((out / "last" / "training.json").read_text())["step"]
         assert saved == state.step
-        state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
+        state = runs.start_or_resume(out, workers=workers, evaluate=lambda _: {"score": 0.0})
         assert_same_run(out, state, uninterrupted)
 
 
 def test_an_interrupted_evaluation_is_repeated(tmp_path):
     in_evaluation(tmp_path, 0)
     seen = []
-    runs.go(tmp_path, evaluate=lambda _: seen.append(0) or {"score": 0.0})
+    runs.start_or_resume(tmp_path, evaluate=lambda _: seen.append(0) or {"score": 0.0})
     assert len(seen) == 3  # of steps 2, 4 and 5
 
 
@@ -200,18 +200,20 @@ def test_an_evaluation_that_is_done_is_not_repeated(tmp_path):
         return {"score": 0.0}
 
     with patched(loop, "_evaluate", after):
-        state = runs.go(tmp_path, runs.override(BRIEF, {"eval_every": 2}), evaluate=evaluate)
+        state = runs.start_or_resume(
+            tmp_path, runs.override(BRIEF, {"eval_every": 2}), evaluate=evaluate
+        )
     assert (state.step, state.evaluated) == (2, 2)
-    runs.go(tmp_path, evaluate=evaluate)
+    runs.start_or_resume(tmp_path, evaluate=evaluate)
     assert len(seen) == 3  # of steps 2, 4 and 5
 
 
 def test_a_partial_line_after_a_kill_does_not_corrupt_the_metrics(uninterrupted, tmp_path):
     with patched(loop, "train_step", after):
-        runs.go(tmp_path, BRIEF)
+        runs.start_or_resume(tmp_path, BRIEF)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
-    state = runs.go(tmp_path, evaluate=lambda _: {"score": 0.0})
+    state = runs.start_or_resume(tmp_path, evaluate=lambda _: {"score": 0.0})
     assert_same_run(tmp_path, state, uninterrupted)
 
 
@@ -246,7 +248,7 @@ def train_chain(out, begins):
         return write
 
     with patched(atomic_files, "replace_file", make):
-        runs.go(out, CHAIN)
+        runs.start_or_resume(out, CHAIN)
 
 
 def kill(out, seconds, in_a_write):
@@ -269,12 +271,12 @@ def kill(out, seconds, in_a_write):
 @pytest.mark.slow
 def test_kill_9_loses_nothing(tmp_path, figure):
     """C1: one run after the other, each killed at random instants until it is complete."""
-    expected = runs.go(tmp_path / "whole", CHAIN)
+    expected = runs.start_or_resume(tmp_path / "whole", CHAIN)
     rows, rng = runs.loss_rows(tmp_path / "whole"), random.Random(0)
     out, complete, in_a_write, kills = tmp_path / "0", 0, 0, 0
     for seed in figure("C1", ci=60, soak=1_000):
         while not kill(out, rng.uniform(0.0, 0.4), in_a_write=seed % 2):
-            resumed = runs.go(out)
+            resumed = runs.start_or_resume(out)
             assert runs.loss_rows(out) == rows
             assert runs.same_weights(resumed, expected)
             complete += 1
@@ -302,7 +304,7 @@ def train_and_name_the_workers(out, pipe):
         return step
 
     with patched(loop, "train_step", make):
-        runs.go(out, BRIEF, workers=2)
+        runs.start_or_resume(out, BRIEF, workers=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -321,7 +323,7 @@ def test_the_workers_of_a_run_that_is_killed_end_too(tmp_path):
 
 
 def train_in_the_background(out):
-    runs.go(
+    runs.start_or_resume(
         out, runs.override(runs.TINY, {"steps": 100_000, "save_every": 1, "saving": "background"})
     )
 

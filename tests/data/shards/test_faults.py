@@ -13,7 +13,7 @@ import pytest
 from slap_fast.data.audio.track import AudioError
 from slap_fast.data.shards.index import INDEX, ROW, ROWS, ShardError
 from slap_fast.data.sources.shards import ShardClips
-from tests.helpers.shards import losses, spans
+from tests.helpers.shards import error_codes, spans
 
 
 def fault(shard, intact: bytes, seed: int) -> tuple[str, int, int]:
@@ -41,7 +41,7 @@ def fault(shard, intact: bytes, seed: int) -> tuple[str, int, int]:
 
 def assert_fault(folder, shard, intact, seed) -> None:
     code, first, end = fault(shard, intact, seed)
-    lost = losses(ShardClips(folder))
+    lost = error_codes(ShardClips(folder))
     expected = {i: code for i, (a, b) in enumerate(spans(folder)) if a < end and first < b}
     shard.write_bytes(intact)
     assert lost == expected, seed
@@ -52,7 +52,7 @@ def test_every_fault_costs_exactly_the_clips_it_touches(damaged):
     intact = shard.read_bytes()
     for seed in range(60):
         assert_fault(folder, shard, intact, seed)
-    assert losses(ShardClips(folder)) == {}
+    assert error_codes(ShardClips(folder)) == {}
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def replaced(shard, kind: str) -> None:
 def test_a_shard_that_is_replaced_is_lost_completely(damaged, kind, code):
     folder, shard = damaged
     replaced(shard, kind)
-    assert losses(ShardClips(folder)) == dict.fromkeys(range(40), code)
+    assert error_codes(ShardClips(folder)) == dict.fromkeys(range(40), code)
 
 
 @pytest.mark.parametrize("field", ROW.names)
@@ -121,7 +121,7 @@ def test_a_wrong_row_of_the_index_is_noticed(damaged, field):
     rows = np.load(folder / ROWS)
     rows[7:8].view(np.uint8)[ROW.fields[field][1]] ^= 1
     np.save(folder / ROWS, rows)
-    lost = losses(ShardClips(folder))
+    lost = error_codes(ShardClips(folder))
     assert list(lost) == [7] and lost[7] in ("E_SHARD_INDEX", "E_SHARD_CORRUPT")
 
 
@@ -131,7 +131,7 @@ def test_a_row_out_of_range_is_not_read(damaged):
     rows["audio_bytes"][2] = 2**32 - 1
     rows["offset"][3] = 2**63
     np.save(folder / ROWS, rows)
-    assert losses(ShardClips(folder)) == {2: "E_SHARD_INDEX", 3: "E_SHARD_INDEX"}
+    assert error_codes(ShardClips(folder)) == {2: "E_SHARD_INDEX", 3: "E_SHARD_INDEX"}
 
 
 def changed(folder, **fields):
