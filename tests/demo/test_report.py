@@ -99,7 +99,7 @@ def test_every_section_exists(render):
     ],
     ids=["text to audio", "audio to text", "zero-shot", "captions"],
 )
-def test_figures_stand_beside_their_chance_level(render, value, chance):
+def test_figures_are_shown_beside_their_chance_level(render, value, chance):
     assert re.search(f'class="big">{re.escape(value)}<span>[^<]*<br>{chance}</span>', render())
 
 

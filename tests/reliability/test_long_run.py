@@ -97,7 +97,7 @@ def test_a_leak_is_detected_despite_noise():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_long_run_grows_nothing(tmp_path, figure):
+def test_a_long_run_leaks_nothing(tmp_path, figure):
     """A trial is a step. Over 300, what is still made on first use is 1 MB in 1,000."""
     steps, most_kb = (3_000, 1_000) if figure.soak else (300, 2_000)
     for seed in figure("A9", ci=steps, soak=48_000, batch=steps):

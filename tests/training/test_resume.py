@@ -76,7 +76,7 @@ def assert_same_run(out, state, uninterrupted):
 
 
 @pytest.mark.parametrize("workers", [0, 4])
-def test_a_run_stopped_at_every_step_is_the_same(tmp_path, figure, workers):
+def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(tmp_path, figure, workers):
     """C4: a chain of as many resumes as there are steps, and a trial for each."""
     steps = 15 if figure.soak else {0: 10, 4: 5}[workers]
     config = runs.override(BRIEF, {"steps": steps})
@@ -93,7 +93,9 @@ def test_a_run_stopped_at_every_step_is_the_same(tmp_path, figure, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_stopped_once_with_workers_is_the_same(uninterrupted, tmp_path, figure, workers):
+def test_a_run_stopped_once_with_workers_equals_an_uninterrupted_one(
+    uninterrupted, tmp_path, figure, workers
+):
     """C4."""
     for seed in figure("C4", ci=1, soak=5):
         out = tmp_path / str(seed)

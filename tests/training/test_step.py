@@ -67,7 +67,7 @@ def gradients(state, batches):
     return train_step(state, batches), kept
 
 
-def test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm(source):
+def test_a_gradient_is_clipped_to_the_largest_norm(source):
     by_largest = []
     for largest in (1e9, 0.01):
         state, tokenizer = start(override(SMALL, {"clip_grad_norm": largest}))

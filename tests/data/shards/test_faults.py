@@ -47,7 +47,7 @@ def assert_fault(folder, shard, intact, seed) -> None:
     assert lost == expected, seed
 
 
-def test_every_fault_costs_exactly_the_clips_it_touches(damaged):
+def test_every_fault_loses_exactly_the_clips_it_touches(damaged):
     folder, shard = damaged
     intact = shard.read_bytes()
     for seed in range(60):
