@@ -1,1 +1,1 @@
-"""What is measured, and the tables and pictures made of it."""
+"""Benchmarks, and the tables and plots of their records."""

@@ -1,4 +1,4 @@
-"""Timing that can be trusted: checked first, variants in turn, medians with their spread.
+"""Timing: results compared first, variants in turn, medians with their spread.
 
 Every variant takes the number of the round, to pick its inputs by: they are rotated, so that a GPU
 does not find the last round's in its cache.
@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
 
 
 class NotInstalled(Exception):
-    """A peer that does not load here or does not run on this device; the message says why."""
+    """A peer that does not load here or does not run on this device; the message is the reason."""
 
 
 def load(name: str) -> Any:
@@ -76,7 +76,7 @@ def seconds(
 
 
 def _ready(variant: Variant | Prepared, number: int) -> Callable[[], Any]:
-    """The part of a call that is timed, once the rest is done."""
+    """The timed part of a call, once the untimed part is done."""
     if isinstance(variant, Prepared):
         return partial(variant.then, variant.first(number))
     return partial(variant, number)
@@ -129,9 +129,9 @@ def _peak_mib(variant: Variant | Prepared, device: torch.device) -> float | None
 
 
 class Peak:
-    """Memory at its peak, beyond what was there before: a GPU's own count, or resident pages.
+    """Peak memory beyond what was allocated before: a GPU's own count, or resident pages.
 
-    ``bytes`` is set after the block; None on a CPU where the system does not say.
+    ``bytes`` is set after the block; None on a CPU whose system has no such count.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -230,7 +230,7 @@ def finish(
 ) -> list[Row]:
     """Runs the parts, writes their rows as they come, prints them as a table and returns them.
 
-    A run that is cut off leaves what it has; with ``--resume`` it goes on after its last
+    An interrupted run keeps its complete parts; with ``--resume`` it resumes after its last
     complete part. ``packs``: the cases, for the record.
     """
     record = machine.record(title=title, rounds=options.rounds, done={}, rows=[])
@@ -260,7 +260,7 @@ def _write(path: Path | None, record: dict[str, Any]) -> None:
 
 
 def _earlier(path: Path | None, record: dict[str, Any]) -> dict[str, Any]:
-    """The file's record of the same run, without the part that was cut off; else ``record``."""
+    """The file's record of the same run, without its incomplete part; else ``record``."""
     if path is None or not path.exists():
         return record
     earlier = json.loads(path.read_text(encoding="utf-8"))

@@ -3,12 +3,12 @@
     python -m benchmarks.suite [STEP ...] [--out DIR] [--minutes 9.5] [--again] [--wheels DIR]
 
 With a GPU: builds the extension, compares every kernel with the reference in each dtype, runs the
-kernels' tests, the sanitizer, and the benchmarks. Without one: what a CPU can say. No network is
+kernels' tests, the sanitizer, and the benchmarks. Without one: what a CPU can run. No network is
 needed; --wheels adds a step that installs peers, and whatever else is missing, from a folder.
 
 DIR gets a JSON record for each benchmark, suite_gpu.json (or suite_cpu.json) with the outcome
 of each step, and suite.log with all that was printed. A step that is done at this commit is not run
-again, and a benchmark goes on after its last complete part: a run that was cut off goes on where
+again, and a benchmark resumes after its last complete part: an interrupted run resumes where
 it stopped. Once peers were installed, everything is run again.
 """
 
@@ -142,7 +142,7 @@ def run(step: Step, log: IO[str], seconds: float) -> dict[str, Any]:
             print(line, end="", flush=True)
             log.write(line)
         code = process.wait()
-    except BaseException:  # Ctrl-C, or whoever ends this one
+    except BaseException:  # Ctrl-C, or another signal that ends this process
         _kill(process)
         raise
     finally:

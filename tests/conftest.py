@@ -1,4 +1,4 @@
-"""What all tests share: fixed seeds, uninitialised memory filled with NaN, and interpreted kernels
+"""Fixtures of all tests: fixed seeds, uninitialised memory filled with NaN, and interpreted kernels
 where there is no GPU."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _check_interpreter() -> None:
 
 
 def _minutes(item: pytest.Item) -> float:
-    """What the mark ``slow`` says of a test that takes more than a minute."""
+    """Adds to the mark ``slow`` the tests that take more than a minute."""
     slow = item.get_closest_marker("slow")
     return slow.kwargs.get("minutes", 0.0) if slow else 0.0
 

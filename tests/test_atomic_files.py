@@ -1,4 +1,4 @@
-"""Files and folders on disk: whole or not at all, by one writer."""
+"""Files and folders on disk: complete or absent, by one writer."""
 
 import pytest
 
@@ -10,11 +10,11 @@ from tests.helpers.folders import names, write
 
 def test_the_manifest_is_what_sha256sum_reads(tmp_path):
     atomic_files.write_folder(tmp_path / "x", write("abc"))
-    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert (tmp_path / "x" / atomic_files.MANIFEST).read_text() == f"{known}  a\n"
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (tmp_path / "x" / atomic_files.MANIFEST).read_text() == f"{digest}  a\n"
 
 
-def test_the_one_before_is_kept_by_option(tmp_path):
+def test_the_previous_checkpoint_is_kept_by_option(tmp_path):
     for text in "123":
         atomic_files.write_folder(tmp_path / "last", write(text), keep_old=True)
         atomic_files.write_folder(tmp_path / "best", write(text))
@@ -22,7 +22,7 @@ def test_the_one_before_is_kept_by_option(tmp_path):
     assert names(tmp_path) == ["best", "last", "last.old"]
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_old_files(tmp_path):
     target = tmp_path / "last"
     write_folder(target, lambda path: (path / "a").write_text("old"))
 
@@ -38,7 +38,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
-def test_a_rename_that_was_cut_short_is_found(tmp_path):
+def test_an_interrupted_rename_is_recovered(tmp_path):
     target = tmp_path / "last"
     write_folder(target, lambda path: (path / "a").write_text("good"))
     target.rename(tmp_path / "last.old")
@@ -63,8 +63,8 @@ def hold(folder, ready, done):
         done.wait(30)
 
 
-def test_two_writers_do_not_meet(tmp_path, figure):
-    """C3. The second is refused; a lock ends with its process, whatever ended that."""
+def test_concurrent_writers_do_not_collide(tmp_path, figure):
+    """C3. The second is refused; a lock ends with its process, however that ends."""
     for _ in figure("C3", ci=1, soak=1):
         ready, done = runs.server().Event(), runs.server().Event()
         other = runs.start(hold, tmp_path, ready, done)

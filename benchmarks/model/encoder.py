@@ -120,7 +120,7 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
     calls: dict[str, dict[str, harness.Variant | harness.Prepared]] = {
         direction: {} for direction in PASSES
     }
-    errors, want = {}, None
+    errors, expected = {}, None
     for name, build in VARIANTS.items():
         try:
             encode = build(encoder, case, device)
@@ -145,8 +145,8 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
         try:
             out = forward(0).float()
             both(0)
-            want = out if want is None else want
-            errors[name] = float((out - want).norm() / want.norm())
+            expected = out if expected is None else expected
+            errors[name] = float((out - expected).norm() / expected.norm())
             if not errors[name] < (
                 FLOAT8_TOLERANCE if "float8" in name else TOLERANCE[device.type]
             ):

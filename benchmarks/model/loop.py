@@ -1,6 +1,6 @@
 """A CLAP loop padded and packed: `python -m benchmarks.model.loop [--rounds STEPS] [--json FILE]`.
 
-The loops are examples/clap_before.py and examples/clap_after.py as they stand, on the same batches
+The loops are examples/clap_before.py and examples/clap_after.py, unchanged, on the same batches
 of built-in sounds, 1 to 30 s log-uniform, from the same weights; a step of one, then of the other.
 A step is all of it: collate, log-mel, both towers, loss, backward, optimiser. The losses must agree
 at every step. Speed is audio over time, both of all steps together; once with clips as they come

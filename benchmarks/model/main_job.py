@@ -33,7 +33,7 @@ def run(*words: str) -> tuple[str, float]:
 
 def main() -> int:
     """Runs one job and records it."""
-    job, *rest = sys.argv[1:] or ["demo"]
+    job, *arguments = sys.argv[1:] or ["demo"]
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "run")
         if job == "demo":
@@ -41,7 +41,7 @@ def main() -> int:
             card, seconds = run("demo", "--out", out, "--json")
             took = {"demo_seconds": seconds}
         else:
-            manifest, name = rest
+            manifest, name = arguments
             _, train = run("train", "--data", manifest, "--config", "tiny", "--out", out)
             card, evaluate = run("eval", "--model", out, "--data", manifest, "--json")
             took = {"train_seconds": train, "eval_seconds": evaluate}

@@ -1,6 +1,6 @@
 """A training step in three variants: `python -m benchmarks.model.step [--tokens N] [--json FILE]`.
 
-The same step in turns on three batches of noise: the *reference* (plain PyTorch operations, whole
+The same step in turns on three batches of noise: the *reference* (plain PyTorch operations, full
 logits, AdamW one parameter at a time), the *compiled reference* (torch.compile around it) and the
 *fused* step, made of the trainer's parts with ``compile=true``. Their losses must agree; a
 variant that runs out of a GPU's memory is left out with a note. On a CPU slap_tiny, on a GPU
@@ -118,9 +118,11 @@ def bench_step(
     """
     config = dataclasses.replace(config, warmup_steps=0)
     made = [make_batch(config, tokens, number) for number in range(BATCHES)]
-    waveforms, starts, batches = ([x.to(device) for x in each] for each in zip(*made, strict=True))
+    waveforms, starts, batches = (
+        [x.to(device) for x in tensors] for tensors in zip(*made, strict=True)
+    )
     work = flops.StepShape.of(batches[0])  # the others have the same
-    wanted = flops.step(config.model, config.loss, work)
+    step_flops = flops.step(config.model, config.loss, work)
     peak, peak_is = peak_flops(device)
     variants = {name: StepVariant(config, device, **VARIANTS[name]) for name in names}
     runs: dict[str, list[StepResult]] = {name: [] for name in variants}
@@ -139,7 +141,7 @@ def bench_step(
         "parts": parts,
         "clips": len(work.audio),
         "tokens": len(batches[0].audio.patches),
-        "flops": wanted,
+        "flops": step_flops,
         "peak_flops": peak,
         "peak_is": peak_is,
         "first_loss": first,
@@ -150,7 +152,7 @@ def bench_step(
         due = [
             name
             for name in variants
-            if number < LEAST_ROUNDS or sum(each.seconds for each in runs[name]) < MOST_SECONDS
+            if number < LEAST_ROUNDS or sum(run.seconds for run in runs[name]) < MOST_SECONDS
         ]
         for name, result in _turn(variants, due, batches[turn]).items():
             runs[name].append(result)
@@ -186,17 +188,17 @@ def _rows(
 ) -> list[harness.Row]:
     """One row per variant: the medians of its steps, or a note that memory ran out. ``audio``:
     seconds of it in a step."""
-    fused = statistics.median(each.seconds for each in runs["fused"])
+    fused = statistics.median(run.seconds for run in runs["fused"])
     rows: list[harness.Row] = []
     for name, taken in runs.items():
         if not taken:
             rows.append({"way": name, "note": "out of memory"})
             continue
-        spread = harness.summary([each.seconds for each in taken])
+        spread = harness.summary([run.seconds for run in taken])
         seconds = spread["ms"] / 1e3
-        sizes = [each.peak_bytes for each in taken]
+        sizes = [run.peak_bytes for run in taken]
         stages = {
-            stage: statistics.median(each.laps[stage] for each in taken) for stage in taken[0].laps
+            stage: statistics.median(run.laps[stage] for run in taken) for stage in taken[0].laps
         }
         rows.append(
             {
@@ -247,7 +249,7 @@ def _parts(
         "decoder": (decoder, 3 * (counts["decoder"] + counts["logits"])),
         "teacher": (lambda turn: state.teacher(batches[turn])[0], counts["teacher"]),
     }
-    for name, (forward, wanted) in parts.items():
+    for name, (forward, part_flops) in parts.items():
         taken = []
         for number in range(rounds + 1):
             started = now(state.device)
@@ -257,7 +259,7 @@ def _parts(
                 out.float().square().mean().backward()
             taken.append(now(state.device) - started)
         seconds = statistics.median(taken[1:])
-        yield name, {"ms": 1e3 * seconds, "MFU": wanted / seconds / peak}
+        yield name, {"ms": 1e3 * seconds, "MFU": part_flops / seconds / peak}
     state.optimizer.zero_grad(set_to_none=True)
 
 
@@ -284,7 +286,7 @@ def _cell(value: float | str | None) -> str:
 
 
 def default_tokens(config: TrainConfig, device_bytes: float) -> int:
-    """Half of what fits beside three models of the same size: whole logits take the rest.
+    """Half of what fits beside three models of the same size: full logits take the other half.
 
     The estimate is :func:`estimate_memory`'s of a device with ``device_bytes``.
     """

@@ -93,7 +93,7 @@ class StepResult(NamedTuple):
     laps: dict[str, float]
     """Seconds of each stage."""
     peak_bytes: int | None
-    """At the peak, beyond those before the step; None where the system does not say."""
+    """At the peak, beyond those before the step; None where the system has no count."""
 
     @property
     def seconds(self) -> float:

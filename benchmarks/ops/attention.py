@@ -52,7 +52,9 @@ def work_of(problem: Problem) -> dict[str, Work]:
     return {"forward": forward, "backward": backward, "both": both}
 
 
-def errors(attend: Attend, want: tuple[Tensor, Tensor], qkv: Tensor, dout: Tensor) -> list[float]:
+def errors(
+    attend: Attend, expected: tuple[Tensor, Tensor], qkv: Tensor, dout: Tensor
+) -> list[float]:
     """Relative L2 errors of out and of dqkv against the reference; of out alone without a
     backward."""
     results = [attend(qkv)]
@@ -60,7 +62,7 @@ def errors(attend: Attend, want: tuple[Tensor, Tensor], qkv: Tensor, dout: Tenso
         results += torch.autograd.grad(results[0], qkv, dout)
     except (RuntimeError, NotImplementedError) as error:
         print(f"no backward: {error}", file=sys.stderr)
-    pairs = zip(results, want, strict=False)
+    pairs = zip(results, expected, strict=False)
     return [float((a.detach().float() - b).norm() / b.norm()) for a, b in pairs]
 
 
@@ -90,7 +92,7 @@ def problem_of(
 
 
 def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[dict[str, Any]]:
-    """One row per variant and direction; a variant that cannot run has one that says why."""
+    """One row per variant and direction; one that cannot run has a note with the reason."""
     device = harness.device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     problem = problem_of(case.lengths, window, cases.NUM_HEADS, device)
@@ -99,7 +101,7 @@ def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[
         torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(COPIES)
     ]
     dout = torch.randn(shape[0], cases.NUM_HEADS, cases.HEAD_DIM, device=device, dtype=dtype)
-    want = reference(problem, inputs[0], dout)
+    expected = reference(problem, inputs[0], dout)
     shared = {"case": case.name, "layer": "global" if window == (-1, -1) else "local"}
     calls, errors_of = {}, {}
     for name, build in VARIANTS.items():
@@ -107,7 +109,7 @@ def rows_of(case: cases.Case, window: tuple[int, int], rounds: int) -> Iterator[
             if case.name not in COMPILED_FOR.get(name, (case.name,)):
                 raise harness.NotInstalled("not compiled for this case")
             attend = build(problem)
-            errors_of[name] = errors(attend, want, inputs[0], dout)
+            errors_of[name] = errors(attend, expected, inputs[0], dout)
             if not max(errors_of[name]) < TOLERANCE[dtype]:
                 raise RuntimeError(f"wrong, error {max(errors_of[name]):.2g}")
             backward = len(errors_of[name]) == 2

@@ -1,4 +1,4 @@
-"""Packed rotary attention, ours and its peers, each as one function of the projection.
+"""Packed rotary attention, ours and its peers, each a function of the projection.
 
 The peers get what they take best: a compiled rotary pass before, masks and schedules built once.
 """

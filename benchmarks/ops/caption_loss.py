@@ -43,7 +43,7 @@ def ours_compiled() -> Loss:
     return compilation.compile_for_any_size(losses.caption_loss)
 
 
-def whole_logits() -> Loss:
+def full_logits() -> Loss:
     """As most people write it, in fp32 after the product."""
     return lambda hidden, weight, labels: F.cross_entropy(F.linear(hidden, weight).float(), labels)
 
@@ -72,7 +72,7 @@ def cut_cross_entropy() -> Loss:
 VARIANTS: dict[str, Callable[[], Loss]] = {
     "slap-fast": ours,
     "slap-fast, compiled": ours_compiled,
-    "whole logits": whole_logits,
+    "whole logits": full_logits,
     "F.linear_cross_entropy": in_torch,
     "Liger": liger,
     "cut-cross-entropy": cut_cross_entropy,
@@ -86,7 +86,7 @@ def with_gradients(loss: Loss, hidden: Tensor, weight: Tensor, labels: Tensor) -
 
 
 def rows_of(tokens: int, size: int, words: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """One row per variant; one that cannot run has one that says why."""
+    """One row per variant; one that cannot run has a note with the reason."""
     device = harness.device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     options = {"device": device, "dtype": dtype}
@@ -96,7 +96,7 @@ def rows_of(tokens: int, size: int, words: int, rounds: int) -> Iterator[dict[st
     labels[::8] = IGNORED
     few = inputs[0][:CHECKED].detach().requires_grad_()
     exact = (tensor.detach().float().requires_grad_() for tensor in (few, weight))
-    want = with_gradients(whole_logits(), *exact, labels[:CHECKED])
+    expected = with_gradients(full_logits(), *exact, labels[:CHECKED])
     variants: dict[str, harness.Variant] = {}
     errors = {}
     for name, make in VARIANTS.items():
@@ -104,7 +104,8 @@ def rows_of(tokens: int, size: int, words: int, rounds: int) -> Iterator[dict[st
             loss = make()
             results = with_gradients(loss, few, weight, labels[:CHECKED])
             errors[name] = max(
-                float((a.float() - b).norm() / b.norm()) for a, b in zip(results, want, strict=True)
+                float((a.float() - b).norm() / b.norm())
+                for a, b in zip(results, expected, strict=True)
             )
             if not errors[name] < TOLERANCE[dtype]:
                 raise RuntimeError(f"wrong, error {errors[name]:.2g}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Graph:
-    """One graph over a pack: its nodes, and the tensors that every run is given."""
+    """One graph over a pack: its nodes, and the input tensors of every run."""
 
     def __init__(self, cudnn: Any, cu_seqlens: Tensor, longest: int, num_heads: int) -> None:
         types = cudnn.data_type
@@ -31,7 +31,7 @@ class Graph:
         self.lengths = self._input(cu_seqlens.diff(), types.INT32)
 
     def _input(self, values: Tensor, data_type: Any) -> Any:
-        """An int [n] that every run is given."""
+        """An int [n] input of every run."""
         ones = [1, 1, 1]
         tensor = self.graph.tensor(dim=[len(values), *ones], stride=[1, *ones], data_type=data_type)
         self.fed[tensor] = values

@@ -72,11 +72,11 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
             return head.attention(head.probe, x, starts)
 
     batches = [siglip.padded(x.detach()).requires_grad_() for x in inputs]
-    want = siglip(batches[0])
+    expected = siglip(batches[0])
     out = folded(inputs[0])
     (dx,) = torch.autograd.grad(out, inputs[0], dout)
-    (dpadded,) = torch.autograd.grad(want, batches[0], dout)
-    error = max(_error(out, want), _error(siglip.padded(dx), dpadded))
+    (dpadded,) = torch.autograd.grad(expected, batches[0], dout)
+    error = max(_error(out, expected), _error(siglip.padded(dx), dpadded))
     if not error < (1e-4 if dtype == torch.float32 else 3e-2):
         raise RuntimeError(f"{case.name}: the two heads differ by {error:.2g}")
     heads = {
@@ -97,10 +97,10 @@ def rows_of(case: cases.Case, rounds: int) -> Iterator[dict[str, Any]]:
             yield row | {"times_ours": ms / taken["slap-fast head"]["ms"], "error": error}
 
 
-def _error(out: Tensor, want: Tensor) -> float:
+def _error(out: Tensor, expected: Tensor) -> float:
     """Relative L2 error of a tensor."""
-    out, want = out.detach().float(), want.detach().float()
-    return float((out - want).norm() / want.norm())
+    out, expected = out.detach().float(), expected.detach().float()
+    return float((out - expected).norm() / expected.norm())
 
 
 def main() -> int:

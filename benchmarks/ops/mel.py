@@ -135,11 +135,11 @@ def load(make: Callable[[], Peer], clip: Tensor, preset: str | None) -> Peer:
     except Exception as error:  # torchaudio beside another torch raises OSError, for one
         raise harness.NotInstalled(f"{type(error).__name__}: {error}") from error
     if preset is not None:
-        check(log_mel, clip, preset)
+        assert_accurate(log_mel, clip, preset)
     return peer
 
 
-def check(log_mel: Tensor, clip: Tensor, preset: str) -> None:
+def assert_accurate(log_mel: Tensor, clip: Tensor, preset: str) -> None:
     """Raises RuntimeError where a log-mel [frames, 64] is not the preset's."""
     config = PRESETS[preset]
     patches = reference.mel_patches(clip.double(), torch.tensor([0, len(clip)]), config)[0]
@@ -155,7 +155,7 @@ def ours(inputs: list[Tensor], bounds: Tensor, config: MelConfig, impl: str) -> 
 
 
 def variants_of(case: cases.Case, rows: list[dict[str, Any]]) -> dict[str, harness.Variant]:
-    """What runs the case; peers that do not load become rows that say so."""
+    """What runs the case; peers that do not load become rows with a note."""
     device = harness.device()
     bounds = starts_of(case.lengths, torch.int64).to(device) * SAMPLES_PER_TOKEN
     waves = [0.1 * torch.randn(int(bounds[-1]), device=device) for _ in range(3)]
@@ -172,8 +172,8 @@ def variants_of(case: cases.Case, rows: list[dict[str, Any]]) -> dict[str, harne
         first = clips[0][0]
         one = ops.mel_patches(first, torch.tensor([0, len(first)], device=device), config)
         grid = one.patches.view(-1, 4, 16, 16).transpose(1, 2).reshape(-1, 64)
-        check(grid[: config.num_frames(len(first))], first.cpu(), preset)
-    check(stft([clips[0][0]])[0], clips[0][0].cpu(), "torchaudio")
+        assert_accurate(grid[: config.num_frames(len(first))], first.cpu(), preset)
+    assert_accurate(stft([clips[0][0]])[0], clips[0][0].cpu(), "torchaudio")
     variants["torch.stft pipeline"] = lambda number: stft(clips[number % 3])
     if case.name != "C1" or device.type == "cuda":
         return variants

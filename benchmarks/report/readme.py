@@ -221,8 +221,8 @@ def main() -> int:
     paths = sorted((options.root / "benchmarks" / "results").glob("*.json"))
     records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    fresh = before + section(records) + rest.split(END)[1]
+    before, after = text.split(BEGIN)
+    fresh = before + section(records) + after.split(END)[1]
     pictures = {figure.picture: records.get(figure.name) for figure in FIGURES if figure.picture}
     drawn = {name: record for name, record in pictures.items() if record is not None}
     stale = [name for name, record in drawn.items() if not plots.is_fresh(name, record, images)]

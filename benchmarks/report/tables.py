@@ -144,10 +144,10 @@ def reliability(record: Record) -> str:
         if not tests:
             rows.append([f"{name}: {promise}", "not run", "", ""])
         for place in sorted({test["runs_on"] for test in tests}):
-            here = [test for test in tests if test["runs_on"] == place]
-            tried, wanted, failures = (
-                sum(test[key] for test in here) for key in ("n", "wanted", "failures")
+            on_device = [test for test in tests if test["runs_on"] == place]
+            tried, planned, failures = (
+                sum(test[key] for test in on_device) for key in ("n", "wanted", "failures")
             )
-            trials = f"{tried:,}" if tried == wanted else f"{tried:,} of {wanted:,}"
+            trials = f"{tried:,}" if tried == planned else f"{tried:,} of {planned:,}"
             rows.append([f"{name}: {promise}", trials, f"{failures:,}", place])
     return markdown(["", "trials", "failures", "ran on"], rows)

@@ -33,16 +33,16 @@ def value_of(column: str, **where: Any) -> Callable[[Record], float | None]:
 
 
 def most_of(column: str, **where: Any) -> Callable[[Record], float | None]:
-    """The greatest instead."""
+    """The greatest value of a column; see :func:`least_of`."""
     return lambda record: max(_values(record, column, where), default=None)
 
 
 def _values(record: Record, column: str, where: dict[str, Any]) -> list[float]:
-    wanted = {
+    accepted = {
         name: value if isinstance(value, tuple) else (value,) for name, value in where.items()
     }
     matching = [
-        row for row in record["rows"] if all(row.get(name) in of for name, of in wanted.items())
+        row for row in record["rows"] if all(row.get(name) in of for name, of in accepted.items())
     ]
     return [row[column] for row in matching if row.get(column) is not None]
 
@@ -202,7 +202,7 @@ TARGETS = [
 
 
 def verdicts(records: Mapping[str, dict[str, Any]]) -> list[list[str]]:
-    """A row for each target: what, wanted, reached, and what that means."""
+    """A row for each target: its name, bound, figure and verdict."""
     return [_verdict(target, records.get(target.record)) for target in TARGETS]
 
 

@@ -1,6 +1,6 @@
-"""The attention benchmark's peers compute what ours does, and a failure becomes a note.
+"""The attention benchmark's peers compute the same as ours, and a failure becomes a note.
 
-Their packages need a GPU: here stand-ins with the published arguments, computed by the reference.
+Their packages need a GPU: stubs with the published arguments call the reference instead.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def problem(lengths=UNEQUAL, window=(48, 48), num_heads=2):
     return benchmark.problem_of(list(lengths), window, num_heads, CPU)
 
 
-def errors(attend, given):
-    qkv = torch.randn(sum(given.lengths), 3 * given.num_heads, cases.HEAD_DIM).requires_grad_()
-    dout = torch.randn(len(qkv), given.num_heads, cases.HEAD_DIM)
+def errors(attend, work):
+    qkv = torch.randn(sum(work.lengths), 3 * work.num_heads, cases.HEAD_DIM).requires_grad_()
+    dout = torch.randn(len(qkv), work.num_heads, cases.HEAD_DIM)
     with torch.compiler.set_stance("force_eager"):
-        return benchmark.errors(attend, benchmark.reference(given, qkv, dout), qkv, dout)
+        return benchmark.errors(attend, benchmark.reference(work, qkv, dout), qkv, dout)
 
 
 def attention(q, k, v, starts, longest, window):
@@ -55,10 +55,10 @@ def cute_varlen_func(q, k, v, qv=None, window_size=(None, None), **packed):
 
 
 def varlen_attn(*arguments, **options):
-    given = inspect.signature(varlen.varlen_attn).bind(*arguments, **options).arguments
-    q, k, v = (given[name] for name in ("query", "key", "value"))
-    assert given["cu_seq_k"] is given["cu_seq_q"] and given["max_k"] == given["max_q"]
-    return attention(q, k, v, given["cu_seq_q"], given["max_q"], given["window_size"])
+    bound = inspect.signature(varlen.varlen_attn).bind(*arguments, **options).arguments
+    q, k, v = (bound[name] for name in ("query", "key", "value"))
+    assert bound["cu_seq_k"] is bound["cu_seq_q"] and bound["max_k"] == bound["max_q"]
+    return attention(q, k, v, bound["cu_seq_q"], bound["max_q"], bound["window_size"])
 
 
 STAND_INS = {
@@ -80,19 +80,19 @@ def stand_ins(monkeypatch):
 
 @WINDOWS
 @pytest.mark.parametrize("name", ["FA2 in torch", "FA2 (flash-attn)", "FA3", "FA4", "SDPA, padded"])
-def test_a_peer_computes_what_ours_does(stand_ins, name, window):
-    given = problem(window=window)
-    assert max(errors(peers.VARIANTS[name](given), given)) < 1e-5
+def test_a_peer_computes_the_same(stand_ins, name, window):
+    work = problem(window=window)
+    assert max(errors(peers.VARIANTS[name](work), work)) < 1e-5
 
 
 def test_padding_equal_lengths_needs_no_mask():
-    given = problem([63, 63], (-1, -1))
-    assert max(errors(peers.padded(given), given)) < 1e-5
+    work = problem([63, 63], (-1, -1))
+    assert max(errors(peers.padded(work), work)) < 1e-5
 
 
 def test_cudnn_takes_equal_lengths_and_no_window(stand_ins):
-    given = problem([63, 63], (-1, -1))
-    assert max(errors(peers.cudnn(given), given)) < 1e-5
+    work = problem([63, 63], (-1, -1))
+    assert max(errors(peers.cudnn(work), work)) < 1e-5
     with pytest.raises(peers.NotInstalled, match="equal lengths"):
         peers.cudnn(problem(window=(-1, -1)))
     with pytest.raises(peers.NotInstalled, match="no window"):
@@ -108,47 +108,47 @@ def test_ours_runs_the_triton_kernel_on_a_shared_schedule(monkeypatch, window):
     monkeypatch.setattr(
         ops, "attention_schedule", lambda starts, _, total: kernels.schedule_tiles(starts, total)
     )
-    given = problem([63, 0, 70], window)
-    assert max(errors(peers.ours(given, impl="triton"), given)) < 1e-5
+    work = problem([63, 0, 70], window)
+    assert max(errors(peers.ours(work, impl="triton"), work)) < 1e-5
 
 
 @WINDOWS
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("lengths", [UNEQUAL, [250] * 4, [512]], ids=str)
 def test_flex_attentions_mask_is_that_of_the_pack(lengths, size, window):
-    given = problem(lengths, window)
-    mask = peers.block_mask(given, size)
+    work = problem(lengths, window)
+    mask = peers.block_mask(work, size)
     total = sum(lengths)
-    want = create_block_mask(mask.mask_mod, None, None, total, total, "cpu", size)
+    expected = create_block_mask(mask.mask_mod, None, None, total, total, "cpu", size)
     for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
-        assert torch.equal(getattr(mask, name), getattr(want, name)), name
-    assert torch.equal(mask.to_dense(), want.to_dense())
+        assert torch.equal(getattr(mask, name), getattr(expected, name)), name
+    assert torch.equal(mask.to_dense(), expected.to_dense())
 
 
-def test_flex_attention_computes_what_ours_does(monkeypatch):
+def test_flex_attention_computes_the_same(monkeypatch):
     monkeypatch.setattr(
         peers, "load", lambda *_: types.SimpleNamespace(flex_attention=flex_attention)
     )
-    given = problem()
-    qkv = torch.randn(sum(given.lengths), 6, cases.HEAD_DIM)
+    work = problem()
+    qkv = torch.randn(sum(work.lengths), 6, cases.HEAD_DIM)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        out, want = peers.flex(given)(qkv), peers.ours(given)(qkv)
-    assert (out - want).norm() < 1e-5 * want.norm()
+        out, expected = peers.flex(work)(qkv), peers.ours(work)(qkv)
+    assert (out - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_an_absent_wrong_or_broken_peer_has_a_note(monkeypatch):
     def broken(qkv):
         raise ValueError("no kernel image")
 
-    def forward_only(given):
-        return lambda qkv: peers.ours(given)(qkv.detach())
+    def forward_only(work):
+        return lambda qkv: peers.ours(work)(qkv.detach())
 
     variants = {
         "slap-fast": peers.ours,
         "FA3": forward_only,
-        "FA4": lambda given: broken,
+        "FA4": lambda work: broken,
         "cuDNN dense": peers.cudnn,
-        "FlexAttention": lambda given: peers.ours(given._replace(window=(5, 5))),
+        "FlexAttention": lambda work: peers.ours(work._replace(window=(5, 5))),
     }
     monkeypatch.setattr(benchmark, "VARIANTS", variants)
     case = cases.packs(0.002)[0]
@@ -174,8 +174,8 @@ def test_an_absent_wrong_or_broken_peer_has_a_note(monkeypatch):
 class CudnnTensor:
     """A graph's description of a tensor; every setter returns it."""
 
-    def __init__(self, **known):
-        self.__dict__ |= known
+    def __init__(self, **fields):
+        self.__dict__ |= fields
 
     def __getattr__(self, name):
         def setter(value):
@@ -193,8 +193,8 @@ class CudnnGraph:
     def __init__(self, **types):
         pass
 
-    def tensor(self, **known):
-        return CudnnTensor(**known)
+    def tensor(self, **fields):
+        return CudnnTensor(**fields)
 
     def sdpa(self, q, k, v, generate_stats, **options):
         self.inputs, self.outputs, self.options = [q, k, v], [CudnnTensor(), CudnnTensor()], options
@@ -248,5 +248,5 @@ def test_cudnns_graphs_describe_the_pack(monkeypatch, window):
     )
     monkeypatch.setattr(peers, "load", lambda name: cudnn)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: names(cuda_stream=0))
-    given = problem(window=window)
-    assert max(errors(peers.VARIANTS["cuDNN ragged"](given), given)) < 1e-5
+    work = problem(window=window)
+    assert max(errors(peers.VARIANTS["cuDNN ragged"](work), work)) < 1e-5

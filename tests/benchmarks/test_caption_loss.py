@@ -1,4 +1,4 @@
-"""The caption loss's peers compute what ours does, and one that does not is not timed."""
+"""The caption loss's peers compute the same as ours, and one that does not is not timed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows(rounds=1):
     return list(benchmark.rows_of(64, 16, 96, rounds))
 
 
-def test_every_loss_that_runs_here_is_right_and_timed():
+def test_every_available_loss_is_right_and_timed():
     timed = {row["variant"]: row for row in rows() if "ms" in row}
     assert {"slap-fast", "whole logits"} <= timed.keys()
     assert ("F.linear_cross_entropy" in timed) == hasattr(F, "linear_cross_entropy")
@@ -48,7 +48,7 @@ def test_the_packages_get_their_arguments(monkeypatch):
 
 def test_an_absent_or_wrong_peer_has_a_note(monkeypatch):
     def doubled():
-        return lambda *given: 2 * benchmark.ours()(*given)
+        return lambda *arguments: 2 * benchmark.ours()(*arguments)
 
     variants = {"slap-fast": benchmark.ours, "double": doubled, "Liger": benchmark.liger}
     monkeypatch.setattr(benchmark, "VARIANTS", variants)

@@ -1,4 +1,4 @@
-"""The compile report tells a good kernel from one that spills or does not compile."""
+"""The compile report: good kernels, and ones that spill or do not compile."""
 
 from __future__ import annotations
 

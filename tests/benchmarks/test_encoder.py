@@ -1,4 +1,4 @@
-"""The encoder's variants are the same network, and one that is not is not timed."""
+"""The encoder's variants are the same network, and a different one is not timed."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ def test_kaldi_native_fbank(num_samples):
     clip, _ = noise(num_samples)
     online = peer.OnlineFbank(options)
     online.accept_waveform(16_000, clip.numpy())
-    want = np.array([online.get_frame(i) for i in range(online.num_frames_ready)])
-    np.testing.assert_allclose(log_mel(clip, "kaldi"), want, rtol=0, atol=TOLERANCE)
+    expected = np.array([online.get_frame(i) for i in range(online.num_frames_ready)])
+    np.testing.assert_allclose(log_mel(clip, "kaldi"), expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("num_samples", [400, 4_000, 33_333])
@@ -44,8 +44,8 @@ def test_librosa(num_samples):
         y=clip.numpy(), sr=16_000, n_fft=512, hop_length=160, win_length=400, n_mels=64, fmin=20.0,
         fmax=8_000.0, htk=True, norm=None, pad_mode="reflect",
     )  # fmt: skip
-    want = np.log(np.maximum(mel, 1e-10)).T
-    np.testing.assert_allclose(log_mel(clip, "torchaudio"), want, rtol=0, atol=TOLERANCE)
+    expected = np.log(np.maximum(mel, 1e-10)).T
+    np.testing.assert_allclose(log_mel(clip, "torchaudio"), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_transformers():
@@ -55,12 +55,12 @@ def test_transformers():
         257, 64, 20.0, 8000.0, 16_000, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True
     )
     clip, _ = noise(16_000)
-    want = spectrogram(
+    expected = spectrogram(
         clip.numpy(), window_function(400, "hann", periodic=False), frame_length=400,
         hop_length=160, fft_length=512, power=2.0, center=False, preemphasis=0.97,
         mel_filters=bank, log_mel="log", mel_floor=2.0**-23, remove_dc_offset=True,
     )  # fmt: skip
-    np.testing.assert_allclose(log_mel(clip, "kaldi"), want.T, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(log_mel(clip, "kaldi"), expected.T, rtol=0, atol=TOLERANCE)
 
 
 def test_torchaudio():
@@ -70,8 +70,10 @@ def test_torchaudio():
     except Exception as error:  # beside another build of torch it raises OSError
         pytest.skip(f"torchaudio does not load: {error}")
     clip, _ = noise(16_000)
-    want = kaldi.fbank(clip[None], num_mel_bins=64, window_type="hanning")
-    np.testing.assert_allclose(log_mel(clip, "kaldi"), want.numpy(), rtol=0, atol=TOLERANCE)
+    expected = kaldi.fbank(clip[None], num_mel_bins=64, window_type="hanning")
+    np.testing.assert_allclose(log_mel(clip, "kaldi"), expected.numpy(), rtol=0, atol=TOLERANCE)
     mel = MelSpectrogram(16_000, 512, 400, 160, f_min=20.0, f_max=8_000.0, n_mels=64)(clip)
-    want = mel.clamp_min(1e-10).log().T
-    np.testing.assert_allclose(log_mel(clip, "torchaudio"), want.numpy(), rtol=0, atol=TOLERANCE)
+    expected = mel.clamp_min(1e-10).log().T
+    np.testing.assert_allclose(
+        log_mel(clip, "torchaudio"), expected.numpy(), rtol=0, atol=TOLERANCE
+    )

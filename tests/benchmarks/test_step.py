@@ -150,8 +150,8 @@ def test_tokens_leave_room_for_three_models_and_as_much_again():
 def test_variants_that_differ_are_not_timed(uncompiled, monkeypatch):
     textbook = step_variants.textbook_losses
 
-    def wrong(*given):
-        return {name: 1.01 * value for name, value in textbook(*given).items()}
+    def wrong(*arguments):
+        return {name: 1.01 * value for name, value in textbook(*arguments).items()}
 
     monkeypatch.setattr(step_variants, "textbook_losses", wrong)
     with pytest.raises(RuntimeError, match="fused: loss .*, the reference has"):

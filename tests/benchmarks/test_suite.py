@@ -53,7 +53,7 @@ def test_a_record_that_does_not_fit_is_rejected():
         assert len(list(machine.complaints(record))) == 1, record
 
 
-def test_a_dry_run_records_and_goes_on(tmp_path):
+def test_a_dry_run_records_and_resumes(tmp_path):
     done = run(tmp_path, "map_pool", "memcheck", "--minutes", "5")
     assert done.returncode == 0, done.stdout + done.stderr
     steps = outcomes(tmp_path)
@@ -78,7 +78,7 @@ def test_what_comes_before_a_call_is_not_timed():
     assert seen == [0, 0, 0, 0, 1] and max(taken["slow"]) < 0.05
 
 
-def test_a_run_that_is_cut_off_goes_on_after_its_last_complete_part(tmp_path):
+def test_an_interrupted_run_resumes_after_its_last_complete_part(tmp_path):
     ran = []
 
     def part(name: str, cut_off: bool = False):
@@ -196,7 +196,7 @@ def test_a_record_makes_no_commit_dirty_and_a_change_does(tmp_path, monkeypatch)
     assert facts()["commit"] == f"{clean}-dirty"
 
 
-def test_a_benchmark_goes_on_unless_it_is_run_again(tmp_path):
+def test_a_benchmark_resumes_unless_asked_to_run_again(tmp_path):
     for again in (False, True):
         planned = suite.steps(tmp_path, None, dry_run=False, again=again)
         resumes = {step.name: "--resume" in step.command for step in planned}
@@ -232,9 +232,9 @@ def test_every_step_runs_dry(tmp_path):
     done = run(tmp_path, "--minutes", "40")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
     steps = outcomes(tmp_path)
-    wanted = {s.name for s in suite.steps(tmp_path, None, dry_run=True)}
+    names = {s.name for s in suite.steps(tmp_path, None, dry_run=True)}
     if suite.KIND == "cpu":
-        wanted -= {"memcheck", "racecheck"}
-    assert {name for name, row in steps.items() if row["status"] == "done"} >= wanted
+        names -= {"memcheck", "racecheck"}
+    assert {name for name, row in steps.items() if row["status"] == "done"} >= names
     for path in tmp_path.glob("*.json"):
         assert not list(machine.complaints(json.loads(path.read_text()))), path

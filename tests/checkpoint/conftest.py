@@ -1,4 +1,4 @@
-"""A run whose checkpoints the tests copy and harm."""
+"""A run whose checkpoints the tests copy and damage."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from tests.helpers import runs
 def finished(tmp_path_factory):
     """A run of 4 steps with the checkpoints of steps 2 and 4."""
     out = tmp_path_factory.mktemp("run")
-    runs.go(out, runs.override(runs.TINY, {"steps": 4}))
+    runs.start_or_resume(out, runs.override(runs.TINY, {"steps": 4}))
     return out

@@ -48,7 +48,7 @@ def test_the_committed_version_1_checkpoint_still_loads_with_the_same_embeddings
     np.testing.assert_allclose(slap.embed_text("a tone")[0], expected["text"].numpy(), atol=1e-5)
 
 
-def test_all_of_the_optimizer_goes_where_its_parameters_are(tmp_path):
+def test_optimizer_state_is_on_the_device_of_its_parameters(tmp_path):
     """The step counter too: AdamW's fused kernel on a GPU reads it on its parameter's device."""
     state, tokenizer = begin(runs.TINY, None, None, runs.CPU)
     train_step(state, TrainSteps(runs.clips(), tokenizer, state.config)[0].batches)

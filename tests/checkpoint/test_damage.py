@@ -1,4 +1,4 @@
-"""Every kind of damage to a checkpoint is found, and the older one used."""
+"""Every kind of damage to a checkpoint is detected, and the older one used."""
 
 import json
 import random
@@ -22,7 +22,7 @@ from tests.helpers import runs
 from tests.helpers.folders import names, write
 
 
-def test_a_damaged_folder_gives_way_to_the_one_before_and_is_not_kept_instead_of_it(tmp_path):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_never_replaces_it(tmp_path):
     path = tmp_path / "last"
     for text in "12":
         atomic_files.write_folder(path, write(text), keep_old=True)
@@ -44,7 +44,7 @@ def test_a_damaged_folder_gives_way_to_the_one_before_and_is_not_kept_instead_of
 
 
 def damage(path: Path, other: Path, rng: random.Random) -> str:
-    """Harms a file in one of six ways; the content always differs afterwards."""
+    """Damages a file by one of six kinds of change; the content always differs afterwards."""
     data, kind = bytearray(path.read_bytes()), rng.randrange(6)
     if kind == 0:
         data = data[: rng.randrange(len(data))]
@@ -66,9 +66,9 @@ def damage(path: Path, other: Path, rng: random.Random) -> str:
     return ("cut", "bit flip", "block", "longer", "", "of another step")[kind]
 
 
-def test_damage_to_any_file_is_found_and_the_older_checkpoint_used(finished, tmp_path, figure):
-    """C2. A model alone loads where it is what was written, whatever its manifest says of others:
-    seed 229 harms the manifest's line of a training file."""
+def test_damage_to_any_file_is_detected_and_the_older_checkpoint_used(finished, tmp_path, figure):
+    """C2. A model alone loads if its own files are intact, whatever the manifest lists for others:
+    seed 229 damages the manifest's line of a training file."""
     files = names(finished / "last")
     assert files == sorted([*MODEL_FILES, *TRAINING_FILES, atomic_files.MANIFEST])
     for seed in figure("C2", ci=230, soak=5_000):
@@ -88,11 +88,11 @@ def test_damage_to_any_file_is_found_and_the_older_checkpoint_used(finished, tmp
         shutil.rmtree(out)
 
 
-def test_a_run_goes_on_from_the_older_checkpoint_to_the_same_end(finished, tmp_path):
+def test_a_run_resumes_from_the_older_checkpoint_to_the_same_end(finished, tmp_path):
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     path = out / "last" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    runs.go(out)
+    runs.start_or_resume(out)
     assert runs.loss_rows(out) == runs.loss_rows(finished)
     same = "model.safetensors"
     assert (out / "last" / same).read_bytes() == (finished / "last" / same).read_bytes()

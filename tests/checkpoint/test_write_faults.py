@@ -33,7 +33,7 @@ def full_disk(monkeypatch, folder):
 
 
 def patched(name, number, after=0):
-    """A call of the operating system that fails from its ``after``-th time on."""
+    """A system call that fails from its ``after``-th time on."""
 
     def apply(monkeypatch, folder):
         real, calls = getattr(os, name), []
@@ -79,7 +79,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_write_that_fails_says_why_and_keeps_what_was_saved(
+def test_a_failed_write_names_the_cause_and_keeps_the_checkpoints(
     finished, tmp_path, monkeypatch, figure, name
 ):
     """C3, with the two tests below and the lock of :mod:`tests.test_atomic_files`."""
@@ -106,7 +106,7 @@ def test_a_write_that_fails_says_why_and_keeps_what_was_saved(
 
 
 def mount_small_disk(folder):
-    """Puts 3 MB of disk on the folder, for this process alone; exits with 77 where it may not."""
+    """Mounts a 3 MB disk on the folder, for this process alone; exits with 77 if forbidden."""
     library, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
     new_user_and_mounts = 0x10000000 | 0x00020000
     if library.unshare(new_user_and_mounts):
@@ -122,12 +122,12 @@ def train_on_a_small_disk(folder):
     """In another process: there is room for two checkpoints and not for three."""
     mount_small_disk(folder)
     with pytest.raises(OSError, match="last: cannot be written.*kept: .*No space left"):
-        runs.go(folder, runs.override(runs.TINY, {"save_every": 1}))
+        runs.start_or_resume(folder, runs.override(runs.TINY, {"save_every": 1}))
     _, checkpoint = stored_run(folder)
     assert json.loads((checkpoint / "training.json").read_text())["step"] == 2
 
 
-def test_a_run_on_a_disk_that_is_full_keeps_what_it_saved(tmp_path, figure):
+def test_a_run_on_a_full_disk_keeps_its_checkpoints(tmp_path, figure):
     """C3."""
     for _ in figure("C3", ci=1, soak=1):
         process = runs.start(train_on_a_small_disk, tmp_path)
@@ -137,7 +137,7 @@ def test_a_run_on_a_disk_that_is_full_keeps_what_it_saved(tmp_path, figure):
         assert process.exitcode == 0
 
 
-def test_the_newest_is_the_one_written_last_whatever_the_clock_says(finished, tmp_path, figure):
+def test_the_newest_checkpoint_is_the_last_written_whatever_the_clock(finished, tmp_path, figure):
     """C3: the clock jumps back between two checkpoints, and another by years."""
     for _ in figure("C3", ci=1, soak=1):
         out = Path(shutil.copytree(finished, tmp_path / "run"))

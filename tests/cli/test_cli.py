@@ -139,7 +139,7 @@ def test_fine_tuning_starts_from_the_weights_and_a_new_schedule(run, folder, tmp
         np.testing.assert_allclose(after[name], value, atol=1e-6, err_msg=name)
 
 
-def test_resume_goes_on_and_keeps_its_settings(run, capsys):
+def test_resume_continues_and_keeps_the_settings(run, capsys):
     words = ["train", "--out", str(run), "--resume", "--workers", "0"]
     assert main(words) == 0
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3

@@ -15,7 +15,7 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_random_calls_are_clean(sanitizers, tmp_path, figure):
-    """K12 wants 10,000 calls, of both."""
+    """K12: 10,000 calls of both sanitizers."""
     if COMPILER is None:
         pytest.skip("no g++ and no clang++")
     program = tmp_path / "fuzz"

@@ -70,7 +70,7 @@ def test_workers_do_not_change_a_batch(source, tokenizer, workers):
     assert same(list(steps_from(data, 0, workers)), [data[i] for i in range(6)])
 
 
-def test_a_loader_that_is_still_held_does_not_keep_the_process(tmp_path):
+def test_an_open_loader_does_not_keep_the_process_alive(tmp_path):
     """The traceback of a notebook's last error holds one."""
     (tmp_path / "hold.py").write_text(
         "import builtins\n"
@@ -90,8 +90,8 @@ def test_a_loader_that_is_still_held_does_not_keep_the_process(tmp_path):
 
 
 def test_resuming_at_a_step_gives_the_remaining_batches(source, tokenizer):
-    whole = list(steps_from(TrainSteps(source, tokenizer, CONFIG), 0, 0))
-    assert same(list(steps_from(TrainSteps(source, tokenizer, CONFIG), 4, 0)), whole[4:])
+    uninterrupted = list(steps_from(TrainSteps(source, tokenizer, CONFIG), 0, 0))
+    assert same(list(steps_from(TrainSteps(source, tokenizer, CONFIG), 4, 0)), uninterrupted[4:])
 
 
 def test_cached_patches_give_the_same_batches(source, tokenizer):
@@ -217,10 +217,10 @@ def test_a_short_wording_is_a_positive_of_every_clip_of_its_source(tokenizer):
     shorts = sum(isinstance(clip.caption_keys[0], str) for clip in clips)
     assert 10 < shorts < 100
     groups = data._batch(clips).groups
-    for clip, own in zip(clips, groups[:, 0], strict=True):
+    for clip, group in zip(clips, groups[:, 0], strict=True):
         if isinstance(clip.caption_keys[0], str):
             positives = [i for i in range(300) if source.label(i) == clip.caption_keys[0]]
-            assert (groups == own).any(1).nonzero().flatten().tolist() == positives
+            assert (groups == group).any(1).nonzero().flatten().tolist() == positives
 
 
 def test_a_long_clip_is_cropped_at_random_by_epoch(folder, tokenizer):

@@ -1,4 +1,4 @@
-"""Manifests of each form, and each way in which one is refused."""
+"""Manifests of each form, and each reason to refuse one."""
 
 from __future__ import annotations
 

@@ -14,15 +14,15 @@ def test_permute_is_a_permutation(size):
         assert sorted(permute(np.arange(size), size, (key,))) == list(range(size))
 
 
-def test_a_part_equals_that_of_the_whole():
-    whole = permute(np.arange(1000), 1000, (3, 1))
+def test_a_subset_is_permuted_as_in_the_full_range():
+    everything = permute(np.arange(1000), 1000, (3, 1))
     some = np.array([7, 999, 0, 500])
-    np.testing.assert_array_equal(permute(some, 1000, (3, 1)), whole[some])
+    np.testing.assert_array_equal(permute(some, 1000, (3, 1)), everything[some])
 
 
 @pytest.mark.parametrize("size", [3, 7, 30])
 def test_every_clip_is_equally_likely_at_every_position(size):
-    """Chi-square of position x clip counts over many keys; 6 standard deviations of grace."""
+    """Chi-square of position x clip counts over many keys; 6 standard deviations are allowed."""
     draws = 300 * size
     counts = np.zeros((size, size))
     for key in range(draws):
@@ -51,9 +51,9 @@ def test_passes_differ_and_have_every_clip_once():
 
 def test_a_draw_does_not_depend_on_where_drawing_starts():
     order = Order(5, [70, 9, 400], [3, 1, 2.5])
-    whole = order.draw(0, 5_000)
-    assert [order.draw(i, 1)[0] for i in (0, 777, 4_999)] == [whole[i] for i in (0, 777, 4_999)]
-    assert order.draw(1_000, 500) == whole[1_000:1_500]
+    all_draws = order.draw(0, 5_000)
+    assert [order.draw(i, 1)[0] for i in (0, 777, 4_999)] == [all_draws[i] for i in (0, 777, 4_999)]
+    assert order.draw(1_000, 500) == all_draws[1_000:1_500]
 
 
 def test_a_mix_has_its_weights_in_every_window_and_whole_passes():
@@ -70,8 +70,8 @@ def test_a_mix_has_its_weights_in_every_window_and_whole_passes():
 
 def test_a_far_position_of_a_large_set_is_a_single_evaluation():
     size = 109_000_000
-    (lap, index), *rest = Order(0, [size], [1]).draw(3 * size - 1, 3)
-    assert lap == 2 and [pair[0] for pair in rest] == [3, 3]
+    (lap, index), *others = Order(0, [size], [1]).draw(3 * size - 1, 3)
+    assert lap == 2 and [pair[0] for pair in others] == [3, 3]
     assert 0 <= index < size
 
 

@@ -149,12 +149,12 @@ def test_shards_are_validated_to_the_last_byte(folder):
     write_shards(read_manifest(folder / "m.jsonl"), out)
     assert validate(out).problems == [] and validate(out).clips == 4
     shard = next(out.glob("*.tar"))
-    whole = shard.read_bytes()
-    os.truncate(shard, len(whole) - 1)  # in the tar's end: no clip is lost
+    intact = shard.read_bytes()
+    os.truncate(shard, len(intact) - 1)  # in the tar's end: no clip is lost
     assert [p.code for p in validate(out).problems] == ["E_SHARD_TRUNCATED"]
-    shard.write_bytes(whole[:-1] + b"x")
+    shard.write_bytes(intact[:-1] + b"x")
     assert [p.code for p in validate(out).problems] == ["E_SHARD_CORRUPT"]
-    shard.write_bytes(whole[:600] + b"x" + whole[601:])
+    shard.write_bytes(intact[:600] + b"x" + intact[601:])
     report = validate(out)
     assert [p.code for p in report.problems] == ["E_SHARD_CORRUPT"] * 2
     assert report.problems[1].name == str(shard / "000000000") and report.clips == 4
@@ -162,7 +162,7 @@ def test_shards_are_validated_to_the_last_byte(folder):
     assert [p.code for p in validate(out).problems] == ["E_SHARD_MISSING"] * 5
 
 
-def test_the_command(folder, capsys):
+def test_the_check_command(folder, capsys):
     words = ["data", "check", str(folder / "m.jsonl")]
     assert main(words) == 0
     write(folder, [("gone.wav", "nothing")], "a")

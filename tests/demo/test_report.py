@@ -1,4 +1,4 @@
-"""The report page: it shows what it was given, is safe to open, and embeds the clips."""
+"""The report page: it shows its inputs, is safe to open, and embeds the clips."""
 
 import base64
 import io
@@ -99,7 +99,7 @@ def test_every_section_exists(render):
     ],
     ids=["text to audio", "audio to text", "zero-shot", "captions"],
 )
-def test_figures_stand_beside_their_chance_level(render, value, chance):
+def test_figures_are_shown_beside_their_chance_level(render, value, chance):
     assert re.search(f'class="big">{re.escape(value)}<span>[^<]*<br>{chance}</span>', render())
 
 
@@ -188,7 +188,7 @@ def test_palette_grows_lighter(render):
     assert luminance[0] < 0.001 and luminance[-1] > 0.9
 
 
-def test_words_that_no_caption_has_are_marked(render):
+def test_words_unknown_to_the_captions_are_marked(render):
     page = render(clips=[clip()], queries=[])
     assert "A bell rings <mark>quickly.</mark>" in page
 

@@ -28,8 +28,8 @@ FLASH = {
 """torch's counter does not know a CPU's attention; recomputation does not count."""
 
 
-def counted(run, known):
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+def counted(run, formulas):
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
     return counter.get_total_flops()
 

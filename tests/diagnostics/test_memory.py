@@ -41,8 +41,8 @@ def kept_bytes(model, *inputs):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = model(*inputs)  # alive until all is counted
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    return sum(kept[place].nbytes() for place in kept.keys() - own) if outputs else None
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return sum(kept[place].nbytes() for place in kept.keys() - parameters) if outputs else None
 
 
 @pytest.mark.parametrize("student_pass", ["shared", "separate"])
@@ -74,9 +74,9 @@ def test_a_forward_keeps_what_is_estimated(compiled, student_pass):
 def test_parameters_are_counted_without_making_them():
     counts = memory.parameter_counts(runs.TINY.model)
     state, _ = begin(runs.TINY, None, None, runs.CPU)
-    own = sum(p.numel() for p in state.model.parameters())
+    num_parameters = sum(p.numel() for p in state.model.parameters())
     bare = sum(p.numel() for p in (state.model.log_logit_scale, state.model.logit_bias))
-    assert sum(counts.values()) - counts["teacher"] == own - bare
+    assert sum(counts.values()) - counts["teacher"] == num_parameters - bare
     assert counts["teacher"] == sum(p.numel() for p in state.teacher.parameters())
 
 

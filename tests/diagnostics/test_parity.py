@@ -1,4 +1,4 @@
-"""The tolerance rule fails what is wrong, and the parity command finds a wrong kernel."""
+"""The tolerance rule rejects wrong results, and the parity command detects a wrong kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def passed(actual, eager, truth, **options):
     return all(figure.passed for figure in figures)
 
 
-def test_fp32_may_be_a_millionth_off_and_its_gradient_ten():
+def test_fp32_tolerances_are_1e_6_and_1e_5_for_gradients():
     truth = torch.linspace(1, 2, 100, dtype=torch.float64)
     eager = truth.float()
     for share, out, gradient in ((5e-7, True, True), (5e-6, False, True), (5e-5, False, False)):
@@ -29,7 +29,7 @@ def test_fp32_may_be_a_millionth_off_and_its_gradient_ten():
         assert passed(actual, eager, truth, gradient=True) == gradient
 
 
-def test_what_cancels_may_leave_its_rounding():
+def test_cancellation_may_leave_rounding_errors():
     truth, eps = torch.zeros(100, dtype=torch.float64), torch.finfo(torch.float32).eps
     for share, out, gradient in ((0.9, True, True), (7, False, True), (9, False, False)):
         actual = torch.full((100,), share * eps)
@@ -49,7 +49,7 @@ def test_half_precision_may_be_twice_as_far_off_as_eager(dtype):
     assert not passed(one, eager, truth)  # the largest
 
 
-def test_what_is_not_finite_must_be_so_where_the_truth_is():
+def test_non_finite_values_must_match_the_truth():
     truth = torch.tensor([1.0, -math.inf], dtype=torch.float64)
     eager = truth.float()
     assert passed(eager, eager, truth)
@@ -59,7 +59,7 @@ def test_what_is_not_finite_must_be_so_where_the_truth_is():
     assert passed(nothing.float(), nothing.float(), nothing)
 
 
-def test_a_wrong_operation_is_found(monkeypatch, capsys):
+def test_a_wrong_operation_is_detected(monkeypatch, capsys):
     right = ops.attention_qkvpacked
     error = 0.0
 
@@ -80,7 +80,7 @@ def test_a_wrong_operation_is_found(monkeypatch, capsys):
     assert "attention: wrong here: please report it" in capsys.readouterr().err
 
 
-def test_what_runs_here_agrees_with_the_reference(monkeypatch, capsys):
+def test_available_variants_agree_with_the_reference(monkeypatch, capsys):
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
     report = doctor.parity(NOTHING)
     assert report["ok"], [row for row in report["parity"] if row["status"] != "ok"]

@@ -21,8 +21,8 @@ def retrieval_by_loops(similarity, positives):
     """Sorts every query with the negatives first among equals; NaN last."""
     recalls, precisions = {1: [], 5: [], 10: []}, []
     for scores, right in zip(similarity, positives, strict=True):
-        known = [(-score, column in right) for column, score in enumerate(scores)]
-        order = [is_right for score, is_right in sorted(k for k in known if not math.isnan(k[0]))]
+        pairs = [(-score, column in right) for column, score in enumerate(scores)]
+        order = [is_right for score, is_right in sorted(k for k in pairs if not math.isnan(k[0]))]
         ranks = [rank for rank, is_right in enumerate(order, 1) if is_right]
         for k, hits in recalls.items():
             hits.append(any(rank <= k for rank in ranks))
@@ -58,11 +58,11 @@ class TestRetrieval:
         assert result == pytest.approx(expected)
 
     @pytest.mark.parametrize("value", [0.0, np.inf, -np.inf, np.nan])
-    def test_one_score_for_all_pairs_finds_nothing(self, value):
+    def test_equal_scores_for_all_pairs_retrieve_nothing(self, value):
         result = retrieval(np.full((20, 20), value), np.eye(20, dtype=bool))
         assert result == {"R@1": 0, "R@5": 0, "R@10": 0, "mAP@10": 0}
 
-    def test_perfect_scores_find_everything(self):
+    def test_perfect_scores_retrieve_everything(self):
         result = retrieval(np.eye(20), np.eye(20, dtype=bool))
         assert result == {"R@1": 1, "R@5": 1, "R@10": 1, "mAP@10": 1}
 
@@ -117,7 +117,7 @@ class TestClassification:
         np.testing.assert_array_equal(recall, [0.5, 0.5, np.nan])
 
     @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-    def test_one_score_for_all_classes_is_never_right(self, value):
+    def test_equal_scores_for_all_classes_are_never_right(self, value):
         result = classification(np.full((6, 3), value), np.arange(6) % 3)
         assert result["accuracy"] == result["balanced_accuracy"] == 0
 

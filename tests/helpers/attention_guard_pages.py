@@ -1,4 +1,4 @@
-"""Runs attention on guarded tensors, see :mod:`guard_pages`; its results are as on any others."""
+"""Runs attention on guarded tensors, see :mod:`guard_pages`; its results are unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trial(seed: int) -> None:
     starts = packs.starts
     with pytest.MonkeyPatch.context() as patch:
         packs.force(patch, ["whole", "tiled", "mixed"][seed % 3])
-        want = pack.run(attention, pack.inputs())
+        expected = pack.run(attention, pack.inputs())
         patch.setattr(
             attention, "_allocate_forward", lambda *a: tuple(map(guard, allocate_forward(*a)))
         )
@@ -37,9 +37,9 @@ def trial(seed: int) -> None:
         pack.values = {name: guard(x) for name, x in pack.values.items()}
         if pack.tables is not None:
             pack.tables = tuple(map(guard, pack.tables))
-        found = pack.run(attention, [guard(x.detach()).requires_grad_() for x in pack.inputs()])
-    pack.assert_tails(found)
-    packs.same_bits(found, want)
+        actual = pack.run(attention, [guard(x.detach()).requires_grad_() for x in pack.inputs()])
+    pack.assert_tails(actual)
+    packs.assert_same_bits(actual, expected)
 
 
 if __name__ == "__main__":

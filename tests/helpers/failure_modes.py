@@ -1,6 +1,6 @@
 """Failure modes of kernels like ours, and the tests that guard against each.
 
-A test id stands for that test with all its parameters. ``python -m tests.helpers.failure_modes``
+A test id means that test with all its parameters. ``python -m tests.helpers.failure_modes``
 writes docs/failure_modes.md from this table.
 """
 
@@ -70,11 +70,14 @@ FAILURE_MODES = {
     ),
     "empty pack": FailureMode(
         "no token or no sequence: division by zero, or a grid of size 0",
-        [f"{ATTENTION}::test_nothing_at_all", f"{OPS}::test_nothing_at_all_is_legal"],
+        [
+            f"{ATTENTION}::test_no_tokens_or_sequences",
+            f"{OPS}::test_no_tokens_or_sequences_are_legal",
+        ],
     ),
     "rows past the last sequence": FailureMode(
         "their outputs or gradients stay uninitialised",
-        [f"{ATTENTION}::test_windows", f"{ATTENTION}::test_nothing_at_all"],
+        [f"{ATTENTION}::test_windows", f"{ATTENTION}::test_no_tokens_or_sequences"],
     ),
     "leak between sequences": FailureMode(
         "a sequence attends to its neighbour in the pack",
@@ -85,7 +88,7 @@ FAILURE_MODES = {
     ),
     "cu_seqlens past the tokens": FailureMode(
         "cu_seqlens claims more tokens than there are: reads out of bounds",
-        [f"{OPS}::test_attention_refuses", f"{SAFETY}::test_false_starts_stay_inside"],
+        [f"{OPS}::test_attention_refuses", f"{SAFETY}::test_invalid_cu_seqlens_stay_in_bounds"],
     ),
     "batch dimension beside cu_seqlens": FailureMode(
         "a batched tensor with cu_seqlens is accepted and gives wrong gradients",
@@ -172,7 +175,7 @@ FAILURE_MODES = {
     ),
     "recompilation": FailureMode(
         "a cache key changes from pack to pack: compiles again and again, or reuses a wrong kernel",
-        [f"{AUTOGRAD}::test_compiled_whole_and_at_most_twice_over_many_packs"],
+        [f"{AUTOGRAD}::test_many_packs_compile_without_graph_breaks_and_at_most_twice"],
     ),
     "compile cache of several ranks": FailureMode(
         "ranks race for one cache, or one takes another's kernel",
@@ -184,7 +187,7 @@ FAILURE_MODES = {
     ),
     "torch.compile": FailureMode(
         "graph breaks, or results that differ from eager",
-        [f"{AUTOGRAD}::test_compiled_whole_and_at_most_twice_over_many_packs"],
+        [f"{AUTOGRAD}::test_many_packs_compile_without_graph_breaks_and_at_most_twice"],
     ),
     "current device": FailureMode(
         "a kernel is launched on the current device, not on the tensors'",
@@ -222,7 +225,7 @@ FAILURE_MODES = {
         "double backward, no_grad, checkpointing or a subset of inputs is wrong without an error",
         [
             f"{AUTOGRAD}::test_twice_differentiated_is_an_error",
-            f"{AUTOGRAD}::test_some_inputs_want_gradients",
+            f"{AUTOGRAD}::test_some_inputs_require_gradients",
             f"{AUTOGRAD}::test_checkpointing_and_no_grad",
         ],
     ),

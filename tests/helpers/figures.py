@@ -51,13 +51,13 @@ class Figure:
         A test that makes ``batch`` trials at a time gets the first seed of each batch.
         """
         assert name in IDS, name
-        wanted, budget = ci, float("inf")
+        trials, budget = ci, float("inf")
         if self.soak:
-            wanted, budget = soak, 60 * self.config.getoption("--soak-minutes")
+            trials, budget = soak, 60 * self.config.getoption("--soak-minutes")
         started = time.perf_counter()
-        record = {"figure": name, "test": self.test, "wanted": wanted, "n": 0, "seconds": 0.0}
+        record = {"figure": name, "test": self.test, "wanted": trials, "n": 0, "seconds": 0.0}
         self.records.append(record)
-        for seed in range(0, wanted, batch):
+        for seed in range(0, trials, batch):
             record |= {"failures": 1, "failed_seed": seed}  # until the trial has ended
             if self.soak and seed == 0:
                 self.write()  # stays if the trial ends this process

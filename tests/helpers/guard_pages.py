@@ -1,7 +1,7 @@
-"""Tensors that end, or begin, at memory that nobody may touch, and tensors that are hardly there.
+"""Tensors that end, or begin, at an inaccessible page, and tensors with sparse memory.
 
-An access outside a guarded tensor kills the process with signal 11, so trials on them run in one of
-their own: a script of them ends with ``guard_pages.main(trial)``, and a test asks for ``outside``.
+An access outside a guarded tensor kills the process with signal 11, so trials run in a process
+of their own: their script ends with ``guard_pages.main(trial)``, a test calls ``invalid_accesses``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.helpers.paths import ROOT
 
 PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)
-SAID = "no access outside\n"
+NO_ACCESS_OUTSIDE = "no access outside\n"
 
 
 def lazy(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -60,21 +60,21 @@ def guard_allocations(patch: pytest.MonkeyPatch, *, at_end: bool) -> None:
     patch.setattr(torch.Tensor, "new_empty", empty)
 
 
-def outside(script: str, first: int, count: int) -> str:
-    """What a script's trials, from seed ``first`` on, did outside their tensors; "" for nothing."""
+def invalid_accesses(script: str, first: int, count: int) -> str:
+    """The error of a script's trials from seed ``first`` on; "" where none left its tensors."""
     command = [sys.executable, "-m", f"tests.helpers.{script}", str(first), str(count)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    well = done.returncode == 0 and done.stdout == SAID
-    return "" if well else f"exit code {done.returncode}: {done.stderr[-2000:]}"
+    passed = done.returncode == 0 and done.stdout == NO_ACCESS_OUTSIDE
+    return "" if passed else f"exit code {done.returncode}: {done.stderr[-2000:]}"
 
 
 def main(trial: Callable[[int], None]) -> None:
     """Runs the trials that the command line names: the first seed, and how many."""
     first, count = map(int, sys.argv[1:])
-    torch.use_deterministic_algorithms(True, warn_only=True)  # NaN in memory that nobody wrote
+    torch.use_deterministic_algorithms(True, warn_only=True)  # NaN in uninitialised memory
     for seed in range(first, first + count):
         torch.manual_seed(seed)
         print(f"seed {seed}", file=sys.stderr, flush=True)
         trial(seed)
-    print(SAID, end="")
+    print(NO_ACCESS_OUTSIDE, end="")

@@ -24,6 +24,6 @@ def normal(*shape, seed=0):
 
 
 def log_softmax(x, axis):
-    """numpy's, so that it shares nothing with the code under test."""
+    """numpy's, so that no code is shared with the package."""
     x = x - x.max(axis, keepdims=True)
     return x - np.log(np.exp(x).sum(axis, keepdims=True))

@@ -1,4 +1,4 @@
-"""Runs mel_patches on guarded tensors, see :mod:`guard_pages`; its results are as on any others."""
+"""Runs mel_patches on guarded tensors, see :mod:`guard_pages`; its results are unchanged."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def trial(seed: int) -> None:
     lengths = [LENGTHS, torch.randint(0, 6_000, (len(LENGTHS),)).tolist()][seed % 3 > 0]
     dtype = [torch.float32, torch.int16][seed // 3 % 2]
     call = arguments(*noise(*lengths, dtype=dtype), config)
-    want = kernel._forward(*call)
-    given = [guard_pages.guarded(x, at_end=at_end) if torch.is_tensor(x) else x for x in call]
+    expected = kernel._forward(*call)
+    guarded = [guard_pages.guarded(x, at_end=at_end) if torch.is_tensor(x) else x for x in call]
     with pytest.MonkeyPatch.context() as patch:
         guard_pages.guard_allocations(patch, at_end=at_end)
-        found = kernel._forward(*given)
-    assert all(torch.equal(x, y) for x, y in zip(found, want, strict=True))
+        actual = kernel._forward(*guarded)
+    assert all(torch.equal(x, y) for x, y in zip(actual, expected, strict=True))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clips for the tests of mel_patches, and how accurate an implementation has to be on them."""
+"""Clips for the tests of mel_patches, and the accuracy required on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def noise(*lengths: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tens
 
 
 def hostile(n: int) -> dict[str, np.ndarray]:
-    """Signals of n samples (two are shorter) that an implementation may trip over."""
+    """Difficult signals of n samples (two are shorter)."""
     rng = np.random.default_rng(0)
     time = np.arange(n)
     steep = np.fft.rfft(rng.normal(size=n))
@@ -45,11 +45,11 @@ def hostile(n: int) -> dict[str, np.ndarray]:
     }
 
 
-def own_patches(waveform, cu_samples, config) -> Iterator[torch.Tensor]:
+def fp32_reference_patches(waveform, cu_samples, config) -> Iterator[torch.Tensor]:
     """The patches of the reference in fp32 with the frames at many places in n_fft.
 
-    Their power is the same, the rounding in torch's FFT is not. The largest error of one draw is a
-    matter of luck.
+    Their power is the same, the rounding in torch's FFT is not. The largest error of one draw
+    varies at random.
     """
     rfft = torch.fft.rfft
     for shift in range(0, 256, 12):
@@ -62,7 +62,7 @@ def own_patches(waveform, cu_samples, config) -> Iterator[torch.Tensor]:
             yield reference.mel_patches(waveform, cu_samples, config)[0]
 
 
-def assert_accurate(found: torch.Tensor, waveform, cu_samples, config) -> None:
+def assert_accurate(actual: torch.Tensor, waveform, cu_samples, config) -> None:
     """In |d ln mel| against fp64, p99.9 and max are at most 1.5 times those of torch's fp32 FFT.
 
     The floor is 10 ulp of the largest |ln mel|.
@@ -74,7 +74,9 @@ def assert_accurate(found: torch.Tensor, waveform, cu_samples, config) -> None:
         return ((patches.double() - truth).abs() * config.std).numpy()
 
     floor = 10 * 2.0**-23 * (truth * config.std + config.mean).abs().max().item()
-    own = [error(patches) for patches in own_patches(waveform, cu_samples, config)]
+    reference_errors = [
+        error(patches) for patches in fp32_reference_patches(waveform, cu_samples, config)
+    ]
     for what in (lambda x: np.quantile(x, 0.999), np.max):
         # Written so that a NaN fails.
-        assert what(error(found)) <= max(1.5 * what(own), floor)
+        assert what(error(actual)) <= max(1.5 * what(reference_errors), floor)

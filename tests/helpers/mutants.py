@@ -24,13 +24,12 @@ ONE_HOT = "kernels/test_attention.py::test_exact_mask_by_one_hot_values"
 NO_KEY = "kernels/test_attention.py::test_fully_masked_rows[tiled-some]"
 FAR = "kernels/test_attention_safety.py::test_strides_past_2_31[rows-tiled]"
 POOL = "kernels/test_map_pool.py::test_forward_and_gradients[torch.float32-100-3]"
-MEAN = "kernels/test_map_pool.py::test_a_mean_of_x_does_not_drown_the_gradient[torch.float16]"
+MEAN = "kernels/test_map_pool.py::test_a_large_mean_of_x_does_not_swamp_the_gradient[torch.float16]"
 CAPTION = "losses/test_captioning.py::TestCaption"
 DISTILLATION = "losses/test_self_distillation.py"
 STEP = "training/test_step.py"
-OF_ITS_NUMBER = (
-    f"{STEP}::test_a_step_has_the_temperatures_and_the_teacher_of_its_number[sinkhorn-2-0.06-0.925]"
-)
+SCHEDULED_STEP = f"{STEP}::test_a_step_uses_the_scheduled_temperatures_and_teacher_momentum"
+SCHEDULED = f"{SCHEDULED_STEP}[sinkhorn-2-0.06-0.925]"
 
 
 class Mutant(NamedTuple):
@@ -106,7 +105,7 @@ MUTANTS = [
         "kernels/attention.py",
         "end = tl.maximum(tl.load(cu_ptr + num_sequences), 0)",
         "end = total",
-        "kernels/test_attention.py::test_nothing_at_all[tiled-7]",
+        "kernels/test_attention.py::test_no_tokens_or_sequences[tiled-7]",
     ),
     Mutant(
         "kernels/attention.py",
@@ -187,13 +186,13 @@ MUTANTS = [
         "slap_fast/training/step.py",
         "clip_grad_norm_(trained, config.clip_grad_norm)",
         "clip_grad_norm_(trained, math.inf)",
-        f"{STEP}::test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm",
+        f"{STEP}::test_a_gradient_is_clipped_to_the_largest_norm",
     ),
     Mutant(
         "slap_fast/training/step.py",
         "for group in state.optimizer.param_groups:\n",
         "for group in state.optimizer.param_groups[:1]:\n",
-        f"{STEP}::test_a_step_moves_by_the_rate_of_its_number[4-0.0055]",
+        f"{STEP}::test_a_step_uses_the_scheduled_learning_rate[4-0.0055]",
     ),
     Mutant(
         "slap_fast/training/step.py",
@@ -205,13 +204,13 @@ MUTANTS = [
         "slap_fast/training/step.py",
         "teacher.update(model, ema_momentum(config, step))",
         "teacher.update(model, config.ema_momentum)",
-        OF_ITS_NUMBER,
+        SCHEDULED,
     ),
     Mutant(
         "slap_fast/training/objective.py",
         "config.model.ssl.student_temperature",
         "temperature",
-        OF_ITS_NUMBER,
+        SCHEDULED,
     ),
     Mutant(
         "slap_fast/training/grad_cache.py",
@@ -236,7 +235,7 @@ MUTANTS = [
         "slap_fast/models/tokenizer.py",
         "*caption.ids[:room]",
         "*caption.ids[-room:]",
-        "models/test_tokenizer.py::test_a_long_caption_keeps_its_first_words_and_both_ends",
+        "models/test_tokenizer.py::test_a_long_caption_keeps_its_first_words_and_the_start_and_end_tokens",
     ),
     # Third-party tars.
     Mutant(
@@ -249,7 +248,7 @@ MUTANTS = [
         "slap_fast/data/shards/import_tars.py",
         "if digest in first:",
         "if not first:",
-        "data/shards/test_import_tars.py::test_of_two_tars_with_a_key_the_first_has_it",
+        "data/shards/test_import_tars.py::test_a_key_in_two_tars_belongs_to_the_first",
     ),
 ]
 

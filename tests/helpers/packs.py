@@ -55,7 +55,7 @@ def starts(lengths: list[int]) -> Tensor:
 
 
 class Eager:
-    """Attention as anyone writes it in eager PyTorch: every product in the dtype of its operands.
+    """Plain attention in eager PyTorch: every product in the dtype of its operands.
 
     The reference computes in fp32, which would make another rule for fp16.
     """
@@ -149,13 +149,13 @@ class Pack:
             out, lse = module.attention_qkvpacked(
                 qkv, self.heads[1], cu_seqlens, longest, **options
             )
-            wanted = [qkv]
+            leaves = [qkv]
         else:
             if self.lengths_k is not None:
                 longest_k = max(self.lengths_k, default=0)
                 options |= {"cu_seqlens_k": starts(self.lengths_k), "max_seqlen_k": longest_k}
             out, lse = module.attention(*inputs, cu_seqlens, longest, **options)
-            wanted = inputs
+            leaves = inputs
         dout, dlse = self.values["dout"].to(out.dtype), self.values["dlse"].to(lse.dtype)
         if module is not triton_attention:
             # A fully masked row has no lse to change; the kernels get NaN there.
@@ -163,7 +163,7 @@ class Pack:
             dout = dout.nan_to_num(0)
         else:
             dlse = dlse.masked_fill(lse.isinf(), math.nan).T.contiguous().T
-        grads = torch.autograd.grad((out, lse), wanted, (dout, dlse))
+        grads = torch.autograd.grad((out, lse), leaves, (dout, dlse))
         if packed:
             counts = (self.heads[0], self.heads[1], self.heads[1])
             grads = grads[0].split(counts, dim=1)
@@ -173,7 +173,7 @@ class Pack:
     def assert_accurate(
         self, inputs: list[Tensor] | None = None, **options: Any
     ) -> dict[str, Tensor]:
-        """Runs the kernels; asserts the tolerance rule for every result, and what tails hold."""
+        """Runs the kernels; asserts the tolerance rule for each result, and the tail."""
         actual = self.run(triton_attention, inputs or self.inputs(), **options)
         eager = self.run(Eager, self.inputs())
         truth = self.run(reference_attention, self.inputs(torch.float64))
@@ -208,13 +208,13 @@ class Pack:
                 assert torch.equal(tail, torch.zeros_like(tail)), name
 
 
-def same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, x in actual.items():
         assert torch.equal(x, expected[name]), name
 
 
 def random_pack(seed: int) -> Pack:
-    """Any lengths, heads, window, dtype and layout: what K1 draws."""
+    """Random lengths, heads, window, dtype and layout, as K1 draws them."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*choices: Any) -> Any:
@@ -233,7 +233,7 @@ def random_pack(seed: int) -> Pack:
     lengths_k = [length() for _ in lengths] if cross else None
     causal = draw(False, False, True)
     dtype = draw(torch.float32, torch.float16)
-    # The rule for fp16 compares means: a mean over a few rows is the luck of a few roundings.
+    # The rule for fp16 compares means: a mean over a few rows depends on a few roundings.
     after = 0 if causal else math.inf if window[1] == -1 else window[1]
     pairs = zip(lengths, lengths_k or lengths, strict=True)
     if sum(min(n, m + after) for n, m in pairs if m) < 64:

@@ -1,4 +1,4 @@
-"""Runs map_pool on guarded tensors, see :mod:`guard_pages`; its results are as on any others."""
+"""Runs map_pool on guarded tensors, see :mod:`guard_pages`; its results are unchanged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def trial(seed: int) -> None:
     hidden_size, num_heads = [(20, 2), (100, 3), (16, 1)][seed % 3]
     dtype = [torch.float32, torch.float16][seed // 2 % 2]
     x, *others = inputs(hidden_size, num_heads, dtype, lengths)
-    given = x[: sum(lengths)].contiguous() if seed // 4 % 2 else x, *others
-    want = run(*given, "triton")
+    call = x[: sum(lengths)].contiguous() if seed // 4 % 2 else x, *others
+    expected = run(*call, "triton")
     with pytest.MonkeyPatch.context() as patch:
         guard_pages.guard_allocations(patch, at_end=at_end)
-        found = run(*(guard_pages.guarded(x, at_end=at_end) for x in given), "triton")
-    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+        actual = run(*(guard_pages.guarded(x, at_end=at_end) for x in call), "triton")
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 if __name__ == "__main__":

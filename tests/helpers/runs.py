@@ -79,7 +79,7 @@ def clips(size: int = 10) -> ClipSource:
     return BuiltinClips(SoundSet("train", size, max_seconds=2.0))
 
 
-def go(
+def start_or_resume(
     out: Path, config: TrainConfig = TINY, source: ClipSource | None = None, **options: Any
 ) -> TrainState:
     """Starts the run in ``out``, or resumes it, as ``slap-fast train [--resume]`` does."""
@@ -134,7 +134,9 @@ def start(function: Any, *args: Any) -> ForkServerProcess:
 
 def _single(function: Any, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+    tqdm.set_lock(
+        threading.RLock()
+    )  # the default barrier is a semaphore that a killed process leaves behind
     function(*args)
 
 

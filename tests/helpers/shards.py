@@ -1,4 +1,4 @@
-"""What sources and steps hold, for the tests of shards."""
+"""The contents of sources and steps, for the tests of shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from slap_fast.data.source import ClipSource
 from slap_fast.models.tokenizer import CaptionTokenizer
 
 
-def everything(source: ClipSource) -> dict[tuple[str, ...], tuple[bytes, float, str | None]]:
+def contents_by_captions(
+    source: ClipSource,
+) -> dict[tuple[str, ...], tuple[bytes, float, str | None]]:
     """Samples, duration and label of each clip by its captions."""
     return {
         source.captions(i): (source.audio(i).waveform.tobytes(), source.seconds(i), source.label(i))
@@ -21,7 +23,7 @@ def everything(source: ClipSource) -> dict[tuple[str, ...], tuple[bytes, float, 
     }
 
 
-def losses(source: ClipSource) -> dict[int, str]:
+def error_codes(source: ClipSource) -> dict[int, str]:
     """Codes of the clips that cannot be read, by index."""
     lost = {}
     for i in range(len(source)):

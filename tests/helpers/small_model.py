@@ -1,4 +1,4 @@
-"""A small model, a batch of four clips, and what both give however the clips are packed."""
+"""A small model, a batch of four clips, and their results for any packing."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""WebDataset tars as other tools write them, and what is read from them."""
+"""WebDataset tars as other tools write them, and the clips read from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows of long audio, whatever the blocks it is read in."""
+"""Windows of long audio, for any size of the blocks it is read in."""
 
 import numpy as np
 import pytest

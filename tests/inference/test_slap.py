@@ -149,8 +149,10 @@ def test_classify_gives_probabilities_best_first(slap, waves):
 
 def test_several_templates_are_the_mean_of_their_vectors(slap, waves):
     labels, templates = ["a dog", "a cat", "rain"], ["the sound of {}", "{} on a roof of tin"]
-    each = [slap.embed_text([text.replace("{}", label) for text in templates]) for label in labels]
-    mean = np.stack(each).mean(1)
+    by_label = [
+        slap.embed_text([text.replace("{}", label) for text in templates]) for label in labels
+    ]
+    mean = np.stack(by_label).mean(1)
     length = np.linalg.norm(mean, axis=1, keepdims=True)
     assert length.max() < 0.999
     vectors = slap.label_vectors(labels, templates)

@@ -1,4 +1,4 @@
-"""Adapters for other packages: what each gives is what Slap gives."""
+"""Adapters for other packages: each gives the same results as Slap."""
 
 import io
 import json
@@ -185,8 +185,8 @@ def task_of(clips):
             "dataset": {"path": "none", "revision": "none"},
         }
         empty = ("date", "domains", "task_subtypes", "license", "annotations_creators", "dialect")
-        rest = dict.fromkeys((*empty, "reference", "sample_creation", "bibtex_citation"))
-        body = {"metadata": TaskMetadata(**facts, **rest), "data_loaded": True, **options}
+        unset = dict.fromkeys((*empty, "reference", "sample_creation", "bibtex_citation"))
+        body = {"metadata": TaskMetadata(**facts, **unset), "data_loaded": True, **options}
         task = type("Four", (base,), body)()
         task.dataset = data
         return task

@@ -168,9 +168,9 @@ def test_autocast_reaches_the_attention(use_cache, monkeypatch):
     expected = model(IDS).logits
     slap_fast.patch(model)
 
-    def spy(q, k, v, *rest, **options):
+    def spy(q, k, v, *arguments, **options):
         seen.extend(x.dtype for x in (q, k, v))
-        return attend(q, k, v, *rest, **options)
+        return attend(q, k, v, *arguments, **options)
 
     monkeypatch.setattr(ops, "attention", spy)
     with torch.autocast("cpu", torch.bfloat16):
@@ -217,7 +217,7 @@ def test_a_patched_model_can_be_copied_and_shows_its_signature():
     assert twin(IDS).logits.abs().max() > 0
 
 
-def test_attention_with_dropout_is_left_alone():
+def test_attention_with_dropout_is_not_patched():
     from transformers import BertConfig, BertModel
 
     model = BertModel(BertConfig(num_hidden_layers=1, **SIZES))
@@ -264,7 +264,7 @@ class DroppingSwiGLU(nn.Module):
     ],
     ids=["1 + weight", "epsilon outside", "dropout", "nn"],
 )
-def test_a_look_alike_is_left_alone(module, why):
+def test_a_lookalike_is_not_patched(module, why):
     report = slap_fast.patch(nn.Sequential(module))
     assert [change.changed for change in report.changes] == [False]
     assert why in str(report) and "forward" not in module.__dict__
@@ -321,7 +321,7 @@ def kept_bytes(model, inputs):
     # Of 100 x 50 tokens: the SiLU's output in 2 layers; the log-probabilities of 60 ids.
     [("swiglu", 2 * 5000 * 48 * 4), ("linear_cross_entropy", 5000 * 60 * 4)],
 )
-def test_less_is_kept_for_the_backward(option, spared):
+def test_less_is_saved_for_the_backward(option, spared):
     model = build(llama)
     ids = torch.randint(60, (100, 50))
     inputs = {"input_ids": ids, "labels": ids}
@@ -331,7 +331,7 @@ def test_less_is_kept_for_the_backward(option, spared):
     assert kept_bytes(model, inputs) <= before - 0.99 * spared
 
 
-def test_the_loss_counts_items_as_the_trainer_wants_and_logits_come_without_labels():
+def test_the_loss_is_divided_by_num_items_in_batch_and_logits_come_without_labels():
     model = build(llama)
     inputs = {**inputs_of(model), "num_items_in_batch": torch.tensor(7)}
     expected, logits = model(**inputs).loss, model(IDS).logits
@@ -343,7 +343,7 @@ def test_the_loss_counts_items_as_the_trainer_wants_and_logits_come_without_labe
 
 @pytest.fixture
 def traceable(monkeypatch):
-    """In place of the reference, which reads lengths back: kernels are black boxes here."""
+    """In place of the reference, which reads lengths back: an opaque operation, as kernels are."""
 
     def attention(q, k, v, cu_seqlens, *_, **__):
         return (q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1)) * cu_seqlens[-1]

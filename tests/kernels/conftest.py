@@ -1,4 +1,4 @@
-"""What a test of attention runs on."""
+"""Fixtures that choose the attention kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.helpers import packs
 
 @pytest.fixture(params=["whole", "tiled"])
 def kernel(request, monkeypatch):
-    """First the short-sequence kernel ("whole"), then the tiled one, whatever the lengths."""
+    """The short-sequence kernel ("whole"), then the tiled one, for any lengths."""
     packs.force(monkeypatch, request.param)
 
 

@@ -71,8 +71,8 @@ def test_short_and_long_sequences_in_one_pack(monkeypatch):
 
 @pytest.mark.parametrize("window", [(0, 0), (1, 0), (31, 32), (63, 64), (3, -1)], ids=str)
 def test_exact_mask_by_one_hot_values(kernel, window):
-    # With equal scores and v the identity, row i of out says exactly which keys row i sees. In
-    # fp32 a whole sequence of so many columns has no room in a GPU's shared memory.
+    # With equal scores and v the identity, row i of out shows exactly which keys row i sees. In
+    # fp32 a sequence of so many columns does not fit in a GPU's shared memory.
     length = 100
     q = torch.zeros(length, 1, length, device=DEVICE, dtype=torch.float16)
     v = torch.eye(length, device=DEVICE, dtype=torch.float16)[:, None]
@@ -88,9 +88,9 @@ def test_large_scores_do_not_overflow(kernel):
     pack = Pack([130], head_dim=16, dtype=torch.float16, rope=False)
     pack.values |= {name: pack.values[name] * 30 for name in "qk"}
     pack.options = {"softmax_scale": 1.0, "window_size": (64, 64)}
-    found = pack.assert_accurate()
-    assert found["lse"][:, :130].abs().max() > 5e3
-    assert all(x.isfinite().all() for name, x in found.items() if name != "lse")
+    actual = pack.assert_accurate()
+    assert actual["lse"][:, :130].abs().max() > 5e3
+    assert all(x.isfinite().all() for name, x in actual.items() if name != "lse")
 
 
 @pytest.mark.parametrize(
@@ -100,16 +100,16 @@ def test_large_scores_do_not_overflow(kernel):
 )
 def test_fully_masked_rows(kernel, lengths, lengths_k):
     # Pack.run gives NaN as the gradient of their lse.
-    found = Pack(lengths, lengths_k, options={"causal": True}).assert_accurate()
-    masked = found["lse"].isneginf().T
-    assert masked.any() and not found["out"][masked].any()
+    actual = Pack(lengths, lengths_k, options={"causal": True}).assert_accurate()
+    masked = actual["lse"].isneginf().T
+    assert masked.any() and not actual["out"][masked].any()
 
 
 @pytest.mark.parametrize("rows", [0, 7])
-def test_nothing_at_all(kernel, rows):
+def test_no_tokens_or_sequences(kernel, rows):
     for lengths in ([], [0], [0, 0, 0]):
-        found = Pack(lengths, tail=rows).run(triton_attention, Pack(lengths, tail=rows).inputs())
-        Pack(lengths, tail=rows).assert_tails(found)
+        actual = Pack(lengths, tail=rows).run(triton_attention, Pack(lengths, tail=rows).inputs())
+        Pack(lengths, tail=rows).assert_tails(actual)
 
 
 def test_empty_sequences_anywhere(kernel):
@@ -126,15 +126,15 @@ def test_one_sequence_of_many(kernel, length):
 @pytest.mark.slow(minutes=3)
 def test_random_packs(figure, monkeypatch):
     for seed in figure("K1", ci=300, soak=20_000):
-        check_random_pack(seed, monkeypatch)
+        assert_random_pack_is_accurate(seed, monkeypatch)
 
 
 @pytest.mark.parametrize("seed", [275, 1049], ids=["a score near 0", "a row that sees one key"])
-def test_packs_that_once_failed(seed, monkeypatch):
-    check_random_pack(seed, monkeypatch)
+def test_packs_that_failed_before(seed, monkeypatch):
+    assert_random_pack_is_accurate(seed, monkeypatch)
 
 
-def check_random_pack(seed, monkeypatch):
+def assert_random_pack_is_accurate(seed, monkeypatch):
     torch.manual_seed(seed)
     pack = packs.random_pack(seed)
     kernel = list(KERNELS)[seed % len(KERNELS)]

@@ -8,14 +8,14 @@ import torch
 from slap_fast import ops
 from slap_fast.kernels import attention as triton_attention
 from tests.helpers import packs
-from tests.helpers.packs import DEVICE, Pack, same_bits, starts
+from tests.helpers.packs import DEVICE, Pack, assert_same_bits, starts
 
 LENGTHS = [1, 63, 0, 130]
 
 
 def test_some_outputs_have_gradients(kernel):
     pack = Pack(LENGTHS, options={"window_size": (5, 5)})
-    want = {}
+    expected = {}
     for which in ("out", "lse"):
         results = []
         for module, dtype in ((triton_attention, None), (packs.reference_attention, torch.float64)):
@@ -27,22 +27,22 @@ def test_some_outputs_have_gradients(kernel):
             results.append(torch.autograd.grad(y, (q, k, v), weight, materialize_grads=True))
         for a, b in zip(*results, strict=True):
             assert (a - b).norm() <= 1e-5 * b.norm() + 1e-9
-        want[which] = results[0]
-    assert torch.equal(want["lse"][2], torch.zeros_like(want["lse"][2]))
+        expected[which] = results[0]
+    assert torch.equal(expected["lse"][2], torch.zeros_like(expected["lse"][2]))
 
 
-def test_some_inputs_want_gradients(kernel):
+def test_some_inputs_require_gradients(kernel):
     pack = Pack([1, 40])
     full = pack.run(triton_attention, pack.inputs())
-    for wanted in ("q", "k", "v"):
+    for required in ("q", "k", "v"):
         inputs = [
-            x.requires_grad_(name == wanted) for x, name in zip(pack.inputs(), "qkv", strict=True)
+            x.requires_grad_(name == required) for x, name in zip(pack.inputs(), "qkv", strict=True)
         ]
         options = {"rope": pack.tables, "return_lse": True}
         out, lse = triton_attention.attention(*inputs, starts([1, 40]), 40, **options)
         weights = pack.values["dout"], pack.values["dlse"]
-        (grad,) = torch.autograd.grad((out, lse), inputs["qkv".index(wanted)], weights)
-        assert torch.equal(grad, full[f"d{wanted}"])
+        (grad,) = torch.autograd.grad((out, lse), inputs["qkv".index(required)], weights)
+        assert torch.equal(grad, full[f"d{required}"])
 
 
 def test_twice_differentiated_is_an_error():
@@ -59,7 +59,7 @@ def test_gradients_accumulate_and_inputs_stay():
     before = [x.detach().clone() for x in inputs]
     first = pack.run(triton_attention, inputs)
     second = pack.run(triton_attention, inputs)
-    same_bits(second, first)
+    assert_same_bits(second, first)
     assert not {x.data_ptr() for x in first.values()} & {x.data_ptr() for x in inputs}
     assert all(torch.equal(x, old) for x, old in zip(inputs, before, strict=True))
 
@@ -71,9 +71,9 @@ def test_checkpointing_and_no_grad():
     def run(*inputs):
         return triton_attention.attention(*inputs, starts([1, 40]), 40, rope=pack.tables)
 
-    want = torch.autograd.grad(run(*inputs).square().sum(), inputs)
+    expected = torch.autograd.grad(run(*inputs).square().sum(), inputs)
     again = torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=False)
-    for a, b in zip(torch.autograd.grad(again.square().sum(), inputs), want, strict=True):
+    for a, b in zip(torch.autograd.grad(again.square().sum(), inputs), expected, strict=True):
         assert torch.equal(a, b)
     with torch.no_grad():
         assert torch.equal(run(*inputs), again) and not run(*inputs).requires_grad
@@ -112,7 +112,7 @@ def layer_pair(qkv, cu_seqlens, max_seqlen, rope):
         pytest.param("inductor", 50, marks=pytest.mark.slow),
     ],
 )
-def test_compiled_whole_and_at_most_twice_over_many_packs(
+def test_many_packs_compile_without_graph_breaks_and_at_most_twice(
     figure, triton_by_default, backend, count
 ):
     from torch._dynamo.testing import CompileCounterWithBackend
@@ -122,12 +122,12 @@ def test_compiled_whole_and_at_most_twice_over_many_packs(
     compiled = torch.compile(layer_pair, fullgraph=True, backend=counter)
     for seed in figure("K10", ci=count, soak=50):
         problem = compiled_problem(seed)
-        found = compiled(*problem)
+        actual = compiled(*problem)
         if seed % 7 == 0:
-            want = layer_pair(*problem)
-            assert (found - want).norm() <= 1e-6 * want.norm()
-            weight = torch.randn_like(found)
-            grads = [torch.autograd.grad(y, problem[0], weight)[0] for y in (found, want)]
+            expected = layer_pair(*problem)
+            assert (actual - expected).norm() <= 1e-6 * expected.norm()
+            weight = torch.randn_like(actual)
+            grads = [torch.autograd.grad(y, problem[0], weight)[0] for y in (actual, expected)]
             assert (grads[0] - grads[1]).norm() <= 1e-5 * grads[1].norm()
         assert counter.frame_count <= 2
 
@@ -150,5 +150,5 @@ def test_opcheck(figure, monkeypatch, packed):
             call = (starts(lengths), starts(lengths), *schedules, *tables, *numbers)
             torch.library.opcheck(torch.ops.slap_fast.attention_forward, (inputs, 1, *call))
             out, lse = torch.ops.slap_fast.attention_forward(inputs, 1, *call)
-            given = (dout, dlse_here, inputs, 1, out, lse, *call)
-            torch.library.opcheck(torch.ops.slap_fast.attention_backward, given)
+            arguments = (dout, dlse_here, inputs, 1, out, lse, *call)
+            torch.library.opcheck(torch.ops.slap_fast.attention_backward, arguments)

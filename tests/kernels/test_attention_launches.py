@@ -10,7 +10,7 @@ import torch
 from slap_fast import ops
 from slap_fast.kernels import attention as triton_attention
 from tests.helpers import packs
-from tests.helpers.packs import DEVICE, Pack, same_bits, starts
+from tests.helpers.packs import DEVICE, Pack, assert_same_bits, starts
 
 LENGTHS = [1, 63, 0, 130]
 
@@ -43,23 +43,23 @@ def test_settings_of_other_architectures(figure, monkeypatch, head_dim, dtype, n
 
 
 def test_architecture(monkeypatch):
-    # What a device is called; cached, so that no test sees another's answer.
-    found = triton_attention.architecture.__wrapped__
+    # Without its cache, so that tests do not see each other's devices.
+    architecture = triton_attention.architecture.__wrapped__
     monkeypatch.setattr(torch.version, "hip", None)
     for capability, name in {(8, 0): 80, (8, 9): 80, (9, 0): 90, (10, 3): 100, (12, 0): 80}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert found(torch.device("cuda")) == f"sm_{name}"
-    assert found(torch.device("cpu")) == "sm_90"
+        assert architecture(torch.device("cuda")) == f"sm_{name}"
+    assert architecture(torch.device("cpu")) == "sm_90"
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert found(torch.device("cuda")) == "gfx942"
+    assert architecture(torch.device("cuda")) == "gfx942"
     assert {key[0] for key in triton_attention.SETTINGS} == {"sm_80", "sm_90", "sm_100", "gfx942"}
 
 
 def test_the_table_is_sound():
     for settings in triton_attention.SETTINGS.values():
-        for whole, side in ((settings.forward_short, 1), (settings.backward_short, 0)):
-            assert list(whole) == sorted(whole)
-            assert all(limit == setting[side] for limit, setting in whole.items())
+        for short, side in ((settings.forward_short, 1), (settings.backward_short, 0)):
+            assert list(short) == sorted(short)
+            assert all(limit == setting[side] for limit, setting in short.items())
         tile = triton_attention.TILE.value
         assert tile % settings.forward_tiled.block_q == 0
         assert tile % settings.backward_queries.block_q == 0
@@ -69,25 +69,25 @@ def test_the_table_is_sound():
 def test_schedule():
     lengths = [1, 0, 128, 129, 300, 0]
     cu_seqlens = starts(lengths)
-    found = triton_attention.schedule_tiles(cu_seqlens, 570)
-    assert found.dtype == torch.int32 and found.shape == (570 // 128 + 6, 2)
-    assert found[:7].tolist() == [[0, 0], [2, 0], [3, 0], [3, 1], [4, 0], [4, 1], [4, 2]]
-    # Those too many are past the end of the last sequence.
-    assert all(s == 5 and tile * 128 >= lengths[5] for s, tile in found[7:].tolist())
+    schedule = triton_attention.schedule_tiles(cu_seqlens, 570)
+    assert schedule.dtype == torch.int32 and schedule.shape == (570 // 128 + 6, 2)
+    assert schedule[:7].tolist() == [[0, 0], [2, 0], [3, 0], [3, 1], [4, 0], [4, 1], [4, 2]]
+    # Surplus tiles are past the end of the last sequence.
+    assert all(s == 5 and tile * 128 >= lengths[5] for s, tile in schedule[7:].tolist())
     assert triton_attention.schedule_tiles(starts([]), 300).shape == (0, 2)
 
 
 def test_a_schedule_changes_nothing(monkeypatch):
     packs.force(monkeypatch, "tiled")
     pack = Pack([70, 3, 130])
-    want = pack.run(triton_attention, pack.inputs())
+    expected = pack.run(triton_attention, pack.inputs())
     schedule = triton_attention.schedule_tiles(starts(pack.lengths), pack.total + packs.TAIL)
 
     def forbidden(*_):
         raise AssertionError("built again")
 
     monkeypatch.setattr(triton_attention, "schedule_tiles", forbidden)
-    same_bits(pack.run(triton_attention, pack.inputs(), schedule=schedule), want)
+    assert_same_bits(pack.run(triton_attention, pack.inputs(), schedule=schedule), expected)
     with pytest.raises(AssertionError, match="built again"):
         pack.run(triton_attention, pack.inputs())
 
@@ -107,15 +107,15 @@ def test_through_the_public_operations():
     pack = Pack(LENGTHS, tail=0)
     q, k, v = pack.inputs()
     options = {"rope": pack.tables, "window_size": (48, 48), "return_lse": True}
-    found = ops.attention(q, k, v, starts(LENGTHS), 130, **options, impl="triton")
+    actual = ops.attention(q, k, v, starts(LENGTHS), 130, **options, impl="triton")
     qkv = torch.cat((q, k, v), 1)
     packed = ops.attention_qkvpacked(qkv, 2, starts(LENGTHS), 130, **options, impl="triton")
-    want = triton_attention.attention(q, k, v, starts(LENGTHS), 130, **options)
-    for a, b, c in zip(found, packed, want, strict=True):
+    expected = triton_attention.attention(q, k, v, starts(LENGTHS), 130, **options)
+    for a, b, c in zip(actual, packed, expected, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
     with pytest.raises(NotImplementedError, match="head_dim 129, at most 128"):
-        wide = torch.zeros(3, 1, 129, device=DEVICE)
-        ops.attention(wide, wide, wide, starts([3]), 3, impl="triton")
+        x = torch.zeros(3, 1, 129, device=DEVICE)
+        ops.attention(x, x, x, starts([3]), 3, impl="triton")
 
 
 def test_a_schedule_of_other_sequences_is_refused(triton_by_default, monkeypatch):
@@ -157,9 +157,9 @@ def test_the_launches_are_on_the_tensors_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_of", Guard)
     launch = triton_attention._Call.launch
 
-    def checked(self, *rest):
+    def checked(self, *arguments):
         assert seen and seen[-1] is not None
-        launch(self, *rest)
+        launch(self, *arguments)
 
     monkeypatch.setattr(triton_attention._Call, "launch", checked)
     pack = Pack([20], tail=0)
@@ -177,10 +177,10 @@ def test_cuda_graph():
     def run():
         return triton_attention.attention(q, k, v, cu_seqlens, 300, schedule=schedule)
 
-    want = run()
+    expected = run()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = run()
     out.fill_(math.nan)
     graph.replay()
-    assert torch.equal(out, want)
+    assert torch.equal(out, expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slap_fast.kernels import attention as triton_attention
-from tests.helpers.packs import DEVICE, Pack, same_bits
+from tests.helpers.packs import DEVICE, Pack, assert_same_bits
 
 LAYOUTS = {
     "heads_first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
@@ -24,8 +24,8 @@ def test_layouts_of_the_inputs(kernel, layout):
         pack.values[name] = LAYOUTS[layout](pack.values[name]).clone()
     inputs = [LAYOUTS[layout](x.detach()).requires_grad_() for x in pack.inputs()]
     before = [x.detach().clone() for x in inputs]
-    found = pack.run(triton_attention, inputs)
-    same_bits(found, pack.run(triton_attention, pack.inputs()))
+    actual = pack.run(triton_attention, inputs)
+    assert_same_bits(actual, pack.run(triton_attention, pack.inputs()))
     for x, old in zip(inputs, before, strict=True):
         assert torch.equal(x[:41], old[:41])
 
@@ -45,19 +45,19 @@ def test_layouts_of_the_gradients(kernel, layout):
     else:
         pack.values["dout"] = LAYOUTS[layout](dout)
         plain = plain if layout != "expanded" else None
-    found = pack.run(triton_attention, inputs)
+    actual = pack.run(triton_attention, inputs)
     if plain is None:
         pack.values["dout"] = pack.values["dout"].contiguous()
         plain = pack.run(triton_attention, inputs)
-    same_bits(found, plain)
+    assert_same_bits(actual, plain)
 
 
 @pytest.mark.parametrize("offset", [1, 3, 8])
 def test_misaligned_after_aligned(offset):
     pack = Pack([40], dtype=torch.float16)
-    want = pack.run(triton_attention, pack.inputs())
+    expected = pack.run(triton_attention, pack.inputs())
     shifted = [
         torch.cat((x.new_zeros(offset), x.detach().flatten()))[offset:].view(x.shape)
         for x in pack.inputs()
     ]
-    same_bits(pack.run(triton_attention, [x.requires_grad_() for x in shifted]), want)
+    assert_same_bits(pack.run(triton_attention, [x.requires_grad_() for x in shifted]), expected)

@@ -30,15 +30,17 @@ def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "SPLIT", 64)
 
 
-def check(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor, dout: Tensor) -> None:
-    found = run(x, score_weight, cu_seqlens, dout, "triton")
+def assert_matches_reference(
+    x: Tensor, score_weight: Tensor, cu_seqlens: Tensor, dout: Tensor
+) -> None:
+    actual = run(x, score_weight, cu_seqlens, dout, "triton")
     eager = run(x, score_weight, cu_seqlens, dout, "reference")
     truth = run(x.double(), score_weight.double(), cu_seqlens, dout.double(), "reference")
     rows = x[: int(cu_seqlens[-1])]
     operands = ((rows,), (dout, score_weight, rows), (dout, rows, rows))
     for i, name in enumerate(("pooled", "dx", "dscore_weight")):
         try:
-            assert_accurate(found[i], eager[i], truth[i], operands=operands[i], gradient=i > 0)
+            assert_accurate(actual[i], eager[i], truth[i], operands=operands[i], gradient=i > 0)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from None
 
@@ -48,7 +50,7 @@ def check(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor, dout: Tensor) -> 
 def test_forward_and_gradients(figure, dtype: torch.dtype, C: int, H: int) -> None:
     for seed in figure("K2", ci=1, soak=100):
         torch.manual_seed(seed)
-        check(*inputs(C, H, dtype))
+        assert_matches_reference(*inputs(C, H, dtype))
 
 
 @pytest.mark.slow
@@ -58,19 +60,19 @@ def test_every_setting(figure, monkeypatch, element_size: int, widest: int) -> N
     dtype = {2: torch.float16, 4: torch.float32}[element_size]
     for seed in figure("K7", ci=1, soak=5):
         torch.manual_seed(seed)
-        check(*inputs(widest, 3, dtype, lengths=[1, 0, kernels.SPLIT + 3]))
+        assert_matches_reference(*inputs(widest, 3, dtype, lengths=[1, 0, kernels.SPLIT + 3]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_mean_of_x_does_not_drown_the_gradient(dtype: torch.dtype) -> None:
+def test_a_large_mean_of_x_does_not_swamp_the_gradient(dtype: torch.dtype) -> None:
     x, score_weight, cu_seqlens, dout = inputs(dtype=dtype)
-    check(x + 5 * torch.randn_like(x[:1]), score_weight / 5, cu_seqlens, dout)
+    assert_matches_reference(x + 5 * torch.randn_like(x[:1]), score_weight / 5, cu_seqlens, dout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_scores_do_not_overflow(dtype: torch.dtype) -> None:
     x, score_weight, cu_seqlens, dout = inputs(dtype=dtype)
-    check(x, score_weight.sign() * 1e3, cu_seqlens, dout)
+    assert_matches_reference(x, score_weight.sign() * 1e3, cu_seqlens, dout)
 
 
 LAYOUTS = {
@@ -85,41 +87,41 @@ LAYOUTS = {
 def test_layouts(layout) -> None:
     x, score_weight, cu_seqlens, dout = inputs()
     x, score_weight, dout = layout(x), layout(score_weight), layout(dout)
-    found = run(x, score_weight, cu_seqlens, dout, "triton")
-    want = run(x.clone(), score_weight.clone(), cu_seqlens, dout.contiguous(), "triton")
-    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    actual = run(x, score_weight, cu_seqlens, dout, "triton")
+    expected = run(x.clone(), score_weight.clone(), cu_seqlens, dout.contiguous(), "triton")
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def test_rows_past_the_end_get_exactly_zero() -> None:
-    found, dx, dw = run(*inputs(), "triton")
-    assert found.isfinite().all() and dw.isfinite().all()
+    pooled, dx, dw = run(*inputs(), "triton")
+    assert pooled.isfinite().all() and dw.isfinite().all()
     assert torch.equal(dx[-TAIL:], torch.zeros_like(dx[-TAIL:]))
 
 
 @pytest.mark.parametrize("where", range(len(LENGTHS)))
 def test_a_sequence_ignores_its_neighbours_bitwise(where: int) -> None:
     x, score_weight, cu_seqlens, dout = inputs()
-    own = slice(*cu_seqlens[where : where + 2].tolist())
+    rows = slice(*cu_seqlens[where : where + 2].tolist())
     length, one = [LENGTHS[where]], slice(where, where + 1)
-    alone = run(x[own], score_weight, starts(length), dout[one], "triton")
+    alone = run(x[rows], score_weight, starts(length), dout[one], "triton")
     neighbours = torch.full_like(x, math.nan)
-    neighbours[own] = x[own]
+    neighbours[rows] = x[rows]
     packed = run(neighbours, score_weight, cu_seqlens, dout, "triton")
-    assert torch.equal(packed[0][one], alone[0]) and torch.equal(packed[1][own], alone[1])
+    assert torch.equal(packed[0][one], alone[0]) and torch.equal(packed[1][rows], alone[1])
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0], [0, 0, 3]], ids=str)
 @pytest.mark.parametrize("rows", [0, 7])
-def test_little_or_nothing_to_pool(lengths: list[int], rows: int) -> None:
+def test_few_or_no_tokens(lengths: list[int], rows: int) -> None:
     total = max(rows, sum(lengths))
     x, score_weight = torch.randn(total, 8, device=DEVICE), torch.randn(2, 8, device=DEVICE)
     dout = torch.randn(len(lengths), 2, 8, device=DEVICE)
-    check(x, score_weight, starts(lengths), dout)
+    assert_matches_reference(x, score_weight, starts(lengths), dout)
 
 
 def test_many_short_sequences_and_one_long_one() -> None:
     lengths = [1] * 40 + [400] + [0, 2] * 10
-    check(*inputs(C=16, H=1, lengths=lengths))
+    assert_matches_reference(*inputs(C=16, H=1, lengths=lengths))
 
 
 def test_cu_seqlens_beyond_x_is_clamped() -> None:
@@ -128,32 +130,34 @@ def test_cu_seqlens_beyond_x_is_clamped() -> None:
     x = x[:60]
     wrong = starts([40, 999])
     pooled, lse = kernels._forward_op(x, score_weight, wrong)
-    want, want_lse = kernels._forward_op(x, score_weight, starts([40, 20]))
-    assert torch.equal(pooled, want) and torch.equal(lse, want_lse)
-    found = kernels._backward_op(x, score_weight, wrong, pooled, lse, dout)
-    want = kernels._backward_op(x, score_weight, starts([40, 20]), pooled, lse, dout)
-    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    expected, expected_lse = kernels._forward_op(x, score_weight, starts([40, 20]))
+    assert torch.equal(pooled, expected) and torch.equal(lse, expected_lse)
+    actual = kernels._backward_op(x, score_weight, wrong, pooled, lse, dout)
+    expected = kernels._backward_op(x, score_weight, starts([40, 20]), pooled, lse, dout)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @interpreted
-def test_each_way_reads_x_once_in_equal_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forward_and_backward_each_read_x_once_in_equal_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """However long a sequence is, its programs read a piece, or their part of all rows."""
     x, score_weight, cu_seqlens, dout = inputs(C=24, lengths=[1, 300, 0, 63, 2, 2, 64, 130])
     load, reads = interpreter_builder.create_masked_load, {}
 
-    def spy(pointers, mask, *rest):
+    def spy(pointers, mask, *arguments):
         places = (pointers.data.astype(np.int64) - x.data_ptr()) // x.element_size()
         places = places[mask.data & (places >= 0) & (places < x.numel())]
         reads.setdefault(interpreter_builder.grid_idx, []).extend(places.tolist())
-        return load(pointers, mask, *rest)
+        return load(pointers, mask, *arguments)
 
     def shares() -> list[int]:
         """Rows that each program has read; all of them together read each element once."""
-        each = sorted(itertools.chain.from_iterable(reads.values()))
-        assert each == list(range(int(cu_seqlens[-1]) * x.shape[1]))
-        found = [len(places) // x.shape[1] for places in reads.values()]
+        offsets = sorted(itertools.chain.from_iterable(reads.values()))
+        assert offsets == list(range(int(cu_seqlens[-1]) * x.shape[1]))
+        rows_read = [len(places) // x.shape[1] for places in reads.values()]
         reads.clear()
-        return found
+        return rows_read
 
     monkeypatch.setattr(interpreter_builder, "create_masked_load", spy)
     monkeypatch.setattr(kernels, "BACKWARD_PROGRAMS", 6)
@@ -161,13 +165,13 @@ def test_each_way_reads_x_once_in_equal_shares(monkeypatch: pytest.MonkeyPatch) 
     assert max(shares()) == kernels.SPLIT
     kernels._backward_op(x, score_weight, cu_seqlens, pooled, lse, dout)
     rows = shares()
-    assert len(rows) == 6 and max(rows) == 96  # whole tiles of a sixth of the 567 rows
+    assert len(rows) == 6 and max(rows) == 96  # full tiles of a sixth of the 567 rows
 
 
 @interpreted
 def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = inputs(C=16)
-    want = run(*arguments, "triton")
+    expected = run(*arguments, "triton")
     set_grid_idx = interpreter_builder.set_grid_idx
     for seed in range(5):
         orders: dict[int, list[int]] = {}
@@ -178,14 +182,14 @@ def test_the_order_of_programs_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
             set_grid_idx(order[x], y, z)
 
         monkeypatch.setattr(interpreter_builder, "set_grid_idx", permuted)
-        found = run(*arguments, "triton")
-        assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+        actual = run(*arguments, "triton")
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @interpreted
 def test_guard_pages(figure) -> None:
     for first in figure("K4", ci=10, soak=510, batch=10):
-        assert not guard_pages.outside("pool_guard_pages", first, 10)
+        assert not guard_pages.invalid_accesses("pool_guard_pages", first, 10)
 
 
 def lazy(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -198,7 +202,7 @@ BIG = 2**31 + 64
 
 
 def one_program(kernel, index: int, *arguments, **constexprs) -> None:
-    """Runs one program of a kernel, with an index of choice."""
+    """Runs one program of a kernel, with this index."""
 
     def set_grid_idx(x: int, y: int, z: int) -> None:
         interpreter_builder.grid_idx = (index, y, z)
@@ -219,9 +223,9 @@ def test_offsets_of_x_past_2_31(figure) -> None:
         x = rows[:, :16]
         x.copy_(torch.randn(3, 16))
         _, score_weight, _, dout = inputs(C=16, dtype=torch.float16, lengths=[3])
-        found = run(x, score_weight, starts([3]), dout, "triton")
-        want = run(x.clone(), score_weight, starts([3]), dout, "triton")
-        assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+        actual = run(x, score_weight, starts([3]), dout, "triton")
+        expected = run(x.clone(), score_weight, starts([3]), dout, "triton")
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @interpreted
@@ -239,16 +243,16 @@ def test_offsets_of_sequences_past_2_31(figure) -> None:
             kernels._forward_kernel, sequences - 1, x, score_weight, cu_seqlens, pooled, lse,
             nothing, nothing, 128, 20, sequences, SPLIT=64, **SHAPE,
         )  # fmt: skip
-        want = kernels._forward_op(x, score_weight, starts([20]))
-        assert torch.equal(pooled[-1:], want[0]) and torch.equal(lse[-1:], want[1])
+        expected = kernels._forward_op(x, score_weight, starts([20]))
+        assert torch.equal(pooled[-1:], expected[0]) and torch.equal(lse[-1:], expected[1])
 
         dx, parts = torch.empty(20, 128), torch.empty(1, 16, 128)
         one_program(
             kernels._backward_kernel, 0, x, score_weight, cu_seqlens, pooled, lse, dout, dx, parts,
             128, 20, sequences, 32, **SHAPE,
         )  # fmt: skip
-        want = kernels._backward_op(x, score_weight, starts([20]), *want, dout[-1:])
-        torch.testing.assert_close((dx, parts[0]), tuple(want), rtol=1e-4, atol=1e-4)
+        expected = kernels._backward_op(x, score_weight, starts([20]), *expected, dout[-1:])
+        torch.testing.assert_close((dx, parts[0]), tuple(expected), rtol=1e-4, atol=1e-4)
 
 
 @interpreted
@@ -279,15 +283,15 @@ def test_offsets_of_rows_and_parts_past_2_31(figure) -> None:
         total = programs * rows
         dx, parts = lazy(total, 128), lazy(programs, 16, 128)
         dout = torch.randn(1, 16, 128)
-        x, want = x[:1].expand(total, 128), x[:1].expand(rows, 128)
-        pooled, lse = kernels._forward_op(want, score_weight, starts([rows]))
+        x, few = x[:1].expand(total, 128), x[:1].expand(rows, 128)
+        pooled, lse = kernels._forward_op(few, score_weight, starts([rows]))
         one_program(
             kernels._backward_kernel, programs - 1, x, score_weight, starts([total]), pooled, lse,
             dout, dx, parts, 0, total, 1, rows, **SHAPE,
         )  # fmt: skip
-        want = kernels._backward_op(want, score_weight, starts([rows]), pooled, lse, dout)
-        torch.testing.assert_close(dx[-rows:], want[0])
-        torch.testing.assert_close(parts[-1], want[1])
+        expected = kernels._backward_op(few, score_weight, starts([rows]), pooled, lse, dout)
+        torch.testing.assert_close(dx[-rows:], expected[0])
+        torch.testing.assert_close(parts[-1], expected[1])
 
 
 def test_opcheck(figure) -> None:
@@ -303,7 +307,7 @@ def test_opcheck(figure) -> None:
             torch.library.opcheck(op, arguments)
 
 
-def test_compiles_whole_and_once() -> None:
+def test_compiles_without_graph_breaks_and_once() -> None:
     counter = CompileCounterWithBackend("aot_eager")
 
     @torch.compile(fullgraph=True, backend=counter, dynamic=True)
@@ -313,9 +317,9 @@ def test_compiles_whole_and_once() -> None:
     for lengths in ([3, 70, 0], [9, 5, 2, 66], [1, 1]):
         x, score_weight, cu_seqlens, dout = inputs(C=16, lengths=lengths)
         x.requires_grad_(), score_weight.requires_grad_()
-        found = torch.autograd.grad(loss(x, score_weight, cu_seqlens, dout), (x, score_weight))
-        want = run(x, score_weight, cu_seqlens, dout, "triton")[1:]
-        assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+        actual = torch.autograd.grad(loss(x, score_weight, cu_seqlens, dout), (x, score_weight))
+        expected = run(x, score_weight, cu_seqlens, dout, "triton")[1:]
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     assert counter.frame_count == 1
 
 

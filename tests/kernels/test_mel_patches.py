@@ -40,11 +40,11 @@ def large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(waveform, cu_samples, config=DEFAULT_MEL, masks=None) -> PackedPatches:
     masks = None if masks is None else masks.to(DEVICE)
-    found = ops.mel_patches(
+    actual = ops.mel_patches(
         waveform.to(DEVICE), cu_samples.to(DEVICE), config, masks=masks, impl="triton"
     )
-    assert found.patches.dtype == torch.float32
-    return PackedPatches(*(x.cpu() for x in found[:3]), found.max_seqlen)
+    assert actual.patches.dtype == torch.float32
+    return PackedPatches(*(x.cpu() for x in actual[:3]), actual.max_seqlen)
 
 
 @pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
@@ -53,12 +53,12 @@ def run(waveform, cu_samples, config=DEFAULT_MEL, masks=None) -> PackedPatches:
 def test_equals_the_reference(preset, grid, dtype):
     config = MelConfig(preset=preset, **GRIDS[grid])
     waveform, cu_samples = noise(*LENGTHS, dtype=dtype)
-    found = run(waveform, cu_samples, config)
-    want = reference.mel_patches(waveform, cu_samples, config)
-    assert torch.equal(found.coords, want[1]) and found.coords.dtype == torch.int32
-    assert torch.equal(found.cu_seqlens, want[2]) and found.cu_seqlens.dtype == torch.int32
-    assert found.max_seqlen == want[3]
-    assert_accurate(found.patches, waveform, cu_samples, config)
+    actual = run(waveform, cu_samples, config)
+    expected = reference.mel_patches(waveform, cu_samples, config)
+    assert torch.equal(actual.coords, expected[1]) and actual.coords.dtype == torch.int32
+    assert torch.equal(actual.cu_seqlens, expected[2]) and actual.cu_seqlens.dtype == torch.int32
+    assert actual.max_seqlen == expected[3]
+    assert_accurate(actual.patches, waveform, cu_samples, config)
 
 
 @pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
@@ -66,17 +66,17 @@ def test_hostile_signals(preset):
     clips = [torch.from_numpy(clip).float() for clip in hostile(5_360).values()]
     waveform, cu_samples = torch.cat(clips), starts_of(list(map(len, clips)), torch.int64)
     config = MelConfig(preset=preset, mean=0.0, std=1.0)
-    found = run(waveform, cu_samples, config).patches
-    assert found.isfinite().all()
-    assert_accurate(found, waveform, cu_samples, config)
-    silence = found[: config.num_patches(5_360)]
+    actual = run(waveform, cu_samples, config).patches
+    assert actual.isfinite().all()
+    assert_accurate(actual, waveform, cu_samples, config)
+    silence = actual[: config.num_patches(5_360)]
     assert (silence - config.log_floor).abs().max() <= 2.0**-19
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["kaldi", "torchaudio"])
 def test_real_recordings(preset, shared_data):
-    # A million values: of fewer the largest error is a matter of luck.
+    # A million values: the largest error of fewer varies at random.
     paths = sorted(shared_data.glob("*/*.ogg"))[::12] + sorted(shared_data.glob("*/*.flac"))[::4]
     clips = [torch.from_numpy(decode(path, end=2.0).waveform) for path in paths]
     waveform, cu_samples = torch.cat(clips), starts_of(list(map(len, clips)), torch.int64)
@@ -104,8 +104,8 @@ def test_a_clip_ignores_its_neighbours():
         for a, b in itertools.pairwise(cu_samples.tolist())
     ]
     assert torch.equal(torch.cat(alone).nan_to_num(9.0), packed.patches.nan_to_num(9.0))
-    want = reference.mel_patches(waveform, cu_samples, DEFAULT_MEL)[0]
-    assert torch.equal(packed.patches.isnan(), want.isnan())
+    expected = reference.mel_patches(waveform, cu_samples, DEFAULT_MEL)[0]
+    assert torch.equal(packed.patches.isnan(), expected.isnan())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -114,9 +114,9 @@ def test_a_frame_with_a_sample_that_is_not_finite_is_nan(preset, value):
     config = MelConfig(preset=preset)
     waveform, cu_samples = noise(5_000)
     waveform[2_345] = value
-    found = run(waveform, cu_samples, config).patches
-    want = reference.mel_patches(waveform, cu_samples, config)[0]
-    assert torch.equal(found.isnan(), want.isnan()) and want.isnan().any()
+    actual = run(waveform, cu_samples, config).patches
+    expected = reference.mel_patches(waveform, cu_samples, config)[0]
+    assert torch.equal(actual.isnan(), expected.isnan()) and expected.isnan().any()
 
 
 def test_masks():
@@ -127,17 +127,17 @@ def test_masks():
         freq_mask_bins=20, rng=np.random.default_rng(0),
     )  # fmt: skip
     masks = torch.from_numpy(masks)[torch.randperm(len(masks))]
-    found = run(waveform, cu_samples, masks=masks).patches
-    want = reference.mel_patches(waveform, cu_samples, DEFAULT_MEL, masks)[0]
-    assert torch.equal(found == 0, want == 0)
-    assert torch.equal(found[want != 0], plain.patches[want != 0])
+    actual = run(waveform, cu_samples, masks=masks).patches
+    expected = reference.mel_patches(waveform, cu_samples, DEFAULT_MEL, masks)[0]
+    assert torch.equal(actual == 0, expected == 0)
+    assert torch.equal(actual[expected != 0], plain.patches[expected != 0])
 
 
 @pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 0, 0]], ids=["no_clips", "one", "two"])
-def test_nothing_gives_no_patches(bounds):
-    found = run(torch.zeros(0), torch.tensor(bounds))
-    assert found.patches.shape == (0, 256) and found.coords.shape == (0, 2)
-    assert found.cu_seqlens.tolist() == bounds and found.max_seqlen == 0
+def test_no_samples_give_no_patches(bounds):
+    actual = run(torch.zeros(0), torch.tensor(bounds))
+    assert actual.patches.shape == (0, 256) and actual.coords.shape == (0, 2)
+    assert actual.cu_seqlens.tolist() == bounds and actual.max_seqlen == 0
 
 
 def test_the_registered_operation_passes_opcheck():

@@ -1,4 +1,4 @@
-"""Triton's mel_patches where it could touch what is not its own, or depend on what it must not."""
+"""Triton's mel_patches: accesses out of bounds, large offsets, program order, neighbours."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_order_of_programs_changes_nothing(monkeypatch, figure, dtype):
     from triton.runtime import interpreter
 
     call = arguments(*noise(*LENGTHS, dtype=dtype), MelConfig())
-    want = kernel._forward(*call)
+    expected = kernel._forward(*call)
     builder = interpreter.interpreter_builder
     place = builder.set_grid_idx
     for seed in figure("K8", ci=10, soak=100):
@@ -63,9 +63,9 @@ def test_the_order_of_programs_changes_nothing(monkeypatch, figure, dtype):
 
         with monkeypatch.context() as patch:
             patch.setattr(builder, "set_grid_idx", permuted)
-            found = kernel._forward(*call)
+            actual = kernel._forward(*call)
         assert len(order) > 3
-        assert all(torch.equal(x, y) for x, y in zip(found, want, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(actual, expected, strict=True))
 
 
 def test_the_launch_is_on_the_tensors_device(monkeypatch):
@@ -109,10 +109,10 @@ def test_numbers_that_change_from_pack_to_pack_recompile_nothing():
 @interpreted
 def test_guard_pages(figure):
     for first in figure("K4", ci=10, soak=510, batch=10):
-        assert not guard_pages.outside("mel_guard_pages", first, 10)
+        assert not guard_pages.invalid_accesses("mel_guard_pages", first, 10)
 
 
-def check_offsets_past_2_32(monkeypatch):
+def assert_offsets_past_2_32(monkeypatch):
     """The same clip, masks and patches, far into tensors that exist only where they are touched."""
     from triton.runtime import interpreter
 
@@ -120,7 +120,7 @@ def check_offsets_past_2_32(monkeypatch):
     waveform, cu_samples = noise(12_000, dtype=torch.int16)
     near = arguments(waveform, cu_samples, config, masked=False)
     near[6], near[7] = MASKS[2:].int(), torch.tensor([0, 2], dtype=torch.int32)
-    want = kernel._forward(*near)
+    expected = kernel._forward(*near)
 
     sample, mask, token = 2**32 + 5, 2**30 + 8, 2**31 - 4_096
     far = list(near)
@@ -156,11 +156,11 @@ def check_offsets_past_2_32(monkeypatch):
             return launch[(programs,)]
 
     monkeypatch.setattr(kernel, "_mel_kernel", Late())
-    found = kernel._forward(*far)
-    assert all(torch.equal(x[token:], y) for x, y in zip(found, want, strict=True))
+    actual = kernel._forward(*far)
+    assert all(torch.equal(x[token:], y) for x, y in zip(actual, expected, strict=True))
 
 
 @interpreted
 def test_offsets_past_2_32(figure, monkeypatch):
     for _ in figure("K5", ci=1, soak=1):
-        check_offsets_past_2_32(monkeypatch)
+        assert_offsets_past_2_32(monkeypatch)

@@ -26,7 +26,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_all_logits_never_exist(loss):
+def test_the_full_logits_are_never_materialised(loss):
     def peak(size):
         rows = unit(ROWS, WIDTH, seed=1).requires_grad_()
         columns = unit(COLUMNS, WIDTH, seed=2).requires_grad_()
@@ -95,8 +95,8 @@ def test_a_compiled_chunk_equals_the_eager_one(name, targets, dtype):
     """As on a GPU under torch.compile; for products in bf16 too."""
     rows, matrix = unit(10, 6, seed=1).float(), unit(7, 6, seed=2).float()
     if name == "distillation":
-        features, prototypes, *rest = targets
-        targets = TeacherTargets(features.to(dtype), prototypes.to(dtype), *rest)
+        features, prototypes, *others = targets
+        targets = TeacherTargets(features.to(dtype), prototypes.to(dtype), *others)
     run = getattr(torch.ops.slap_fast, f"linear_{name}").default
     eager, compiled = (
         run(rows, matrix, *targets, 4, dtype, True, compiled) for compiled in (False, True)

@@ -58,8 +58,8 @@ class TestFormulas:
 class TestContrastive:
     def test_equals_clip(self):
         audio, text = unit(6, 8, seed=1), unit(6, 8, seed=2)
-        logits, own = SCALE * audio @ text.T, torch.arange(6)
-        expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        logits, diagonal = SCALE * audio @ text.T, torch.arange(6)
+        expected = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
         torch.testing.assert_close(
             losses.contrastive_loss(audio, text, SCALE), expected, rtol=0, atol=1e-12
         )

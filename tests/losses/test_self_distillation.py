@@ -1,4 +1,4 @@
-"""Chunked self-distillation against whole matrices of scores, and the collapse alarm."""
+"""Chunked self-distillation against full matrices of scores, and the collapse alarm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.losses import CHUNKS, F64, log_softmax, normal, unit
 
 
 def targets_of(probabilities):
-    """Targets that have the given probabilities [M, K]."""
+    """Targets with these probabilities [M, K]."""
     logs = probabilities.clamp(min=1e-30).log()
     bias = logs.new_zeros(logs.shape[1])
     prototypes, temperature = torch.eye(len(bias)).to(bias), torch.ones(()).to(bias)

@@ -34,8 +34,8 @@ def triton(monkeypatch):
     calls = {"attention": 0, "schedule": 0}
     choose, schedule_tiles = dispatch.choose, attention.schedule_tiles
 
-    def counted_choice(op, *rest):
-        impl = choose(op, *rest)
+    def counted_choice(op, *others):
+        impl = choose(op, *others)
         calls["attention"] += (op, impl) == ("attention", "triton")
         return impl
 

@@ -11,7 +11,7 @@ def tokenizer():
     return CaptionTokenizer.load(None, 8)
 
 
-def test_a_long_caption_keeps_its_first_words_and_both_ends(tokenizer):
+def test_a_long_caption_keeps_its_first_words_and_the_start_and_end_tokens(tokenizer):
     texts = ["rain falls on a roof of tin while a dog barks", "rain falls", ""]
     uncut = CaptionTokenizer.load(None, 1_000).encode(texts)
     assert len(uncut[0]) > 8 > len(uncut[1])
@@ -31,6 +31,6 @@ def test_truncation_padding_and_post_processing_of_a_file_are_ignored(tokenizer,
     assert CaptionTokenizer.load(str(tmp_path), 8).encode(texts) == tokenizer.encode(texts)
 
 
-def test_the_text_comes_back_without_the_ends(tokenizer):
+def test_decoding_drops_the_start_and_end_tokens(tokenizer):
     text = "a dog"
     assert tokenizer.decode(tokenizer.encode([text])[0]) == text

@@ -1,4 +1,4 @@
-"""impl="flash": what it asks of the varlen functions, which only a GPU has, shown by stubs."""
+"""impl="flash": its calls of the varlen functions, which need a GPU; stubs take their place."""
 
 from __future__ import annotations
 

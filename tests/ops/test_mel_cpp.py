@@ -22,7 +22,7 @@ from slap_fast.reference import mel_patches as reference
 from tests.helpers.mel_signals import assert_accurate, hostile, noise
 
 if dispatch.EXTENSION is None:
-    # tests/repo/test_package.py fails where a compiler is there and the extension is not.
+    # tests/repo/test_package.py fails where a compiler exists and the extension does not.
     pytest.skip("slap_fast._C is not built: slap-fast doctor says why", allow_module_level=True)
 
 INSTRUCTION_SETS = dispatch.EXTENSION.mel_instruction_sets()
@@ -53,7 +53,7 @@ def instruction_set(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_the_portable_path_is_always_there():
+def test_the_portable_path_is_always_available():
     assert INSTRUCTION_SETS[-1] == "portable"
 
 
@@ -63,12 +63,12 @@ def test_the_portable_path_is_always_there():
 def test_equals_the_reference(instruction_set, preset, grid, dtype):
     config = MelConfig(preset=preset, **GRIDS[grid])
     waveform, cu_samples = noise(*LENGTHS, dtype=dtype)
-    found = run(instruction_set, waveform, cu_samples, config)
-    want = reference.mel_patches(waveform, cu_samples, config)
-    assert torch.equal(found.coords, want[1]) and found.coords.dtype == torch.int32
-    assert torch.equal(found.cu_seqlens, want[2]) and found.cu_seqlens.dtype == torch.int32
-    assert found.max_seqlen == want[3] and found.patches.dtype == torch.float32
-    assert_accurate(found.patches, waveform, cu_samples, config)
+    actual = run(instruction_set, waveform, cu_samples, config)
+    expected = reference.mel_patches(waveform, cu_samples, config)
+    assert torch.equal(actual.coords, expected[1]) and actual.coords.dtype == torch.int32
+    assert torch.equal(actual.cu_seqlens, expected[2]) and actual.cu_seqlens.dtype == torch.int32
+    assert actual.max_seqlen == expected[3] and actual.patches.dtype == torch.float32
+    assert_accurate(actual.patches, waveform, cu_samples, config)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -91,15 +91,15 @@ def test_real_recordings(instruction_set, preset, shared_data):
     clips = [torch.from_numpy(decode(path, sample_rate=16_000).waveform) for path in paths]
     cu_samples = starts_of(list(map(len, clips)), torch.int64)
     waveform, config = torch.cat(clips), MelConfig(preset=preset, mean=0.0, std=1.0)
-    found = run(instruction_set, waveform, cu_samples, config).patches
-    assert_accurate(found, waveform, cu_samples, config)
+    actual = run(instruction_set, waveform, cu_samples, config).patches
+    assert_accurate(actual, waveform, cu_samples, config)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_silence_is_the_floor_exactly(instruction_set, preset):
     config = MelConfig(preset=preset, mean=0.0, std=1.0)
-    found = run(instruction_set, torch.zeros(9_000), torch.tensor([0, 9_000]), config).patches
-    assert torch.equal(found, torch.full_like(found, config.log_floor))
+    actual = run(instruction_set, torch.zeros(9_000), torch.tensor([0, 9_000]), config).patches
+    assert torch.equal(actual, torch.full_like(actual, config.log_floor))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -122,8 +122,8 @@ def test_bits_depend_on_neither_threads_nor_neighbours(instruction_set, preset, 
 def test_int16_is_divided_by_32768(instruction_set, preset):
     config = MelConfig(preset=preset)
     waveform, cu_samples = noise(300, 9_000, dtype=torch.int16)
-    whole = run(instruction_set, waveform, cu_samples, config).patches
-    assert torch.equal(whole, run(instruction_set, waveform / 32_768, cu_samples, config).patches)
+    int16 = run(instruction_set, waveform, cu_samples, config).patches
+    assert torch.equal(int16, run(instruction_set, waveform / 32_768, cu_samples, config).patches)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -132,9 +132,9 @@ def test_a_frame_with_a_sample_that_is_not_finite_is_nan(instruction_set, preset
     config = MelConfig(preset=preset, f_min=0.0, n_mels=128)  # with filters that hold no bin
     waveform, cu_samples = noise(16_000, 700, 16_000)
     waveform[5_000] = waveform[16_000] = waveform[-1] = value
-    found = run(instruction_set, waveform, cu_samples, config).patches
-    want = reference.mel_patches(waveform, cu_samples, config)[0]
-    assert torch.equal(found.isnan(), want.isnan()) and want.isnan().any()
+    actual = run(instruction_set, waveform, cu_samples, config).patches
+    expected = reference.mel_patches(waveform, cu_samples, config)[0]
+    assert torch.equal(actual.isnan(), expected.isnan()) and expected.isnan().any()
 
 
 def masks_of(config: MelConfig, lengths: tuple[int, ...], seed: int) -> np.ndarray:
@@ -154,15 +154,15 @@ def test_masks_are_those_of_spec_augment(impl, grid):
     for seed in range(5):
         masks = torch.from_numpy(masks_of(config, lengths, seed))
         masked = ops.mel_patches(waveform, cu_samples, config, masks=masks, impl=impl)
-        want = spec_augment(
+        expected = spec_augment(
             plain.patches, plain.coords, plain.cu_seqlens, config,
             time_masks=3, time_mask_share=0.4, freq_masks=2, freq_mask_bins=20,
             rng=np.random.default_rng(seed),
         )  # fmt: skip
-        assert torch.equal(masked.patches, want) and not torch.equal(want, plain.patches)
+        assert torch.equal(masked.patches, expected) and not torch.equal(expected, plain.patches)
         order = torch.randperm(len(masks))
         shuffled = ops.mel_patches(waveform, cu_samples, config, masks=masks[order], impl=impl)
-        assert torch.equal(shuffled.patches, want)
+        assert torch.equal(shuffled.patches, expected)
 
 
 @pytest.mark.parametrize("impl", ["torch", "reference", "cpp"])
@@ -179,15 +179,15 @@ def test_masks_end_where_their_clip_ends(impl):
 def test_the_default_follows_the_configuration():
     waveform, cu_samples = noise(4_000)
     assert dispatch.which("mel_patches")["mel_patches"].startswith("cpp: ")
-    found = ops.mel_patches(waveform, cu_samples)
-    assert torch.equal(found.patches, ops.mel_patches(waveform, cu_samples, impl="cpp").patches)
+    actual = ops.mel_patches(waveform, cu_samples)
+    assert torch.equal(actual.patches, ops.mel_patches(waveform, cu_samples, impl="cpp").patches)
     odd = MelConfig(n_fft=400)
     assert dispatch.which("mel_patches", mel=odd)["mel_patches"] == (
         "torch: triton runs on a GPU, not on cpu; "
         "cpp takes an n_fft that is a power of two, not 400"
     )
-    found = ops.mel_patches(waveform, cu_samples, odd).patches
-    assert torch.equal(found, torch_mel_patches.mel_patches(waveform, cu_samples, odd)[0])
+    actual = ops.mel_patches(waveform, cu_samples, odd).patches
+    assert torch.equal(actual, torch_mel_patches.mel_patches(waveform, cu_samples, odd)[0])
     with pytest.raises(NotImplementedError, match="'cpp', which takes an n_fft that is a power"):
         ops.mel_patches(waveform, cu_samples, odd, impl="cpp")
 
@@ -196,13 +196,13 @@ def test_runs_beside_other_threads():
     # The GIL is released: eight callers share one plan, each with threads of its own.
     config = MelConfig()
     waveform, cu_samples = noise(20_000, 7, 9_000, dtype=torch.int16)
-    want = run(None, waveform, cu_samples, config).patches
+    expected = run(None, waveform, cu_samples, config).patches
     equal = []
 
     def call() -> None:
         for _ in range(20):
-            found = run(None, waveform, cu_samples, config, num_threads=2).patches
-            equal.append(torch.equal(found, want))
+            actual = run(None, waveform, cu_samples, config, num_threads=2).patches
+            equal.append(torch.equal(actual, expected))
 
     callers = [threading.Thread(target=call) for _ in range(8)]
     for caller in callers:

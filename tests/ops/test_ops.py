@@ -1,4 +1,4 @@
-"""The public operations: what they refuse, how they choose, and that they pass everything on."""
+"""The public operations: validation, choice of implementation, and arguments passed on."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def mel_arguments(**changes):
     return {"waveform": torch.randn(4000), "cu_samples": cu_samples} | changes
 
 
-def test_attention_passes_everything_on():
+def test_attention_passes_all_arguments_on():
     options = {
         "rope": tables(),
         "window_size": (1, 2),
@@ -116,21 +116,24 @@ def test_using_an_implementation():
         dispatch.using({"conv": "torch"}).__enter__()
 
 
-def test_the_others_pass_everything_on():
+def test_the_other_operations_pass_all_arguments_on():
     arguments = pool_arguments()
     assert torch.equal(ops.map_pool(**arguments), reference_map_pool.map_pool(**arguments))
 
     coords = torch.randint(0, 99, (T, 2), dtype=torch.int32)
-    found, want = ops.rope_tables(coords, D, 500.0), reference_rope.rope_tables(coords, D, 500.0)
-    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    actual, expected = (
+        ops.rope_tables(coords, D, 500.0),
+        reference_rope.rope_tables(coords, D, 500.0),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
     for config in (MelConfig(), MelConfig(preset="torchaudio")):
         arguments = mel_arguments(config=config)
-        found = ops.mel_patches(**arguments, impl="reference")
-        want = reference_mel_patches.mel_patches(**arguments)
-        assert isinstance(found, PackedPatches)
-        assert all(torch.equal(a, b) for a, b in zip(found[:3], want[:3], strict=True))
-        assert found.max_seqlen == want[3]
+        actual = ops.mel_patches(**arguments, impl="reference")
+        expected = reference_mel_patches.mel_patches(**arguments)
+        assert isinstance(actual, PackedPatches)
+        assert all(torch.equal(a, b) for a, b in zip(actual[:3], expected[:3], strict=True))
+        assert actual.max_seqlen == expected[3]
     default = ops.mel_patches(arguments["waveform"], arguments["cu_samples"])
     assert default.patches.shape == (8, 256) and default.cu_seqlens.tolist() == [0, 4, 8]
 
@@ -281,7 +284,7 @@ CALLS = {
         ("map_pool", "triton", "'triton', which runs on a GPU, not on cpu; use impl=None"),
     ],
 )
-def test_nothing_falls_back_in_silence(monkeypatch, name, impl, message):
+def test_nothing_falls_back_silently(monkeypatch, name, impl, message):
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
     with pytest.raises(NotImplementedError, match=message):
         CALLS[name](impl)
@@ -297,10 +300,10 @@ def test_values_are_not_read_where_that_would_sync(monkeypatch):
 
 def test_pack():
     lengths = [5, 3, 5, 0, 2]
-    want = reference_pack.pack(lengths, 8)
-    assert want == [[0, 1, 3], [2, 4]]
-    for given in (lengths, tuple(lengths), np.array(lengths, np.int32), torch.tensor(lengths)):
-        assert ops.pack(given, 8) == want
+    expected = reference_pack.pack(lengths, 8)
+    assert expected == [[0, 1, 3], [2, 4]]
+    for form in (lengths, tuple(lengths), np.array(lengths, np.int32), torch.tensor(lengths)):
+        assert ops.pack(form, 8) == expected
     assert ops.pack([], 8) == []
     with pytest.raises(ValueError, match=r"lengths\[1\]: found 9, expected 0 .. max_tokens = 8"):
         ops.pack([1, 9], 8)
@@ -316,7 +319,7 @@ def test_pack_without_the_extension(monkeypatch):
     assert ops.pack([5, 3, 5, 0, 2], 8) == [[0, 1, 3], [2, 4]]
 
 
-def test_which_tells_what_runs():
+def test_which_names_the_implementation():
     answers = dispatch.which()
     assert set(answers) == {"mel_patches", "attention", "map_pool", "pack"}
     assert answers["attention"] == "torch: triton runs on a GPU, not on cpu"
@@ -400,15 +403,15 @@ def test_import_is_light():
     assert done.stdout.strip() == "set()", done.stderr
 
 
-def test_nothing_at_all_is_legal():
+def test_no_tokens_or_sequences_are_legal():
     none = starts(0)
     out, lse = ops.attention(*torch.zeros(3, 2, H, D), none, 0, return_lse=True)
     assert out.shape == (2, H, D) and not out.any()
     assert lse.shape == (H, 2) and lse.eq(-math.inf).all()
     assert ops.attention(*torch.zeros(3, 0, H, D), none, 0).shape == (0, H, D)
     assert ops.map_pool(torch.zeros(2, C), torch.zeros(H, C), none).shape == (0, H, C)
-    found = ops.mel_patches(torch.zeros(0), none.long())
-    assert found.patches.shape == (0, 256) and found.max_seqlen == 0
+    actual = ops.mel_patches(torch.zeros(0), none.long())
+    assert actual.patches.shape == (0, 256) and actual.max_seqlen == 0
     assert [x.shape for x in ops.rope_tables(torch.zeros(0, 2, dtype=torch.int32), D)] == [
         (0, 4)
     ] * 2

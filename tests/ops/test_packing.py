@@ -26,7 +26,7 @@ def pack(request: pytest.FixtureRequest) -> Pack:
 
 
 def cpp_pack() -> Pack:
-    # tests/repo/test_package.py fails where a compiler is there and the extension is not.
+    # tests/repo/test_package.py fails where a compiler exists and the extension does not.
     if importlib.util.find_spec("slap_fast._C") is None:
         pytest.skip("slap_fast._C is not built: slap-fast doctor says why")
     from slap_fast import _C

@@ -1,4 +1,4 @@
-"""impl="torch" against SDPA with a dense mask, gradcheck and the reference; what must not leak."""
+"""impl="torch" against SDPA with a dense mask, gradcheck and the reference; leaks, memory."""
 
 from __future__ import annotations
 
@@ -69,21 +69,21 @@ def test_is_the_reference(window, causal, lengths_k, return_lse):
 def test_forward_and_gradients(window, causal, lengths_k, heads, return_lse):
     inputs = random_inputs(LENGTHS, lengths_k or LENGTHS, *heads)
     options = {"window_size": window, "causal": causal, "return_lse": return_lse}
-    found = call(*inputs, LENGTHS, lengths_k, **options)
-    out, lse = found if return_lse else (found, None)
-    want, want_lse = sdpa(*inputs, LENGTHS, lengths_k or LENGTHS, window, causal)
-    assert_same(out, want)
-    weight, weight_lse = torch.randn_like(want), torch.randn_like(want_lse)
-    loss, want_loss = (out * weight).sum(), (want * weight).sum()
+    actual = call(*inputs, LENGTHS, lengths_k, **options)
+    out, lse = actual if return_lse else (actual, None)
+    expected, expected_lse = sdpa(*inputs, LENGTHS, lengths_k or LENGTHS, window, causal)
+    assert_same(out, expected)
+    weight, weight_lse = torch.randn_like(expected), torch.randn_like(expected_lse)
+    loss, expected_loss = (out * weight).sum(), (expected * weight).sum()
     if return_lse:
-        assert_same(lse, want_lse)
-        seen = want_lse.isfinite()
+        assert_same(lse, expected_lse)
+        seen = expected_lse.isfinite()
         loss = loss + (lse * weight_lse)[seen].sum()
-        want_loss = want_loss + (want_lse * weight_lse)[seen].sum()
-    for grad, want_grad in zip(
-        torch.autograd.grad(loss, inputs), torch.autograd.grad(want_loss, inputs), strict=True
+        expected_loss = expected_loss + (expected_lse * weight_lse)[seen].sum()
+    for grad, expected_grad in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected_loss, inputs), strict=True
     ):
-        assert_same(grad, want_grad)
+        assert_same(grad, expected_grad)
 
 
 @pytest.mark.parametrize("return_lse", [False, True], ids=["fused", "lse"])
@@ -96,15 +96,15 @@ def test_sequences_longer_than_a_chunk(window, return_lse):
     mask = distance >= -window[0]
     if window[1] != -1:
         mask &= distance <= window[1]
-    want = F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in inputs), mask)
-    found = call(*inputs, lengths, window_size=window, return_lse=return_lse)
-    out = found[0] if return_lse else found
-    assert_same(out, want.transpose(0, 1))
+    expected = F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in inputs), mask)
+    actual = call(*inputs, lengths, window_size=window, return_lse=return_lse)
+    out = actual[0] if return_lse else actual
+    assert_same(out, expected.transpose(0, 1))
     weight = torch.randn_like(out)
     grads = torch.autograd.grad(out, inputs, weight)
-    want_grads = torch.autograd.grad(want, inputs, weight.transpose(0, 1))
-    for grad, want_grad in zip(grads, want_grads, strict=True):
-        assert_same(grad, want_grad)
+    expected_grads = torch.autograd.grad(expected, inputs, weight.transpose(0, 1))
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert_same(grad, expected_grad)
 
 
 @pytest.mark.parametrize("return_lse", [False, True], ids=["fused", "lse"])
@@ -124,12 +124,12 @@ def test_gradcheck(figure, window, return_lse):
 @pytest.mark.parametrize("return_lse", [False, True], ids=["fused", "lse"])
 @pytest.mark.parametrize("window", [(0, 0), (1, 0), (63, 0), (64, 65), (129, 3)], ids=str)
 def test_exact_mask_by_one_hot_values(window, return_lse):
-    # With equal scores and v the identity, row i of out says exactly which keys row i sees.
+    # With equal scores and v the identity, row i of out shows exactly which keys row i sees.
     length = 150
     q = torch.zeros(length, 1, length)
     v = torch.eye(length)[:, None]
-    found = call(q, q, v, [length], window_size=window, return_lse=return_lse)
-    out = found[0] if return_lse else found
+    actual = call(q, q, v, [length], window_size=window, return_lse=return_lse)
+    out = actual[0] if return_lse else actual
     mask = visible(length, length, window, False)
     assert torch.equal(out[:, 0] > 0, mask)
     assert_same(out[:, 0], mask / mask.sum(1, keepdim=True), 1e-6)
@@ -142,14 +142,14 @@ def test_as_accurate_as_dense_sdpa(dtype, window, return_lse):
     inputs = random_inputs(LENGTHS, LENGTHS, head_dim=32, dtype=dtype)
     q, k, v = exact = [x.detach().double().requires_grad_() for x in inputs]
     dout = torch.randn_like(inputs[0])
-    found = call(*inputs, LENGTHS, window_size=window, return_lse=return_lse)
-    out = found[0] if return_lse else found
+    actual = call(*inputs, LENGTHS, window_size=window, return_lse=return_lse)
+    out = actual[0] if return_lse else actual
     eager, eager_lse = sdpa(*inputs, LENGTHS, LENGTHS, window, False)
     truth, truth_lse = sdpa(*exact, LENGTHS, LENGTHS, window, False)
     assert_accurate(out, eager, truth, operands=(v,))
     if return_lse:
-        assert found[1].dtype == torch.float32
-        assert_accurate(found[1], eager_lse.float(), truth_lse, operands=(q, k))
+        assert actual[1].dtype == torch.float32
+        assert_accurate(actual[1], eager_lse.float(), truth_lse, operands=(q, k))
     triples = (
         torch.autograd.grad(x, y, dout.to(x.dtype))
         for x, y in ((out, inputs), (eager, inputs), (truth, exact))
@@ -163,8 +163,8 @@ def test_as_accurate_as_dense_sdpa(dtype, window, return_lse):
 def test_large_scores_do_not_overflow(return_lse):
     # fp16, scores to 1e4: their exponentials need the row maximum taken off in fp32.
     q, k, v = (x.detach().half() for x in random_inputs([130], [130], head_dim=16))
-    found = call(q * 30, k * 30, v, [130], softmax_scale=1.0, return_lse=return_lse)
-    out = found[0] if return_lse else found
+    actual = call(q * 30, k * 30, v, [130], softmax_scale=1.0, return_lse=return_lse)
+    out = actual[0] if return_lse else actual
     exact = sdpa(
         *((x * s).double() for x, s in ((q, 30), (k, 30), (v, 1))), [130], [130], (-1, -1), False, 1
     )
@@ -185,28 +185,28 @@ def test_rows_past_the_end_are_not_read(packed, window, return_lse):
 
     def run(qkv, rope):
         if packed:
-            found = attention_qkvpacked(
+            actual = attention_qkvpacked(
                 qkv, 2, starts(lengths), 70, AttentionOptions(rope=rope, **options)
             )
         else:
-            found = call(*qkv.split(2, dim=1), lengths, rope=rope, **options)
-        return found if return_lse else (found, qkv.new_zeros(2, len(qkv)))
+            actual = call(*qkv.split(2, dim=1), lengths, rope=rope, **options)
+        return actual if return_lse else (actual, qkv.new_zeros(2, len(qkv)))
 
     short = qkv[:rows].clone().requires_grad_()
-    want, want_lse = run(short, short_rope)
+    expected, expected_lse = run(short, short_rope)
     poisoned = qkv.clone()
     for x in (poisoned, *rope):
         x[rows:] = math.nan
     poisoned.requires_grad_()
     out, lse = run(poisoned, rope)
-    assert torch.equal(out[:rows], want) and torch.equal(lse[:, :rows], want_lse)
+    assert torch.equal(out[:rows], expected) and torch.equal(lse[:, :rows], expected_lse)
     assert torch.equal(out[rows:], torch.zeros(tail, 2, 8))
     if return_lse:
         assert torch.equal(lse[:, rows:], torch.full((2, tail), -math.inf))
     weight = torch.randn_like(out)
     (grad,) = torch.autograd.grad(out, poisoned, weight)
-    (want_grad,) = torch.autograd.grad(want, short, weight[:rows])
-    assert torch.equal(grad[:rows], want_grad)
+    (expected_grad,) = torch.autograd.grad(expected, short, weight[:rows])
+    assert torch.equal(grad[:rows], expected_grad)
     assert torch.equal(grad[rows:], torch.zeros(tail, 6, 8))
 
 
@@ -218,8 +218,8 @@ def test_a_sequence_ignores_its_neighbours(window, return_lse):
 
     def run(inputs, lengths, weight):
         inputs = [x.clone().requires_grad_() for x in inputs]
-        found = call(*inputs, lengths, window_size=window, return_lse=return_lse)
-        out = found[0] if return_lse else found
+        actual = call(*inputs, lengths, window_size=window, return_lse=return_lse)
+        out = actual[0] if return_lse else actual
         return out, *torch.autograd.grad(out, inputs, weight)
 
     others = slice(0, 64)
@@ -239,17 +239,17 @@ def test_batches_are_no_larger_than_their_limit(monkeypatch, lengths_k, return_l
     options = {"window_size": (5, 9), "return_lse": return_lse}
 
     def run():
-        found = call(*inputs, [40] * 7, lengths_k, **options)
-        out = found[0] if return_lse else found
+        actual = call(*inputs, [40] * 7, lengths_k, **options)
+        out = actual[0] if return_lse else actual
         return out, *torch.autograd.grad(out.square().sum(), inputs)
 
-    want = run()
+    unbatched = run()
     sizes = []
     make_batch = torch_attention.Batch
     monkeypatch.setattr(torch_attention, "BATCH_ROWS", 100)
     monkeypatch.setattr(torch_attention, "Batch", lambda *x: sizes.append(x[0]) or make_batch(*x))
-    for found, expected in zip(run(), want, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for actual, expected in zip(run(), unbatched, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     assert sizes == [2, 2, 2, 1]
 
 
@@ -264,15 +264,15 @@ def test_fully_masked_rows(lengths, lengths_k, return_lse):
         torch.randn(sum(n) + 2, 2, 4, requires_grad=True) for n in (lengths, lengths_k, lengths_k)
     ]
     options = AttentionOptions(starts(lengths_k), 3, causal=True, return_lse=return_lse)
-    found = attention(*inputs, starts(lengths), 6, options)
-    out = found[0] if return_lse else found
+    actual = attention(*inputs, starts(lengths), 6, options)
+    out = actual[0] if return_lse else actual
     masked = [0, 1, 2, 3, *range(6, 11)] if lengths == [6, 3] else range(sum(lengths) + 2)
     masked = torch.tensor(list(masked))
     assert torch.equal(out[masked], torch.zeros(len(masked), 2, 4))
     assert (out == 0).all(-1).all(-1).sum() == len(masked)
     if return_lse:
-        assert found[1][:, masked].eq(-math.inf).all()
-    loss = out.sum() + (found[1].exp().sum() if return_lse else 0)
+        assert actual[1][:, masked].eq(-math.inf).all()
+    loss = out.sum() + (actual[1].exp().sum() if return_lse else 0)
     for grad in torch.autograd.grad(loss, inputs):
         assert grad.isfinite().all()
 
@@ -280,11 +280,11 @@ def test_fully_masked_rows(lengths, lengths_k, return_lse):
 def test_lse_alone_has_a_gradient():
     q, k, v = random_inputs(LENGTHS, LENGTHS)
     _, lse = call(q, k, v, LENGTHS, window_size=(5, 5), return_lse=True)
-    _, want = sdpa(q, k, v, LENGTHS, LENGTHS, (5, 5), False)
-    weight = torch.randn_like(want)
+    _, expected = sdpa(q, k, v, LENGTHS, LENGTHS, (5, 5), False)
+    weight = torch.randn_like(expected)
     grads = torch.autograd.grad(lse, (q, k, v), weight)
-    assert_same(grads[0], torch.autograd.grad(want, q, weight, retain_graph=True)[0])
-    assert_same(grads[1], torch.autograd.grad(want, k, weight)[0])
+    assert_same(grads[0], torch.autograd.grad(expected, q, weight, retain_graph=True)[0])
+    assert_same(grads[1], torch.autograd.grad(expected, k, weight)[0])
     assert torch.equal(grads[2], torch.zeros_like(v))
 
 
@@ -315,8 +315,8 @@ def test_strides(layout, return_lse):
     weight = torch.randn(8, 2, sum(LENGTHS), dtype=torch.float64).transpose(0, 2)
     results = []
     for x in (inputs, plain):
-        found = call(*x, LENGTHS, rope=rope, window_size=(48, 48), return_lse=return_lse)
-        out = found[0] if return_lse else found
+        result = call(*x, LENGTHS, rope=rope, window_size=(48, 48), return_lse=return_lse)
+        out = result[0] if return_lse else result
         results.append([out, *torch.autograd.grad(out, x, weight)])
     for actual, expected in zip(*results, strict=True):
         assert_same(actual, expected)
@@ -334,14 +334,14 @@ def test_qkvpacked_is_attention(rope, heads):
     options = {"rope": tables, "window_size": (5, 9), "causal": True, "softmax_scale": 0.3}
     options["return_lse"] = True
     parts = qkv.split((num_heads, num_heads_kv, num_heads_kv), dim=1)
-    want = torch.cat([x.flatten() for x in call(*parts, LENGTHS, **options)])
-    found = attention_qkvpacked(
+    expected = torch.cat([x.flatten() for x in call(*parts, LENGTHS, **options)])
+    actual = attention_qkvpacked(
         qkv, num_heads_kv, starts(LENGTHS), 130, AttentionOptions(**options)
     )
-    found = torch.cat([x.flatten() for x in found])
-    assert_same(found, want)
-    weight = torch.randn_like(want)
-    assert_same(*(torch.autograd.grad(x, qkv, weight)[0] for x in (found, want)))
+    actual = torch.cat([x.flatten() for x in actual])
+    assert_same(actual, expected)
+    weight = torch.randn_like(expected)
+    assert_same(*(torch.autograd.grad(x, qkv, weight)[0] for x in (actual, expected)))
 
 
 def test_rope_is_applied_to_queries_and_keys():
@@ -353,8 +353,8 @@ def test_rope_is_applied_to_queries_and_keys():
         pairs = torch.complex(x[..., :4], x[..., 4:]) * torch.complex(cos, sin)[:, None]
         return torch.cat((pairs.real, pairs.imag), dim=-1)
 
-    want, _ = sdpa(turned(q), turned(k), v, LENGTHS, LENGTHS, (-1, -1), False)
-    assert_same(call(q, k, v, LENGTHS, rope=(cos, sin)), want)
+    expected, _ = sdpa(turned(q), turned(k), v, LENGTHS, LENGTHS, (-1, -1), False)
+    assert_same(call(q, k, v, LENGTHS, rope=(cos, sin)), expected)
 
 
 MEMORY = """

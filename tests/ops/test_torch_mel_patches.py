@@ -1,4 +1,4 @@
-"""The PyTorch engine of mel_patches against the reference, and what its blocks promise."""
+"""The PyTorch engine of mel_patches against the reference, and its memory."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_every_fourier_transform_is_of_one_block(preset, monkeypatch):
 
 
 @pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 0, 0]], ids=["no_clips", "one", "two"])
-def test_nothing_gives_no_patches(bounds):
+def test_no_samples_give_no_patches(bounds):
     patches, coords, cu_seqlens, max_seqlen = torch_mel_patches.mel_patches(
         torch.zeros(0), torch.tensor(bounds), MelConfig()
     )

@@ -26,17 +26,18 @@ def test_forward_and_gradients(window, causal, lengths_k, heads):
     inputs = random_inputs(LENGTHS, lengths_k or LENGTHS, *heads)
     options = {"window_size": window, "causal": causal, "softmax_scale": 0.3}
     out, lse = call(*inputs, LENGTHS, lengths_k, **options, return_lse=True)
-    want, want_lse = sdpa(*inputs, LENGTHS, lengths_k or LENGTHS, window, causal, 0.3)
-    assert_same(out, want)
-    assert_same(lse, want_lse)
+    expected, expected_lse = sdpa(*inputs, LENGTHS, lengths_k or LENGTHS, window, causal, 0.3)
+    assert_same(out, expected)
+    assert_same(lse, expected_lse)
     assert torch.equal(call(*inputs, LENGTHS, lengths_k, **options), out)
-    weight, weight_lse = torch.randn_like(want), torch.randn_like(want_lse)
-    seen = want_lse.isfinite()
+    weight, weight_lse = torch.randn_like(expected), torch.randn_like(expected_lse)
+    seen = expected_lse.isfinite()
     losses = (
-        (x * weight).sum() + (y * weight_lse)[seen].sum() for x, y in ((out, lse), (want, want_lse))
+        (x * weight).sum() + (y * weight_lse)[seen].sum()
+        for x, y in ((out, lse), (expected, expected_lse))
     )
-    for grad, want_grad in zip(*(torch.autograd.grad(x, inputs) for x in losses), strict=True):
-        assert_same(grad, want_grad)
+    for grad, expected_grad in zip(*(torch.autograd.grad(x, inputs) for x in losses), strict=True):
+        assert_same(grad, expected_grad)
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (1, 2)], ids=["global", "local"])
@@ -61,16 +62,16 @@ def test_rope_is_applied_to_queries_and_keys():
         pairs = torch.complex(x[..., :4], x[..., 4:]) * torch.complex(cos, sin)[:, None]
         return torch.cat((pairs.real, pairs.imag), dim=-1)
 
-    want, _ = sdpa(rotated(q), rotated(k), v, LENGTHS, LENGTHS, (-1, -1), False)
-    assert_same(call(q, k, v, LENGTHS, rope=(cos, sin)), want)
+    expected, _ = sdpa(rotated(q), rotated(k), v, LENGTHS, LENGTHS, (-1, -1), False)
+    assert_same(call(q, k, v, LENGTHS, rope=(cos, sin)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_computed_in_fp32(dtype):
     inputs = [x.detach().to(dtype) for x in random_inputs(LENGTHS, LENGTHS)]
     out, lse = call(*inputs, LENGTHS, return_lse=True)
-    want, want_lse = call(*(x.float() for x in inputs), LENGTHS, return_lse=True)
-    assert torch.equal(out, want.to(dtype)) and torch.equal(lse, want_lse)
+    expected, expected_lse = call(*(x.float() for x in inputs), LENGTHS, return_lse=True)
+    assert torch.equal(out, expected.to(dtype)) and torch.equal(lse, expected_lse)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +106,8 @@ def test_rows_past_the_end_are_not_read():
     out, lse = attention_qkvpacked(qkv, 2, starts(lengths), 70, rope=rope, **options)
     parts = qkv[:rows].split((4, 2, 2), dim=1)
     short_rope = [x[:rows] for x in rope]
-    want, want_lse = call(*parts, lengths, rope=short_rope, **options)
-    assert torch.equal(out[:rows], want) and torch.equal(lse[:, :rows], want_lse)
+    expected, expected_lse = call(*parts, lengths, rope=short_rope, **options)
+    assert torch.equal(out[:rows], expected) and torch.equal(lse[:, :rows], expected_lse)
     assert torch.equal(out[rows:], torch.zeros(tail, 4, 8))
     assert lse[:, rows:].eq(-math.inf).all()
     (grad,) = torch.autograd.grad(out.sum() + lse[:, :rows].sum(), qkv)

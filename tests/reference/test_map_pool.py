@@ -33,12 +33,14 @@ def test_forward_and_gradients():
     x = torch.randn(194, 12, dtype=torch.float64, requires_grad=True)
     score_weight = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
     pooled = map_pool(x, score_weight, starts(LENGTHS))
-    want = naive(x, score_weight, LENGTHS)
-    torch.testing.assert_close(pooled, want, rtol=1e-12, atol=1e-12)
+    expected = naive(x, score_weight, LENGTHS)
+    torch.testing.assert_close(pooled, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(pooled[2], torch.zeros(3, 12, dtype=torch.float64))
-    weight = torch.randn_like(want)
-    grads, want_grads = (torch.autograd.grad(y, (x, score_weight), weight) for y in (pooled, want))
-    torch.testing.assert_close(grads, want_grads, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(expected)
+    grads, expected_grads = (
+        torch.autograd.grad(y, (x, score_weight), weight) for y in (pooled, expected)
+    )
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-12, atol=1e-12)
 
 
 def test_gradcheck(figure):
@@ -58,7 +60,7 @@ def test_equals_multi_head_attention_with_a_probe():
     head = torch.nn.MultiheadAttention(hidden_size, num_heads, batch_first=True).double()
     torch.nn.init.normal_(head.in_proj_bias)
     probe = torch.randn(1, 1, hidden_size, dtype=torch.float64)
-    want = head(probe, x[None], x[None])[0][0, 0]
+    expected = head(probe, x[None], x[None])[0][0, 0]
 
     w_q, w_k, w_v = head.in_proj_weight.chunk(3)
     b_q, _, b_v = head.in_proj_bias.chunk(3)
@@ -67,7 +69,7 @@ def test_equals_multi_head_attention_with_a_probe():
     score_weight = torch.einsum("hd,hdc->hc", q, w_k) / math.sqrt(head_dim)
     pooled = map_pool(x, score_weight, starts([63]))[0]
     values = torch.einsum("hdc,hc->hd", w_v, pooled).flatten() + b_v
-    torch.testing.assert_close(head.out_proj(values), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(head.out_proj(values), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_large_scores_do_not_overflow():
@@ -83,12 +85,12 @@ def test_rows_past_the_end_are_not_read():
     score_weight = torch.randn(2, 8, requires_grad=True)
     pooled = map_pool(x, score_weight, starts(LENGTHS))
     short = x.detach()[:194].clone().requires_grad_()
-    want = map_pool(short, score_weight, starts(LENGTHS))
-    assert torch.equal(pooled, want)
+    expected = map_pool(short, score_weight, starts(LENGTHS))
+    assert torch.equal(pooled, expected)
     dout = torch.randn_like(pooled)
     dx, dw = torch.autograd.grad(pooled, (x, score_weight), dout)
-    want_dx, want_dw = torch.autograd.grad(want, (short, score_weight), dout)
-    assert torch.equal(dx[:194], want_dx) and torch.equal(dw, want_dw)
+    expected_dx, expected_dw = torch.autograd.grad(expected, (short, score_weight), dout)
+    assert torch.equal(dx[:194], expected_dx) and torch.equal(dw, expected_dw)
     assert torch.equal(dx[194:], torch.zeros(6, 8))
 
 
@@ -100,7 +102,7 @@ def test_a_sequence_ignores_its_neighbours_bitwise():
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]], ids=["none", "empty", "two_empty"])
-def test_nothing_to_pool(lengths):
+def test_no_tokens(lengths):
     x = torch.randn(3, 4, requires_grad=True)
     score_weight = torch.randn(2, 4, requires_grad=True)
     pooled = map_pool(x, score_weight, starts(lengths))

@@ -173,7 +173,7 @@ def test_coords_and_lengths_of_a_pack(preset):
 
 
 @pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 0, 0]], ids=["no_clips", "one", "two"])
-def test_nothing_gives_no_patches(bounds):
+def test_no_samples_give_no_patches(bounds):
     patches, coords, cu_seqlens, max_seqlen = mel_patches(
         torch.zeros(0), torch.tensor(bounds), MelConfig()
     )
@@ -210,8 +210,8 @@ def test_int16_is_divided_by_32768(preset):
     config = raw(preset)
     clip = torch.from_numpy(noise(9_000) * 20_000).to(torch.int16)
     bounds = torch.tensor([0, 300, 9_000])
-    whole = mel_patches(clip, bounds, config)[0]
-    assert torch.equal(whole, mel_patches(clip.float() / 32768, bounds, config)[0])
+    int16 = mel_patches(clip, bounds, config)[0]
+    assert torch.equal(int16, mel_patches(clip.float() / 32768, bounds, config)[0])
 
 
 @pytest.mark.parametrize("preset", PRESETS)

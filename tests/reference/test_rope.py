@@ -1,4 +1,4 @@
-"""Rotary tables against fp64 maths, entry by entry, and the properties that rotation exists for."""
+"""Rotary tables against fp64 maths, entry by entry, and the invariances of rotation."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def test_rotation_is_a_complex_product():
     x = torch.randn(5, 3, 8, dtype=torch.float64)
     cos, sin = rope_tables(torch.randint(0, 1000, (5, 2), dtype=torch.int32), 8)
     product = torch.complex(x[..., :4], x[..., 4:]) * torch.complex(cos, sin).to(x.device)[:, None]
-    want = torch.cat((product.real, product.imag), dim=-1)
-    torch.testing.assert_close(rotate(x, (cos, sin)), want, rtol=1e-14, atol=1e-14)
+    expected = torch.cat((product.real, product.imag), dim=-1)
+    torch.testing.assert_close(rotate(x, (cos, sin)), expected, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("shift", [(1, 0), (0, 3), (600, 2)], ids=str)
 def test_scores_depend_on_relative_positions_only(shift):
     q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64)
-    here, there = coords((3, 1)), coords((40, 2))
-    moved = [rope_tables(c + coords(shift), 16) for c in (here, there)]
-    fixed = [rope_tables(c, 16) for c in (here, there)]
+    first, second = coords((3, 1)), coords((40, 2))
+    moved = [rope_tables(c + coords(shift), 16) for c in (first, second)]
+    fixed = [rope_tables(c, 16) for c in (first, second)]
     scores = [(rotate(q, a) * rotate(k, b)).sum() for a, b in (fixed, moved)]
     torch.testing.assert_close(*scores, rtol=0, atol=1e-6)
     other = (rotate(q, fixed[0]) * rotate(k, moved[1])).sum()

@@ -62,7 +62,7 @@ def shards(tmp_path):
 
 
 def train_until(out, folder, workers, dies_at):
-    """On each rank: goes on with the run, whose last rank is killed before a step."""
+    """On each rank: resumes the run, whose last rank is killed before a step."""
     real = loop.train_step
 
     def step(state, batches):
@@ -71,11 +71,11 @@ def train_until(out, folder, workers, dies_at):
         return real(state, batches)
 
     loop.train_step = step
-    runs.go(out, CONFIG, open_source(folder, None, fallback="train"), workers=workers)
+    runs.start_or_resume(out, CONFIG, open_source(folder, None, fallback="train"), workers=workers)
 
 
 @pytest.mark.slow
-def test_seen_is_trained_and_left_out_whatever_happened(shards, tmp_path, figure):
+def test_seen_is_trained_plus_left_out_under_every_fault(shards, tmp_path, figure):
     """A4: two kills, each time another number of ranks and of workers."""
     folder, codes = shards
     source = open_source(folder, None, fallback="train")

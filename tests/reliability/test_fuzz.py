@@ -214,8 +214,8 @@ def fuzz_text(folder: Path, seed: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("content", [b"?", b"1: 2", b"null: 1", b"model: {true: 1}"])
-def test_settings_that_have_no_name(content, tmp_path):
-    """A soak of A5 found the first."""
+def test_settings_without_a_name(content, tmp_path):
+    """The first is from a soak of A5."""
     config_case(tmp_path, content)
 
 
@@ -230,7 +230,7 @@ def test_much_text_of_every_kind(tmp_path, figure):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_words_on_the_command_line_end_with_an_exit_code(seed, tmp_path, monkeypatch, capsys):
+def test_random_arguments_end_with_an_exit_code(seed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = st.sampled_from(
         ["data", "check", "pack", "eval", "train", "--data", "--out", "--config", "--json", "tiny",

@@ -57,7 +57,9 @@ def watched_run(out: Path, steps: int) -> list[dict[str, int]]:
     loop.train_step = step
     TrainSteps.__getitem__ = clips  # the worker is a fork of this process
     changes = {"steps": steps, "save_every": 25, "saving": "background", "data.cache_gb": 0.0}
-    runs.go(out, override(runs.TINY, changes), workers=1, evaluate=lambda _: {"score": 0.0})
+    runs.start_or_resume(
+        out, override(runs.TINY, changes), workers=1, evaluate=lambda _: {"score": 0.0}
+    )
     return samples
 
 
@@ -68,34 +70,34 @@ def slope(counts: np.ndarray) -> float:
 
 
 def grows(samples: list[dict[str, int]], most_kb: float) -> list[str]:
-    """What grows over the second half of a run; what is made on first use fills the first."""
+    """What grows in the second half of a run; the first half has allocations of first use."""
     late, growing = samples[len(samples) // 2 :], []
     for name in late[0]:
-        counts = np.array([each[name] for each in late], dtype=float)
+        counts = np.array([sample[name] for sample in late], dtype=float)
         if name.endswith("kB"):
             rate = slope(counts)
             if rate >= most_kb:
                 growing.append(f"{name}: {rate:+,.0f} in 1,000 steps")
-        else:  # those of a write, or of a batch on its way, come and go
+        else:  # files and tensors of a write or a batch in flight come and go
             first, _, last = map(np.median, np.array_split(counts, 3))
             if last > first + 2:
                 growing.append(f"{name}: {first:g} to {last:g}")
     return growing
 
 
-def test_a_leak_is_seen_through_the_noise():
+def test_a_leak_is_detected_despite_noise():
     noise, step = np.random.default_rng(0).exponential(200.0, 60).round(), np.arange(60) * EVERY
-    noise[::7] += 1_200  # a checkpoint on its way to disk
-    for rate, wanted in ((1.0, []), (3.0, ["rank's kB"])):
+    noise[::7] += 1_200  # a checkpoint being written
+    for rate, names in ((1.0, []), (3.0, ["rank's kB"])):
         samples = [{"rank's kB": kb, "files": 5} for kb in 350_000 + noise + rate * step]
-        assert [word.split(":")[0] for word in grows(samples, 2_000)] == wanted
+        assert [word.split(":")[0] for word in grows(samples, 2_000)] == names
     files = [{"files": int(n)} for n in 5 + step / 25]
     assert grows(files, 2_000) and not grows([{"files": 5 + n % 2} for n in range(60)], 2_000)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_long_run_grows_nothing(tmp_path, figure):
+def test_a_long_run_leaks_nothing(tmp_path, figure):
     """A trial is a step. Over 300, what is still made on first use is 1 MB in 1,000."""
     steps, most_kb = (3_000, 1_000) if figure.soak else (300, 2_000)
     for seed in figure("A9", ci=steps, soak=48_000, batch=steps):

@@ -1,4 +1,4 @@
-"""Malicious files run no code and write nothing outside the folder they were given."""
+"""Malicious files run no code and write nothing outside their own folder."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_malicious_files_run_and_write_nothing(tmp_path, monkeypatch, figure, ca
         assert not attacked(names[seed], tmp_path, monkeypatch), names[seed]
 
 
-@pytest.mark.parametrize("how", ["system", "unpickle", "write"])
-def test_a_working_attack_is_detected(how, tmp_path, monkeypatch):
+@pytest.mark.parametrize("attack", ["system", "unpickle", "write"])
+def test_a_working_attack_is_detected(attack, tmp_path, monkeypatch):
     def write(place: Place) -> None:
         (place.root.parent / "stray").write_text("x")
 
@@ -87,5 +87,5 @@ def test_a_working_attack_is_detected(how, tmp_path, monkeypatch):
         "unpickle": lambda place: pickle.loads(pickled(place)),
         "write": write,
     }
-    monkeypatch.setitem(ATTACKS, how, works[how])
-    assert attacked(how, tmp_path, monkeypatch)
+    monkeypatch.setitem(ATTACKS, attack, works[attack])
+    assert attacked(attack, tmp_path, monkeypatch)

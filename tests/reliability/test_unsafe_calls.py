@@ -1,4 +1,4 @@
-"""No module of ours calls what could run foreign code or unpack files anywhere."""
+"""No module calls functions that could run code from a file or unpack files anywhere."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tests.helpers.paths import ROOT
 
 
 @pytest.mark.parametrize("name", FAILURE_MODES)
-def test_its_tests_exist(name):
+def test_named_tests_exist(name):
     assert FAILURE_MODES[name].tests
     for test in FAILURE_MODES[name].tests:
         if test in (GPU, ABSENT):

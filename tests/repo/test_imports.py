@@ -81,17 +81,17 @@ def allowed(room: str, target: str) -> bool:
 
 def complaints(room: str, source: str) -> list[str]:
     """What a module of ``room`` imports and must not."""
-    found = []
+    problems = []
     for name in imported(source):
-        top, *rest = name.split(".")
+        top, *parts = name.split(".")
         if top == "kernels":
-            found.append(f"{name}: the bare name is another package's")
+            problems.append(f"{name}: the bare name is another package's")
         elif top == "slap_fast":
-            target = rest[0] if rest and rest[0] in DEPTH else FACADE
-            found += [name] * (not allowed(room, target))
+            target = parts[0] if parts and parts[0] in DEPTH else FACADE
+            problems += [name] * (not allowed(room, target))
         elif room in OTHERS and top not in OTHERS[room] | sys.stdlib_module_names:
-            found.append(name)
-    return found
+            problems.append(name)
+    return problems
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -121,7 +121,7 @@ def test_imports_run_one_way(module: Path) -> None:
         ("ops", "from kernels import attention"),
     ],
 )
-def test_a_wrong_import_is_seen(room: str, source: str) -> None:
+def test_a_wrong_import_is_detected(room: str, source: str) -> None:
     assert complaints(room, source)
 
 

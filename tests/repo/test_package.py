@@ -50,7 +50,7 @@ def test_licence(pyproject: dict[str, Any]) -> None:
 
 
 def test_nothing_but_lower_bounds(pyproject: dict[str, Any]) -> None:
-    """An upper bound or a pin could move a torch or triton that is there."""
+    """An upper bound or a pin could change an installed torch or triton."""
     lines = pyproject["project"]["dependencies"] + pyproject["build-system"]["requires"]
     for extra in pyproject["project"]["optional-dependencies"].values():
         lines = lines + extra
@@ -82,7 +82,7 @@ def test_build_needs_no_torch(pyproject: dict[str, Any]) -> None:
     assert set(parse(pyproject["build-system"]["requires"])) == {"setuptools", "pybind11"}
 
 
-def test_version_is_said_once(pyproject: dict[str, Any]) -> None:
+def test_version_is_defined_once(pyproject: dict[str, Any]) -> None:
     assert pyproject["project"]["version"] == slap_fast.__version__
 
 
@@ -114,8 +114,8 @@ def test_doctor_knows_the_dependencies(pyproject: dict[str, Any]) -> None:
         for line in project["optional-dependencies"][extra]
     }
     needed = {name: (None, need) for name, need in parse(project["dependencies"]).items()}
-    known = {canonicalize_name(p.name): (p.extra, f">={p.minimum}") for p in doctor.PACKAGES}
-    assert known == {
+    packages = {canonicalize_name(p.name): (p.extra, f">={p.minimum}") for p in doctor.PACKAGES}
+    assert packages == {
         name: (extra, str(need.specifier)) for name, (extra, need) in (needed | extras).items()
     }
 
@@ -226,7 +226,7 @@ def checkout(tmp_path: Path) -> Path:
 
 INSTALL = ("install", "--no-build-isolation", "--no-deps", "--ignore-installed")
 
-WHAT_IS_THERE = """
+DESCRIBE_INSTALLATION = """
 import json
 import slap_fast._C, slap_fast.kernels
 from importlib.metadata import distribution
@@ -249,11 +249,11 @@ def test_installs_from_its_sdist_with_no_network(checkout: Path, tmp_path: Path)
     (sdist,) = (checkout / "dist").glob("*.tar.gz")
     target = tmp_path / "target"
     pip(*INSTALL, "--target", target, sdist)
-    there = json.loads(python(WHAT_IS_THERE, target))
-    assert all(Path(file).is_relative_to(target) for file in there["files"]), there["files"]
-    assert there["tokenizer"] and not there["torch"]
-    assert there["licence"] == "Apache-2.0"
-    assert there["scripts"] == ["slap_fast.cli:main"]
+    installed = json.loads(python(DESCRIBE_INSTALLATION, target))
+    assert all(Path(file).is_relative_to(target) for file in installed["files"]), installed["files"]
+    assert installed["tokenizer"] and not installed["torch"]
+    assert installed["licence"] == "Apache-2.0"
+    assert installed["scripts"] == ["slap_fast.cli:main"]
 
 
 @pytest.mark.slow
@@ -261,18 +261,18 @@ def test_installs_editable_with_no_network(checkout: Path, tmp_path: Path) -> No
     prefix = tmp_path / "prefix"
     pip(*INSTALL, "--prefix", prefix, "--editable", checkout)
     (metadata,) = prefix.rglob("*.dist-info")
-    there = json.loads(python(WHAT_IS_THERE, metadata.parent))
-    folders = [Path(file).parent for file in there["files"]]
+    installed = json.loads(python(DESCRIBE_INSTALLATION, metadata.parent))
+    folders = [Path(file).parent for file in installed["files"]]
     assert folders == [checkout / "slap_fast", checkout / "slap_fast", checkout / "kernels"]
 
 
 @pytest.mark.slow
 def test_installs_without_a_compiler(checkout: Path, tmp_path: Path) -> None:
-    """The reference runs then, and the doctor says what is missing."""
+    """The reference still runs, and the doctor names what is missing."""
     target = tmp_path / "target"
     machine = {"CC": NO_COMPILER, "CXX": NO_COMPILER, "PATH": str(tmp_path)}
-    said = pip(*INSTALL, "-v", "--target", target, checkout, **machine)
-    assert (said.stdout + said.stderr).count("slap-fast: slap_fast._C is not built") == 1
+    output = pip(*INSTALL, "-v", "--target", target, checkout, **machine)
+    assert (output.stdout + output.stderr).count("slap-fast: slap_fast._C is not built") == 1
     code = """
 import json
 from slap_fast import ops

@@ -92,20 +92,20 @@ def test_a_picture_shows_its_record_in_both_themes(tmp_path, name):
         assert all(f">{word}</text>" in text for word in WORDS[name])
 
 
-def test_a_target_is_met_or_missed_by_so_much_or_not_run():
+def test_a_target_is_met_or_missed_by_a_ratio_or_not_run():
     row = {"case": "C1", "layer": "local", "variant": "slap-fast", "direction": "forward"}
     peer = row | {"direction": "both", "times_ours": 2.5, "variant": "FA2 in torch"}
     records = {"attention_gpu": {"rows": [row | {"ms": 0.55}, peer]}}
-    told = {line[0]: line for line in targets.verdicts(records)}
-    forward = told["local attention, forward, C1"]
+    verdicts = {line[0]: line for line in targets.verdicts(records)}
+    forward = verdicts["local attention, forward, C1"]
     assert forward[1:] == ["at most 0.5 ms", "0.55", "missed by 10.0%"]
     beside = "local attention, forward and backward, C1, beside"
-    assert told[f"{beside} FA2 and rotary"][1:] == ["at least 2 x", "2.5", "met"]
-    assert told[f"{beside} FA3 and FA4"][-1] == "not run"
-    assert told["global attention, forward, C1"][-1] == "not run"
+    assert verdicts[f"{beside} FA2 and rotary"][1:] == ["at least 2 x", "2.5", "met"]
+    assert verdicts[f"{beside} FA3 and FA4"][-1] == "not run"
+    assert verdicts["global attention, forward, C1"][-1] == "not run"
 
 
-def test_where_padding_is_faster_it_is_said():
+def test_faster_padding_is_reported():
     row = {"case": "C4", "variant": "PyTorch, padded", "direction": "both", "ms": 2.0}
     record = {"cases": {"C4": {"what": "1 s clips"}}, "rows": [row | {"times_ours": 0.664}]}
     assert tables.encoder(record).endswith("Padded is faster on C4 (1 s clips, 0.66 x).")

@@ -1,4 +1,4 @@
-"""The house in order: short files, tests that stand alone, private names that stay private."""
+"""The tree: short files, tests that import no other test, private names that stay private."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_file_is_short(path: Path) -> None:
 
 
 def test_no_test_imports_another() -> None:
-    """What tests share lies in tests/helpers."""
+    """Shared code of tests is in tests/helpers."""
     complaints = [
         f"{path}: {name}"
         for path in TESTS
@@ -62,6 +62,6 @@ def test_tests_import_no_private_names() -> None:
 
 
 def test_a_test_folder_is_a_package() -> None:
-    """Two files of one name in folders that are none would be one module."""
+    """Two files of one name in folders without __init__.py would be one module."""
     folders = {path.parent for path in TESTS}
     assert not [folder for folder in folders if not (ROOT / folder / "__init__.py").exists()]

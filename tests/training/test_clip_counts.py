@@ -50,7 +50,7 @@ def test_the_share_is_that_of_the_last_clips():
     assert not failing.problem(0.01) and failing.bad == {"E_MISSING": 600}
 
 
-def test_shards_that_fail_one_after_the_other_are_a_disk_that_is_gone():
+def test_consecutive_failing_shards_mean_a_lost_disk():
     counts = ClipCounts()
     for i in range(5):
         counts = counts.after([message(2, [lost(f"{i}.tar"), lost(f"{i}.tar")])])
@@ -80,7 +80,7 @@ def manifest(tmp_path):
 def test_warnings_are_counted_whenever_their_clip_is_drawn(manifest, tmp_path, cache_gb, workers):
     changes = {"steps": 6, "save_every": 4, "data.cache_gb": cache_gb}
     config = override(runs.TINY, changes)
-    state = runs.go(
+    state = runs.start_or_resume(
         tmp_path / "run", config, ManifestClips(read_manifest(manifest)), workers=workers
     )
     assert (state.clip_counts.seen, state.clip_counts.bad) == (24, {})
@@ -92,15 +92,15 @@ def test_warnings_are_counted_whenever_their_clip_is_drawn(manifest, tmp_path, c
     )
 
 
-def test_a_disk_that_goes_away_ends_the_run_which_goes_on_when_it_is_back(manifest, tmp_path):
-    """All but what was trained before is lost; the resumed run is one that was never stopped."""
+def test_a_lost_disk_ends_the_run_which_resumes_when_it_is_back(manifest, tmp_path):
+    """All but the trained clips are lost; the resumed run equals an uninterrupted one."""
     shards, gone = tmp_path / "set", tmp_path / "gone"
     write_shards(read_manifest(manifest), shards, shard_mb=0)
     config = override(
         runs.TINY, {"steps": 4, "batch_size": 8, "save_every": 9, "data.cache_gb": 0.0}
     )
     source = open_source(shards, None, fallback="train")
-    whole = runs.go(tmp_path / "whole", config, source)
+    uninterrupted = runs.start_or_resume(tmp_path / "whole", config, source)
 
     class Leaving:
         """The folder of shards is moved away when the 17th clip is read."""
@@ -125,12 +125,14 @@ def test_a_disk_that_goes_away_ends_the_run_which_goes_on_when_it_is_back(manife
     with pytest.raises(
         RuntimeError, match=r"8 shards in a row cannot be read, .*is the disk there"
     ):
-        runs.go(tmp_path / "run", config, Leaving())
+        runs.start_or_resume(tmp_path / "run", config, Leaving())
     saved = json.loads((tmp_path / "run" / "last" / "training.json").read_text())
     assert (saved["step"], saved["clips"]["seen"]) == (2, 16)
     for tar in gone.iterdir():
         tar.rename(shards / tar.name)
-    state = runs.go(tmp_path / "run", source=source)
+    state = runs.start_or_resume(tmp_path / "run", source=source)
     assert runs.loss_rows(tmp_path / "run") == runs.loss_rows(tmp_path / "whole")
-    assert runs.same_weights(state, whole) and state.clip_counts == whole.clip_counts
+    assert (
+        runs.same_weights(state, uninterrupted) and state.clip_counts == uninterrupted.clip_counts
+    )
     assert (tmp_path / "run" / "bad_clips.jsonl").read_text() == ""

@@ -1,4 +1,4 @@
-"""The compiled step: no graph breaks, few recompiles, and the losses of the step as it is."""
+"""The compiled step: no graph breaks, few recompiles, and the losses of the eager step."""
 
 import functools
 
@@ -38,7 +38,7 @@ def sequences(*lengths):
 
 
 def test_the_reference_is_one_node_of_a_graph(dynamo):
-    """Values and gradients are its own, for lengths that change, with a window, causal, across."""
+    """Values and gradients equal eager ones: changing lengths, window, causal, cross."""
     torch.manual_seed(0)
 
     def run(qkv, k, w, starts, starts_k, rope):
@@ -65,16 +65,16 @@ def test_the_reference_is_one_node_of_a_graph(dynamo):
     assert counter.frame_count <= 2  # the first lengths have sizes in common that others have not
 
 
-@pytest.mark.parametrize("way", ["contiguous", "strided", "as on a GPU"])
-def test_opcheck(way, figure, monkeypatch):
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "as on a GPU"])
+def test_opcheck(layout, figure, monkeypatch):
     """Of the operations without kernels, forward and backward."""
-    registered, contiguous = torch.ops.slap_fast, way != "strided"
-    if way == "as on a GPU":
+    registered, contiguous = torch.ops.slap_fast, layout != "strided"
+    if layout == "as on a GPU":
         attend = torch_attention._attend
 
         def with_lse(*arguments):
-            *rest, options = arguments
-            return attend(*rest, options._replace(return_lse=True))[0]
+            *tensors, options = arguments
+            return attend(*tensors, options._replace(return_lse=True))[0]
 
         monkeypatch.setattr(torch_attention, "_attend", with_lse)
 
@@ -100,7 +100,7 @@ def test_opcheck(way, figure, monkeypatch):
             torch.library.opcheck(op.default, arguments)
 
 
-def test_no_compiler_is_said_at_once(monkeypatch):
+def test_a_missing_compiler_is_reported_at_once(monkeypatch):
     from torch._inductor import cpp_builder, exc
 
     def nothing():
@@ -140,7 +140,7 @@ def losses_of_ranks(kind, compile):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_compiled_ranks_have_the_losses_of_ranks_as_they_are(kind):
+def test_compiled_ranks_have_the_losses_of_eager_ranks(kind):
     plain, compiled = (
         runs.ranks(2, losses_of_ranks, kind, compile, patience=600.0) for compile in (False, True)
     )
@@ -181,7 +181,7 @@ def test_fifty_packs_make_no_graph_break_and_two_recompiles_at_most(dynamo, figu
 
 @pytest.mark.slow
 def test_packs_of_no_and_of_one_clip_are_compiled_too(dynamo, monkeypatch):
-    """In both passes of a gradient cache; Dynamo's own limit of 8 would leave one of them as it is,
+    """In both passes of a gradient cache; Dynamo's own limit of 8 would leave one of them eager,
     and here raise."""
     monkeypatch.setattr(compilation, "recompute_backend", lambda graph, inputs: graph.forward)
     eager = functools.partial(torch.compile, backend="eager", dynamic=True)
@@ -199,7 +199,7 @@ def test_packs_of_no_and_of_one_clip_are_compiled_too(dynamo, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_has_the_losses_of_the_run_as_it_is():
+def test_a_compiled_run_has_the_losses_of_the_eager_run():
     losses = []
     for changes in ({}, {"compile": False}):
         state, data = start(override(COMPILED, changes))

@@ -1,4 +1,4 @@
-"""Many ranks do what one does: losses, gradients, steps, checkpoints, stops. All on gloo."""
+"""Many ranks equal one: losses, gradients, steps, checkpoints, stops. All on gloo."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_more_ranks_than_gpus_is_an_error(monkeypatch):
 
 
 def test_a_rank_that_fails_does_not_wait_for_the_others(monkeypatch):
-    """NCCL ends a group together; who leaves it with an error must not."""
+    """NCCL destroys a group on all ranks at once; a rank that fails must not wait for that."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     left = []
@@ -71,8 +71,8 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(monkeypatch):
 def saves(out):
     """How often this rank collected a checkpoint's files."""
     made, snapshot = [], checkpoints.snapshot
-    checkpoints.snapshot = lambda *given: made.append(1) or snapshot(*given)
-    runs.go(out, override(runs.TINY, {"save_every": 5}))
+    checkpoints.snapshot = lambda *arguments: made.append(1) or snapshot(*arguments)
+    runs.start_or_resume(out, override(runs.TINY, {"save_every": 5}))
     return len(made)
 
 
@@ -93,7 +93,7 @@ def all_gradients(seed):
     return gradients
 
 
-def check_equals_one_rank(world_size, seed):
+def assert_equals_one_rank(world_size, seed):
     (expected,) = runs.ranks(1, all_gradients, seed)
     for gradients in runs.ranks(world_size, all_gradients, seed):
         for case, values in expected.items():
@@ -110,14 +110,14 @@ WORLDS = [2, *(pytest.param(w, marks=pytest.mark.slow) for w in (3, 4, 8))]
 def test_losses_and_gradients_equal_those_of_one_rank(world_size, figure):
     """D1: each loss and their sum, even and uneven batches; on 8 ranks three have no clip."""
     for seed in figure("D1", ci=TRIALS, soak=5 * TRIALS, batch=TRIALS):
-        check_equals_one_rank(world_size, seed // TRIALS)
+        assert_equals_one_rank(world_size, seed // TRIALS)
 
 
 @pytest.mark.slow
-def test_so_do_those_of_numbers_of_ranks_that_divide_nothing(figure):
+def test_losses_and_gradients_equal_those_of_one_rank_with_an_uneven_split(figure):
     """D1."""
     for seed in figure("D1", ci=TRIALS, soak=8 * TRIALS, batch=TRIALS):
-        check_equals_one_rank((5, 6, 7, 16)[seed // TRIALS % 4], seed // TRIALS)
+        assert_equals_one_rank((5, 6, 7, 16)[seed // TRIALS % 4], seed // TRIALS)
 
 
 def trained(kind, steps):
@@ -146,7 +146,7 @@ def test_twenty_steps_equal_those_of_one_rank(kind, figure):
 
 
 def go_on(out, kind, stop_at):
-    """Goes on with a run to ``stop_at``, where this rank alone asks for a stop."""
+    """Resumes a run up to ``stop_at``, where this rank alone requests a stop."""
     runs.in_fp64()
     config = override(runs.TINY, {"ranks": kind, "batch_size": 5})
     real = loop.train_step
@@ -158,12 +158,12 @@ def go_on(out, kind, stop_at):
         return metrics
 
     loop.train_step = step
-    return runs.go(out, config).step
+    return runs.start_or_resume(out, config).step
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_a_run_goes_on_with_another_number_of_ranks(kind, tmp_path, figure):
+def test_a_run_resumes_with_another_number_of_ranks(kind, tmp_path, figure):
     """C5. And a signal to one rank stops all of them after the same step."""
     assert runs.ranks(1, go_on, tmp_path / "whole", kind, None) == [10]
     expected = metrics(tmp_path / "whole")
@@ -202,7 +202,7 @@ def spoil(state, batches, phase, value):
 
 
 def skipped_steps(world_size):
-    """A step for each phase, value and rank: their number, and what went wrong."""
+    """A step for each phase, value and rank: their number, and the failures."""
     config = override(runs.TINY, {"model.ssl.targets": "centering", "model.ssl.mask_clips": 1.0})
     state, tokenizer = begin(config, None, None, runs.CPU)
     data = TrainSteps(runs.clips(), tokenizer, config, None, distributed.rank(), world_size)
@@ -234,30 +234,32 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one(figure):
         assert runs.ranks(3, skipped_steps, 3) == [(24, [])] * 3
 
 
-def train_with_a_loss(out, how):
+def train_and_lose_a_rank(out, failure):
     """Trains on several ranks, of which the last one is lost in the third step."""
     real = loop.train_step
 
     def step(state, batches):
         if state.step == 2 and distributed.rank() == distributed.world_size() - 1:
-            if how == "raises":
+            if failure == "raises":
                 raise RuntimeError("this rank has a fault")
-            os.kill(os.getpid(), {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}[how])
+            os.kill(os.getpid(), {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}[failure])
         return real(state, batches)
 
     loop.train_step = step
-    runs.go(out)
+    runs.start_or_resume(out)
 
 
 @pytest.mark.parametrize(
-    "how", ["raises", "killed", pytest.param("stopped", marks=pytest.mark.slow)]
+    "failure", ["raises", "killed", pytest.param("stopped", marks=pytest.mark.slow)]
 )
-def test_a_rank_that_is_lost_ends_the_others_who_name_the_step(how, tmp_path, figure):
+def test_a_lost_rank_ends_the_others_which_name_the_step(failure, tmp_path, figure):
     """D4: with a timeout of 3 s, within 13 s of it."""
     for seed in figure("D4", ci=1, soak=17):
         started = time.monotonic()
         # The lost one answers last, and a stopped one never: it is not waited for.
-        pipes = runs.ranks(3, train_with_a_loss, tmp_path / str(seed), how, timeout=3.0, wait_for=2)
+        pipes = runs.ranks(
+            3, train_and_lose_a_rank, tmp_path / str(seed), failure, timeout=3.0, wait_for=2
+        )
         assert time.monotonic() - started < 13.0
         for rank, error in enumerate(pipes):
             assert f"rank {rank}, step 3: " in str(error)

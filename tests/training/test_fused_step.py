@@ -75,8 +75,8 @@ def follows(steps: int, seed: int, compile: bool = False) -> None:
     with fused, pytest.MonkeyPatch.context() as patch:
         choose, ran = dispatch.choose, set()
 
-        def recorded(op, *rest):
-            impl = choose(op, *rest)
+        def recorded(op, *arguments):
+            impl = choose(op, *arguments)
             ran.add((op, impl))
             return impl
 
@@ -85,7 +85,9 @@ def follows(steps: int, seed: int, compile: bool = False) -> None:
         counters.clear()
         actual = losses_of(steps, seed, compile)
     assert {("map_pool", "triton"), ("attention", "triton")} <= ran
-    if compile:  # student, teacher, targets and three losses, each as it is and for other sizes
+    if (
+        compile
+    ):  # student, teacher, targets and three losses, each for the first sizes and for other sizes
         assert not counters["graph_break"]
         assert 6 <= counters["stats"]["unique_graphs"] <= 18
     # A pack of clips that are all each other's positives has a contrastive loss of 0.

@@ -1,4 +1,4 @@
-"""D7: fifty steps whose losses are known to the last bit, and D8: the collapse alarm."""
+"""D7: fifty steps with golden losses, equal to the last bit, and D8: the collapse alarm."""
 
 import json
 import math
@@ -66,17 +66,17 @@ def golden_losses():
 
 
 @pytest.mark.slow
-def test_fifty_losses_are_the_known_ones(figure):
+def test_fifty_losses_equal_the_golden_ones(figure):
     """A change that is meant to change them records new ones by
     ``python -m tests.training.test_golden``."""
-    known = json.loads(GOLDEN.read_text())
-    if known["torch"] != torch.__version__:
-        pytest.skip(f"the known losses are those of torch {known['torch']}")
+    golden = json.loads(GOLDEN.read_text())
+    if golden["torch"] != torch.__version__:
+        pytest.skip(f"the golden losses are those of torch {golden['torch']}")
     for _ in figure("D7", ci=1, soak=3):
         command = [sys.executable, "-m", "tests.training.test_golden", "--print"]
         environment = {**os.environ, **PORTABLE}
         printed = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
-        assert json.loads(printed) == known["losses"]
+        assert json.loads(printed) == golden["losses"]
 
 
 def healthy(seed, steps):
@@ -129,11 +129,11 @@ def test_a_collapse_raises_the_alarm(collapse, seed, figure):
         assert not any(before) and any(alarm(state, data) for _ in range(50))
 
 
-def test_the_alarm_is_written_where_a_user_looks(tmp_path, monkeypatch):
+def test_the_alarm_is_in_the_metrics(tmp_path, monkeypatch):
     real = self_distillation._health
     constant = {"feature_std": torch.tensor(0.0)}
     monkeypatch.setattr(self_distillation, "_health", lambda *args: real(*args) | constant)
-    runs.go(tmp_path, override(runs.TINY, {"steps": 1}))
+    runs.start_or_resume(tmp_path, override(runs.TINY, {"steps": 1}))
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert row["collapsed"] == 1 and math.isfinite(row["loss"])
 

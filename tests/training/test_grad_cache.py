@@ -35,7 +35,7 @@ def all_gradients(split):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_split_step_equals_the_whole_one(world_size):
+def test_a_split_step_equals_the_unsplit_one(world_size):
     (expected,) = runs.ranks(1, all_gradients, {})
     for gradients in runs.ranks(world_size, all_gradients, SPLIT):
         for case, values in expected.items():
@@ -54,11 +54,11 @@ def split_run(changes):
     return state, batches
 
 
-def test_without_it_each_pack_has_its_own_negatives():
+def test_without_grad_cache_each_pack_has_its_own_negatives():
     changes = {**NO_LOSS, "loss.contrastive": 1.0}
-    whole = train_step(*split_run(SPLIT | changes))
+    cached = train_step(*split_run(SPLIT | changes))
     parts = train_step(*split_run(SPLIT | changes | {"grad_cache": False}))
-    assert parts["loss"] < 0.8 * whole["loss"]
+    assert parts["loss"] < 0.8 * cached["loss"]
 
 
 def test_the_second_pass_drops_out_what_the_first_did():
@@ -77,17 +77,17 @@ def test_the_first_pass_keeps_features_of_clips_and_targets_alone(monkeypatch):
     made, alive, gradients = [], [], grad_cache._contrastive_gradients
     state.model.register_forward_hook(lambda *args: made.append(weakref.ref(args[2][-2])))
 
-    def spy(*given):
+    def spy(*arguments):
         alive.extend(ref() is not None for ref in made)
-        return gradients(*given)
+        return gradients(*arguments)
 
     monkeypatch.setattr(grad_cache, "_contrastive_gradients", spy)
     with autocast(state.config, runs.CPU):
         cached = grad_cache.first_pass(state, batches, [9], 0.07)
     assert len(alive) == len(batches) and not any(alive)
-    assert {each.targets.features.dtype for each in cached} == {torch.bfloat16}
-    memory = {each.targets.features.untyped_storage().data_ptr() for each in cached}
-    assert len(memory) == 1 and sum(map(len, (each.targets.features for each in cached))) > 9
+    assert {cache.targets.features.dtype for cache in cached} == {torch.bfloat16}
+    memory = {cache.targets.features.untyped_storage().data_ptr() for cache in cached}
+    assert len(memory) == 1 and sum(map(len, (cache.targets.features for cache in cached))) > 9
 
 
 def test_one_pack_needs_no_first_pass(monkeypatch):

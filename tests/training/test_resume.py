@@ -1,4 +1,4 @@
-"""A run that is stopped in any way resumes to exactly the losses of one that was not."""
+"""A stopped run resumes to exactly the losses of an uninterrupted one."""
 
 import contextlib
 import json
@@ -36,10 +36,10 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """(folder, state) of BRIEF, never stopped."""
     out = tmp_path_factory.mktemp("whole")
-    return out, runs.go(out, BRIEF, evaluate=lambda _: {"score": 0.0})
+    return out, runs.start_or_resume(out, BRIEF, evaluate=lambda _: {"score": 0.0})
 
 
 @contextlib.contextmanager
@@ -69,38 +69,40 @@ def after(real):
     return call
 
 
-def check_same(out, state, whole):
-    assert runs.loss_rows(out) == runs.loss_rows(whole[0])
-    assert runs.same_weights(state, whole[1])
-    assert (state.clip_counts, state.best) == (whole[1].clip_counts, whole[1].best)
+def assert_same_run(out, state, uninterrupted):
+    assert runs.loss_rows(out) == runs.loss_rows(uninterrupted[0])
+    assert runs.same_weights(state, uninterrupted[1])
+    assert (state.clip_counts, state.best) == (uninterrupted[1].clip_counts, uninterrupted[1].best)
 
 
 @pytest.mark.parametrize("workers", [0, 4])
-def test_a_run_stopped_at_every_step_is_the_same(tmp_path, figure, workers):
+def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(tmp_path, figure, workers):
     """C4: a chain of as many resumes as there are steps, and a trial for each."""
     steps = 15 if figure.soak else {0: 10, 4: 5}[workers]
     config = runs.override(BRIEF, {"steps": steps})
-    whole = tmp_path / "whole", runs.go(tmp_path / "whole", config)
+    uninterrupted = tmp_path / "whole", runs.start_or_resume(tmp_path / "whole", config)
     for seed in figure("C4", ci=steps, soak=2 * steps, batch=steps):
         out = tmp_path / str(seed)
         for step in range(1, steps + 1):
             with patched(loop, "train_step", after):
-                state = runs.go(out, config, workers=workers)
+                state = runs.start_or_resume(out, config, workers=workers)
             assert state.step == step
             assert json.loads((out / "last" / "training.json").read_text())["step"] == step
-        state = runs.go(out, workers=workers)
-        check_same(out, state, whole)
+        state = runs.start_or_resume(out, workers=workers)
+        assert_same_run(out, state, uninterrupted)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_stopped_once_with_workers_is_the_same(whole, tmp_path, figure, workers):
+def test_a_run_stopped_once_with_workers_equals_an_uninterrupted_one(
+    uninterrupted, tmp_path, figure, workers
+):
     """C4."""
     for seed in figure("C4", ci=1, soak=5):
         out = tmp_path / str(seed)
         with patched(loop, "train_step", after):
-            runs.go(out, BRIEF, workers=workers)
-        state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
-        check_same(out, state, whole)
+            runs.start_or_resume(out, BRIEF, workers=workers)
+        state = runs.start_or_resume(out, workers=workers, evaluate=lambda _: {"score": 0.0})
+        assert_same_run(out, state, uninterrupted)
 
 
 class Slow:
@@ -125,7 +127,7 @@ class Slow:
 
 def in_training(out, workers):
     with patched(loop, "train_step", after):
-        return runs.go(out, BRIEF, workers=workers)
+        return runs.start_or_resume(out, BRIEF, workers=workers)
 
 
 def in_evaluation(out, workers):
@@ -134,7 +136,7 @@ def in_evaluation(out, workers):
         time.sleep(60)
 
     config = runs.override(BRIEF, {"eval_every": 2})
-    return runs.go(out, config, workers=workers, evaluate=evaluate)
+    return runs.start_or_resume(out, config, workers=workers, evaluate=evaluate)
 
 
 def waiting_for_data(out, workers):
@@ -151,7 +153,7 @@ def waiting_for_data(out, workers):
         return step
 
     with patched(loop, "train_step", make):
-        state = runs.go(out, BRIEF, Slow(runs.clips()), workers=workers)
+        state = runs.start_or_resume(out, BRIEF, Slow(runs.clips()), workers=workers)
     assert workers or time.monotonic() - waited[0] < 2.5
     return state
 
@@ -165,7 +167,7 @@ def in_a_save(out, workers):
         return write
 
     with patched(atomic_files, "write_folder", make):
-        return runs.go(out, BRIEF, workers=workers)
+        return runs.start_or_resume(out, BRIEF, workers=workers)
 
 
 PHASES = (in_training, in_evaluation, waiting_for_data, in_a_save)
@@ -173,7 +175,7 @@ PHASES = (in_training, in_evaluation, waiting_for_data, in_a_save)
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__)
-def test_sigterm_saves_and_stops_in_every_phase(whole, tmp_path, figure, phase, workers):
+def test_sigterm_saves_and_stops_in_every_phase(uninterrupted, tmp_path, figure, phase, workers):
     """C6."""
     for seed in figure("C6", ci=1, soak=13):
         out = tmp_path / str(seed)
@@ -181,14 +183,14 @@ def test_sigterm_saves_and_stops_in_every_phase(whole, tmp_path, figure, phase, 
         assert state.step < 5
         saved = json.loads((out / "last" / "training.json").read_text())["step"]
         assert saved == state.step
-        state = runs.go(out, workers=workers, evaluate=lambda _: {"score": 0.0})
-        check_same(out, state, whole)
+        state = runs.start_or_resume(out, workers=workers, evaluate=lambda _: {"score": 0.0})
+        assert_same_run(out, state, uninterrupted)
 
 
-def test_an_evaluation_that_was_cut_short_is_repeated(tmp_path):
+def test_an_interrupted_evaluation_is_repeated(tmp_path):
     in_evaluation(tmp_path, 0)
     seen = []
-    runs.go(tmp_path, evaluate=lambda _: seen.append(0) or {"score": 0.0})
+    runs.start_or_resume(tmp_path, evaluate=lambda _: seen.append(0) or {"score": 0.0})
     assert len(seen) == 3  # of steps 2, 4 and 5
 
 
@@ -200,19 +202,21 @@ def test_an_evaluation_that_is_done_is_not_repeated(tmp_path):
         return {"score": 0.0}
 
     with patched(loop, "_evaluate", after):
-        state = runs.go(tmp_path, runs.override(BRIEF, {"eval_every": 2}), evaluate=evaluate)
+        state = runs.start_or_resume(
+            tmp_path, runs.override(BRIEF, {"eval_every": 2}), evaluate=evaluate
+        )
     assert (state.step, state.evaluated) == (2, 2)
-    runs.go(tmp_path, evaluate=evaluate)
+    runs.start_or_resume(tmp_path, evaluate=evaluate)
     assert len(seen) == 3  # of steps 2, 4 and 5
 
 
-def test_a_line_that_a_kill_cut_off_does_not_spoil_the_metrics(whole, tmp_path):
+def test_a_partial_line_after_a_kill_does_not_corrupt_the_metrics(uninterrupted, tmp_path):
     with patched(loop, "train_step", after):
-        runs.go(tmp_path, BRIEF)
+        runs.start_or_resume(tmp_path, BRIEF)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
-    state = runs.go(tmp_path, evaluate=lambda _: {"score": 0.0})
-    check_same(tmp_path, state, whole)
+    state = runs.start_or_resume(tmp_path, evaluate=lambda _: {"score": 0.0})
+    assert_same_run(tmp_path, state, uninterrupted)
 
 
 @pytest.mark.parametrize("best", [0.25, -math.inf])
@@ -236,7 +240,7 @@ CHAIN = runs.override(runs.TINY, {"steps": 40, "save_every": 1})
 
 
 def train_chain(out, begins):
-    """In another process: goes on with the run, and reports when it begins to train."""
+    """In another process: resumes the run, and reports when it begins to train."""
 
     def make(real):
         def write(*args, **kwargs):
@@ -246,7 +250,7 @@ def train_chain(out, begins):
         return write
 
     with patched(atomic_files, "replace_file", make):
-        runs.go(out, CHAIN)
+        runs.start_or_resume(out, CHAIN)
 
 
 def kill(out, seconds, in_a_write):
@@ -269,12 +273,12 @@ def kill(out, seconds, in_a_write):
 @pytest.mark.slow
 def test_kill_9_loses_nothing(tmp_path, figure):
     """C1: one run after the other, each killed at random instants until it is complete."""
-    expected = runs.go(tmp_path / "whole", CHAIN)
+    expected = runs.start_or_resume(tmp_path / "whole", CHAIN)
     rows, rng = runs.loss_rows(tmp_path / "whole"), random.Random(0)
     out, complete, in_a_write, kills = tmp_path / "0", 0, 0, 0
     for seed in figure("C1", ci=60, soak=1_000):
         while not kill(out, rng.uniform(0.0, 0.4), in_a_write=seed % 2):
-            resumed = runs.go(out)
+            resumed = runs.start_or_resume(out)
             assert runs.loss_rows(out) == rows
             assert runs.same_weights(resumed, expected)
             complete += 1
@@ -285,8 +289,8 @@ def test_kill_9_loses_nothing(tmp_path, figure):
         if folder.exists():
             verify(folder)
         if (out / "metrics.jsonl").exists():
-            whole_lines = (out / "metrics.jsonl").read_text().count("\n")
-            assert runs.loss_rows(out)[:whole_lines] == rows[:whole_lines]
+            complete_lines = (out / "metrics.jsonl").read_text().count("\n")
+            assert runs.loss_rows(out)[:complete_lines] == rows[:complete_lines]
     print(f"{kills} kills, {in_a_write} of them inside a write; {complete} runs completed")
     assert complete and in_a_write >= 0.3 * kills
 
@@ -302,7 +306,7 @@ def train_and_name_the_workers(out, pipe):
         return step
 
     with patched(loop, "train_step", make):
-        runs.go(out, BRIEF, workers=2)
+        runs.start_or_resume(out, BRIEF, workers=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -321,7 +325,7 @@ def test_the_workers_of_a_run_that_is_killed_end_too(tmp_path):
 
 
 def train_in_the_background(out):
-    runs.go(
+    runs.start_or_resume(
         out, runs.override(runs.TINY, {"steps": 100_000, "save_every": 1, "saving": "background"})
     )
 
@@ -349,7 +353,7 @@ def test_last_never_names_an_incomplete_step(tmp_path, figure):
 
 
 def look(last: Path, seen: dict[tuple[int, int], int]) -> None:
-    """Checks every file of a folder that was not there before, and notes its step.
+    """Verifies every file of a new folder, and notes its step.
 
     The folder is held open, so that it stays the same one under another name.
     """
@@ -362,7 +366,7 @@ def look(last: Path, seen: dict[tuple[int, int], int]) -> None:
         if (key := (status.st_ino, status.st_mtime_ns)) not in seen:
             verify(held)
             seen[key] = json.loads((held / "training.json").read_text())["step"]
-    except (ValueError, OSError):  # all right if it was thrown away meanwhile
+    except (ValueError, OSError):  # fine if it was deleted meanwhile
         with contextlib.suppress(FileNotFoundError):
             assert os.stat(last).st_ino != status.st_ino, "last is incomplete"
     finally:

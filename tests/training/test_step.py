@@ -67,22 +67,22 @@ def gradients(state, batches):
     return train_step(state, batches), kept
 
 
-def test_a_gradient_that_is_too_long_is_cut_to_the_largest_norm(source):
+def test_a_gradient_is_clipped_to_the_largest_norm(source):
     by_largest = []
     for largest in (1e9, 0.01):
         state, tokenizer = start(override(SMALL, {"clip_grad_norm": largest}))
         by_largest.append(gradients(state, first_batches(source, state, tokenizer)))
-    (_, whole), (_, short) = by_largest
-    norm = float(torch.stack([grad.norm() for grad in whole.values()]).norm())
+    (_, unclipped), (_, short) = by_largest
+    norm = float(torch.stack([grad.norm() for grad in unclipped.values()]).norm())
     assert norm > 1.0
     for metrics, _ in by_largest:
         assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
-    for name, grad in whole.items():
+    for name, grad in unclipped.items():
         torch.testing.assert_close(short[name], grad * (0.01 / norm), rtol=1e-4, atol=0.0)
 
 
 @pytest.mark.parametrize("step, rate", [(0, 0.5e-2), (1, 1e-2), (4, 0.55e-2), (6, 1e-3)])
-def test_a_step_moves_by_the_rate_of_its_number(source, step, rate):
+def test_a_step_uses_the_scheduled_learning_rate(source, step, rate):
     """AdamW's first step is the rate in the gradient's direction, whatever its size."""
     config = override(SMALL, {"lr": 1e-2, "lr_final": 1e-3, "weight_decay": 0.5})
     state, tokenizer = start(config)
@@ -97,8 +97,8 @@ def test_a_step_moves_by_the_rate_of_its_number(source, step, rate):
     train_step(state, first_batches(source, state, tokenizer))
     for name, grad in grads.items():
         decay = 0.5 if grad.ndim >= 2 else 0.0
-        want = before[name] * (1 - rate * decay) - rate * grad / (grad.abs() + 1e-8)
-        torch.testing.assert_close(named[name].detach(), want, rtol=0.0, atol=2e-6)
+        expected = before[name] * (1 - rate * decay) - rate * grad / (grad.abs() + 1e-8)
+        torch.testing.assert_close(named[name].detach(), expected, rtol=0.0, atol=2e-6)
 
 
 def test_no_activations_are_alive_beside_the_teachers(source, monkeypatch):
@@ -106,9 +106,9 @@ def test_no_activations_are_alive_beside_the_teachers(source, monkeypatch):
     (batch,) = TrainSteps(source, tokenizer, SMALL)[0].batches
     teacher, alive = state.teacher.forward, []
 
-    def forward(*given):
+    def forward(*arguments):
         alive.append(seen.live)
-        return teacher(*given)
+        return teacher(*arguments)
 
     monkeypatch.setattr(state.teacher, "forward", forward)
     with Peak() as seen:
@@ -120,7 +120,7 @@ def test_no_activations_are_alive_beside_the_teachers(source, monkeypatch):
     "step, temperature, momentum", [(0, 0.04, 0.9), (2, 0.06, 0.925), (3, 0.07, 0.95)]
 )
 @pytest.mark.parametrize("targets", ["sinkhorn", "centering"])
-def test_a_step_has_the_temperatures_and_the_teacher_of_its_number(
+def test_a_step_uses_the_scheduled_temperatures_and_teacher_momentum(
     source, targets, step, temperature, momentum
 ):
     changes = {
@@ -135,8 +135,8 @@ def test_a_step_has_the_temperatures_and_the_teacher_of_its_number(
     state, tokenizer = start(override(SMALL, changes))
     (batch,) = first_batches(source, state, tokenizer)
     teacher, student = (
-        [*each.audio_encoder.parameters(), *each.prototype_head.parameters()]
-        for each in (state.teacher, state.model)
+        [*part.audio_encoder.parameters(), *part.prototype_head.parameters()]
+        for part in (state.teacher, state.model)
     )
     with torch.no_grad():
         state.teacher.center.normal_()
@@ -145,16 +145,16 @@ def test_a_step_has_the_temperatures_and_the_teacher_of_its_number(
         out, teacher_out = state.model(batch, state.config.loss), state.teacher(batch)
         scores = teacher_out[0] @ teacher_out[1].T
         center, before = state.teacher.center.clone(), [p.clone() for p in teacher]
-        wanted = ((scores - center) / temperature).softmax(1)
+        teacher_probs = ((scores - center) / temperature).softmax(1)
         if targets == "sinkhorn":
-            wanted = self_distillation.sinkhorn(*teacher_out, temperature, 3).probabilities()
+            teacher_probs = self_distillation.sinkhorn(*teacher_out, temperature, 3).probabilities()
         log_p = (out.student_features @ out.prototypes.T / 0.2).log_softmax(1)
     state.step = step
     loss = train_step(state, [batch])["ssl"]
-    torch.testing.assert_close(loss, -(wanted * log_p).sum(1).mean(), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(loss, -(teacher_probs * log_p).sum(1).mean(), rtol=1e-5, atol=0.0)
     for old, new, other in zip(before, teacher, student, strict=True):
-        want = momentum * old + (1 - momentum) * other.detach()
-        torch.testing.assert_close(new.detach(), want, rtol=0.0, atol=1e-6)
+        expected = momentum * old + (1 - momentum) * other.detach()
+        torch.testing.assert_close(new.detach(), expected, rtol=0.0, atol=1e-6)
     moved = 0.9 * center + 0.1 * scores.mean(0) if targets == "centering" else center
     torch.testing.assert_close(state.teacher.center, moved)
 
@@ -178,7 +178,7 @@ def test_one_batch_can_be_overfitted(source, targets, student_pass):
         last = train_step(state, batches)
     assert last["contrastive"] < 0.1 < first["contrastive"]
     assert last["caption"] < 0.5 < first["caption"]
-    # The targets sharpen as they go, so what must fall is the divergence from them.
+    # The targets sharpen during training, so the divergence from them must fall.
     divergence = [float(m["ssl"] - m["target_entropy"] * math.log(32)) for m in (first, last)]
     assert divergence[1] < 0.8 * divergence[0]
     assert last["prototype_use"] > 0.2
@@ -203,10 +203,10 @@ def test_a_batch_split_by_the_token_budget_gives_the_same_step(source):
         data = TrainSteps(source, tokenizer, dataclasses.replace(config, max_tokens=max_tokens))
         batches = data[0].batches
         stepped.append((len(batches), train_step(state, batches)))
-    (one, whole), (several, split) = stepped
+    (one, unsplit), (several, split) = stepped
     assert one == 1 and several > 1
     for name in ("caption", "grad_norm"):
-        assert torch.allclose(whole[name], split[name], rtol=1e-5), name
+        assert torch.allclose(unsplit[name], split[name], rtol=1e-5), name
 
 
 IN_PACKS = {
@@ -247,13 +247,13 @@ def test_the_gradient_of_uneven_packs_is_that_of_one(source, changes):
         if state.teacher is not None:
             results[-1][1]["centre"] = state.teacher.center
     assert len(set(counts)) == len(counts) > 2
-    (one, whole), (several, split) = results
+    (one, unsplit), (several, split) = results
     for name in (*LOSSES, "grad_norm"):
         assert (name in one) == (name in several)
         if name in one:
             torch.testing.assert_close(several[name], one[name], rtol=1e-8, atol=0.0)
-    assert whole.keys() == split.keys()
-    for name, grad in whole.items():
+    assert unsplit.keys() == split.keys()
+    for name, grad in unsplit.items():
         assert (split[name] - grad).norm() <= 1e-8 * one["grad_norm"], name
 
 

@@ -1,4 +1,4 @@
-"""Files whose outcome is known: each container, codec, rate and fault, and what is no audio."""
+"""Files with a fixed outcome: each container, codec, rate and fault, and files without audio."""
 
 from __future__ import annotations
 

@@ -60,10 +60,10 @@ def test_channels_are_averaged(channels):
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000])
 def test_resampling_equals_soxr_on_the_whole_signal(rate):
     signal = np.random.default_rng(rate).normal(0, 0.1, (rate * 3 + 7, 2)).astype(np.float32)
-    whole = soxr.resample(signal.astype(np.float64).mean(1), rate, RATE, "HQ")
+    expected = soxr.resample(signal.astype(np.float64).mean(1), rate, RATE, "HQ")
     wave = decode(encode(signal, rate, subtype="FLOAT")).waveform
-    assert len(wave) == len(whole)
-    np.testing.assert_allclose(wave, whole, rtol=0, atol=1e-4)
+    assert len(wave) == len(expected)
+    np.testing.assert_allclose(wave, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["MP3", "OGG"])
@@ -222,7 +222,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
         decode(3)
 
 
-def test_too_long_is_found_while_reading():
+def test_too_long_is_detected_while_reading():
     data = encode(np.zeros(60 * RATE) + 0.1, format="FLAC")
     assert code_of(data, max_seconds=30.0) == "E_TOO_LONG"
     assert decode(data, max_seconds=30.0, end=20.0).seconds == 20.0

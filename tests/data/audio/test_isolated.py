@@ -1,4 +1,4 @@
-"""The isolated decoder: the same results, and a crash, a hang or too much memory costs one item."""
+"""The isolated decoder: the same results, and a crash, a hang or too much memory loses one item."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_errors_equal_those_of_the_functions(decoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("item", "how"),
+    ("item", "crash"),
     [
         ("segfault", "SIGSEGV"),
         ("exit", "exit code 3"),
@@ -109,10 +109,10 @@ def test_errors_equal_those_of_the_functions(decoder, tmp_path):
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
-def test_a_crash_costs_one_item(evil, item, how, tmp_path, monkeypatch):
+def test_a_crash_loses_one_item(evil, item, crash, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(evil.decode(wav()).waveform) == 3_200
-    with pytest.raises(AudioError, match=f"E_CRASH.*{how}"):
+    with pytest.raises(AudioError, match=f"E_CRASH.*{crash}"):
         evil.decode(item.encode())
     assert len(evil.decode(wav()).waveform) == 3_200
     assert all(path.stat().st_size == 0 for path in tmp_path.iterdir())
@@ -140,7 +140,7 @@ def test_an_item_that_crashed_twice_is_not_tried_again(evil):
     assert evil._process.pid == pid and len(evil.decode(wav()).waveform) == 3_200
 
 
-def test_training_goes_on_without_the_item(evil, tmp_path):
+def test_training_continues_without_the_item(evil, tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.wav").write_bytes(wav())
     (tmp_path / "bad.wav").write_bytes(b"segfault")
@@ -163,9 +163,9 @@ def test_a_copy_and_a_fork_have_a_process_of_their_own(decoder):
     if not pid:
         parent = decoder._process.pid
         decoder.decode(wav())
-        own = decoder._process.pid
+        child = decoder._process.pid
         decoder.close()
-        os._exit(0 if own != parent else 1)
+        os._exit(0 if child != parent else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert len(decoder.decode(wav()).waveform) == 3_200
 
@@ -177,7 +177,7 @@ def test_a_decoder_that_does_not_start_raises(monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="terminate ends a process there")
-def test_a_signal_to_all_processes_costs_no_item(decoder):
+def test_a_signal_to_all_processes_loses_no_item(decoder):
     decoder.decode(wav())
     process = decoder._process
     process.terminate()

@@ -22,7 +22,7 @@ def wordings(scenes):
     for split, size in (("train", 2500), ("validation", 500), ("test", 500)):
         sounds = SoundSet(split, size)
         for i in range(size):
-            own = sounds.captions(i)
-            assert len(own) == len(set(own)) == (5 if sounds.label(i) else 3)
-            texts += [(text, scenes[split][i]) for text in own[:3]]
+            captions = sounds.captions(i)
+            assert len(captions) == len(set(captions)) == (5 if sounds.label(i) else 3)
+            texts += [(text, scenes[split][i]) for text in captions[:3]]
     return texts

@@ -22,7 +22,7 @@ def test_held_out_scenes_hold_combinations_that_training_never_has(scenes):
     trained = set().union(*(combinations_of(scene) for scene in scenes["train"]))
     for split in ("validation", "test"):
         assert all(combinations_of(scene) - trained for scene in scenes[split])
-    # Alone, the profile itself is new; and what is new in one held-out split is not in the other.
+    # A single source's profile itself is new; new combinations of one split are not in the other.
     new = {split: set() for split in ("validation", "test")}
     for split in new:
         for scene in scenes[split]:
@@ -33,12 +33,12 @@ def test_held_out_scenes_hold_combinations_that_training_never_has(scenes):
 
 def test_every_single_value_occurs_in_training(scenes):
     def values(split):
-        found = set()
+        seen = set()
         for scene in scenes[split]:
-            found |= {("count", len(scene.events)), scene[1:2], scene[2:3], scene[3:]}
+            seen |= {("count", len(scene.events)), scene[1:2], scene[2:3], scene[3:]}
             for event in scene.events:
-                found |= set(zip(event._fields, event, strict=True))
-        return found
+                seen |= set(zip(event._fields, event, strict=True))
+        return seen
 
     assert values("test") <= values("train")
     assert {event.source for s in scenes["train"] for event in s.events} == set(LABELS)
@@ -71,7 +71,7 @@ def test_duration_leaves_the_kind_of_scene_open(scenes):
 
 
 def respects(one: Scene, other: Scene) -> list[str]:
-    """In what two scenes of the same sources differ, counted without the code under test."""
+    """Number of differences of two scenes of the same sources, without the code under test."""
     differing = [
         name for name in ("relation", "background") if getattr(one, name) != getattr(other, name)
     ]

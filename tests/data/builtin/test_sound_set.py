@@ -39,10 +39,10 @@ def test_a_scene_depends_on_neither_the_size_nor_the_order_of_calls():
 
 @pytest.mark.parametrize("other", [("train", 1), ("test", 0)], ids=["seed", "split"])
 def test_another_seed_or_split_gives_other_scenes(other):
-    here, there = SoundSet("train", 40), SoundSet(other[0], 40, seed=other[1])
-    same = sum(here.description(i) == there.description(i) for i in range(40))
+    first, second = SoundSet("train", 40), SoundSet(other[0], 40, seed=other[1])
+    same = sum(first.description(i) == second.description(i) for i in range(40))
     assert same <= 2
-    assert not np.array_equal(here.waveform(0)[:100], there.waveform(0)[:100])
+    assert not np.array_equal(first.waveform(0)[:100], second.waveform(0)[:100])
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -105,7 +105,7 @@ def test_events_come_in_the_order_of_the_caption(swap, louder, monkeypatch):
             assert peaks[louder] > 5 * peaks[1 - louder]
 
 
-def test_together_means_both_at_all_times(monkeypatch):
+def test_together_means_both_sources_sound_throughout(monkeypatch):
     events = (
         Event("a pure tone", "high", "steady", None),
         Event("a buzzer", "low", "fast", None),

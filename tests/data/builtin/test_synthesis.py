@@ -16,8 +16,8 @@ from slap_fast.data.builtin.synthesis import (
 
 
 @pytest.mark.parametrize("source", LABELS)
-def test_every_profile_of_a_source_sounds_over_its_whole_time(source):
-    # A peak of 1, and something to hear in the first and in the last second.
+def test_every_profile_of_a_source_sounds_throughout(source):
+    # A peak of 1, and sound in the first and in the last second.
     for number, event in enumerate(PROFILES[source]):
         wave = render_event(*event, SAMPLE_RATE * 3, np.random.default_rng(number))
         assert np.abs(wave).max() == pytest.approx(1.0, abs=1e-6), event

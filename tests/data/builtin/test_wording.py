@@ -56,7 +56,7 @@ def test_a_single_source_is_also_called_by_its_name_alone():
             assert len(text.split()) <= 8
             prompts.add((text, label))
     texts = [text for text, _ in prompts]
-    assert len(texts) == len(set(texts))  # a name stands for one label
+    assert len(texts) == len(set(texts))  # a name belongs to one label
     assert {(DEFAULT_TEMPLATE.format(label), label) for label in LABELS} <= prompts
 
 

@@ -29,8 +29,8 @@ def damage(folder, shard) -> dict[int, str]:
     return {4: "E_SHARD_CORRUPT"} | dict.fromkeys((37, 38, 39), "E_SHARD_TRUNCATED")
 
 
-def test_seen_is_trained_and_skipped_by_code(damaged):
-    """Three epochs over a set with known faults."""
+def test_seen_is_trained_plus_skipped_by_code(damaged):
+    """Three epochs over a set with planted faults."""
     faults = damage(*damaged)
     data = TrainSteps(open_source(damaged[0], None, fallback="train"), tokenizer(), CONFIG)
     steps = [data[i] for i in range(15)]
@@ -54,7 +54,7 @@ RUN = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
-def test_seen_is_trained_and_skipped_after_a_kill(damaged, tmp_path, figure):
+def test_seen_is_trained_plus_skipped_after_a_kill(damaged, tmp_path, figure):
     """A run killed at some step and resumed counts what one that never stopped does."""
     faults = damage(*damaged)
     data = TrainSteps(ShardClips(damaged[0]), tokenizer(), override(CONFIG, {"batch_size": 8}))

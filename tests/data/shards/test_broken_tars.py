@@ -1,4 +1,4 @@
-"""Third-party tars that are damaged: one error stands for everything after the damage."""
+"""Third-party tars that are damaged: one error covers everything after the damage."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def twelve():
     return archive(members, "ustar"), members[::2], ends[1::2], at
 
 
-def test_a_cut_costs_what_comes_after_it(twelve, tmp_path):
-    whole, sounds, ends, last = twelve
+def test_a_truncated_tar_loses_what_follows(twelve, tmp_path):
+    intact, sounds, ends, last = twelve
     rng = np.random.default_rng(0)
-    for cut in [*range(0, len(whole) + 1, BLOCK), *rng.integers(len(whole), size=60).tolist()]:
-        clips, errors, _ = read(written(tmp_path, whole[:cut]))
+    for cut in [*range(0, len(intact) + 1, BLOCK), *rng.integers(len(intact), size=60).tolist()]:
+        clips, errors, _ = read(written(tmp_path, intact[:cut]))
         kept = sum(end <= cut for end in ends)
         assert [(name, data) for name, _, data in clips] == sounds[:kept], cut
         assert codes(errors) == ({} if cut >= last + BLOCK else {"E_SHARD_TRUNCATED": 1}), cut
@@ -40,19 +40,19 @@ def test_a_cut_costs_what_comes_after_it(twelve, tmp_path):
 
 def test_a_pair_is_lost_with_a_member_that_breaks_off(tmp_path):
     """Its captions may be in the part that is lost."""
-    whole = archive([*pair("a"), *pair("k"), ("k.json", b'{"split": "test"}')])
-    clips, errors, _ = read(written(tmp_path, whole[: whole.index(b"test")]))
+    intact = archive([*pair("a"), *pair("k"), ("k.json", b'{"split": "test"}')])
+    clips, errors, _ = read(written(tmp_path, intact[: intact.index(b"test")]))
     assert [name for name, *_ in clips] == ["a.flac"]
     assert codes(errors) == {"E_SHARD_TRUNCATED": 1} and "after 1 pairs" in str(errors[0])
 
 
-def test_a_bit_of_a_header_costs_what_comes_after_it(twelve, tmp_path):
-    """All bits count but those that do not change the value of a number."""
-    whole, sounds, ends, _ = twelve
+def test_a_flipped_bit_in_a_header_loses_what_follows(twelve, tmp_path):
+    """Every bit, except those that do not change the value of a number."""
+    intact, sounds, ends, _ = twelve
     noticed = 0
     for seed in range(400):
         rng = np.random.default_rng(seed)
-        broken = bytearray(whole)
+        broken = bytearray(intact)
         header = int(rng.integers(12))
         at = (ends[header - 1] + BLOCK - 1) // BLOCK * BLOCK if header else 0
         broken[at + int(rng.integers(BLOCK))] ^= 1 << int(rng.integers(8))
@@ -65,34 +65,34 @@ def test_a_bit_of_a_header_costs_what_comes_after_it(twelve, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gnu", "pax"])
-def test_a_bit_of_a_long_name_loses_nothing_silently(kind, tmp_path):
+def test_a_flipped_bit_in_a_long_name_loses_nothing_silently(kind, tmp_path):
     """No checksum covers a long name, but a pair of two names falls apart."""
     key = "\u00e9" + "x" * 150
     members = [*pair("a"), *pair(key), *pair("z")]
-    whole, good = archive(members, kind), {"a.flac", f"{key}.flac", "z.flac"}
+    intact, good = archive(members, kind), {"a.flac", f"{key}.flac", "z.flac"}
     first = len(archive([members[0]], kind)[: -tarfile.RECORDSIZE]) or 0
-    places = [i for i in range(first, len(whole)) if whole[i : i + 10] == b"x" * 10]
+    places = [i for i in range(first, len(intact)) if intact[i : i + 10] == b"x" * 10]
     for at in {place + extra for place in places[:: len(places) // 40] for extra in range(-9, 9)}:
-        broken = bytearray(whole)
+        broken = bytearray(intact)
         broken[at] ^= 1 << at % 8
         clips, errors, _ = read(written(tmp_path, broken))
         assert errors or {name for name, *_ in clips} == good, at
         assert len(clips) + len(errors) >= 2
 
 
-def zeroed(whole: bytes) -> bytes:
+def zeroed(intact: bytes) -> bytes:
     """A header that reads as the end."""
-    at = whole.index(b"01.flac")
-    return whole[:at] + bytes(BLOCK) + whole[at + BLOCK :]
+    at = intact.index(b"01.flac")
+    return intact[:at] + bytes(BLOCK) + intact[at + BLOCK :]
 
 
 BROKEN = {
-    "empty": (lambda whole: b"", "E_SHARD_TRUNCATED", 0),
+    "empty": (lambda intact: b"", "E_SHARD_TRUNCATED", 0),
     "gzip": (gzip.compress, "E_SHARD_CORRUPT", 0),
-    "html": (lambda whole: b"<html>" * 999, "E_SHARD_CORRUPT", 0),
-    "a_few_bytes": (lambda whole: b"<html>", "E_SHARD_TRUNCATED", 0),
-    "zeros_and_more": (lambda whole: bytes(1024) + whole, "E_SHARD_CORRUPT", 0),
-    "two_in_a_row": (lambda whole: whole + whole, "E_SHARD_CORRUPT", 12),
+    "html": (lambda intact: b"<html>" * 999, "E_SHARD_CORRUPT", 0),
+    "a_few_bytes": (lambda intact: b"<html>", "E_SHARD_TRUNCATED", 0),
+    "zeros_and_more": (lambda intact: bytes(1024) + intact, "E_SHARD_CORRUPT", 0),
+    "two_in_a_row": (lambda intact: intact + intact, "E_SHARD_CORRUPT", 12),
     "a_header_of_zeros": (zeroed, "E_SHARD_CORRUPT", 1),
 }
 
@@ -127,7 +127,7 @@ def test_a_tar_that_cannot_be_opened(kind, tmp_path):
 
 
 @pytest.mark.parametrize("contents", [False, True], ids=["a_header", "contents"])
-def test_a_disk_that_fails_costs_what_comes_after(contents, twelve, tmp_path, monkeypatch):
+def test_a_failing_disk_loses_what_follows(contents, twelve, tmp_path, monkeypatch):
     tar, fails = written(tmp_path, twelve[0]), twelve[0].index(b"03.flac") + BLOCK * contents
 
     class Failing(io.FileIO):

@@ -1,4 +1,4 @@
-"""Damaged shards and indices: a fault costs exactly the clips that it touches."""
+"""Damaged shards and indices: a fault loses exactly the clips that it touches."""
 
 from __future__ import annotations
 
@@ -13,74 +13,74 @@ import pytest
 from slap_fast.data.audio.track import AudioError
 from slap_fast.data.shards.index import INDEX, ROW, ROWS, ShardError
 from slap_fast.data.sources.shards import ShardClips
-from tests.helpers.shards import losses, spans
+from tests.helpers.shards import error_codes, spans
 
 
-def fault(shard, whole: bytes, seed: int) -> tuple[str, int, int]:
+def fault(shard, intact: bytes, seed: int) -> tuple[str, int, int]:
     """Breaks a shard; (code, first byte, end) of the damage."""
     rng = np.random.default_rng(seed)
-    kind, at = seed % 4, int(rng.integers(len(whole)))
+    kind, at = seed % 4, int(rng.integers(len(intact)))
     if kind == 0:  # cut anywhere
         os.truncate(shard, at)
-        return "E_SHARD_TRUNCATED", at, len(whole)
+        return "E_SHARD_TRUNCATED", at, len(intact)
     if kind == 1:  # cut at a block
-        at = int(rng.integers(len(whole) // 512)) * 512
+        at = int(rng.integers(len(intact) // 512)) * 512
         os.truncate(shard, at)
-        return "E_SHARD_TRUNCATED", at, len(whole)
+        return "E_SHARD_TRUNCATED", at, len(intact)
     end = at + 1
     if kind == 2:  # one bit
-        broken = bytes([whole[at] ^ 1 << int(rng.integers(8))])
+        broken = bytes([intact[at] ^ 1 << int(rng.integers(8))])
     else:  # a run of other bytes
-        end = min(len(whole), at + int(rng.integers(1, 2_000)))
-        broken = bytes(byte ^ 0x5A for byte in whole[at:end])
+        end = min(len(intact), at + int(rng.integers(1, 2_000)))
+        broken = bytes(byte ^ 0x5A for byte in intact[at:end])
     with shard.open("r+b") as file:
         file.seek(at)
         file.write(broken)
     return "E_SHARD_CORRUPT", at, end
 
 
-def assert_fault(folder, shard, whole, seed) -> None:
-    code, first, end = fault(shard, whole, seed)
-    lost = losses(ShardClips(folder))
+def assert_fault(folder, shard, intact, seed) -> None:
+    code, first, end = fault(shard, intact, seed)
+    lost = error_codes(ShardClips(folder))
     expected = {i: code for i, (a, b) in enumerate(spans(folder)) if a < end and first < b}
-    shard.write_bytes(whole)
+    shard.write_bytes(intact)
     assert lost == expected, seed
 
 
-def test_every_fault_costs_exactly_the_clips_it_touches(damaged):
+def test_every_fault_loses_exactly_the_clips_it_touches(damaged):
     folder, shard = damaged
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     for seed in range(60):
-        assert_fault(folder, shard, whole, seed)
-    assert losses(ShardClips(folder)) == {}
+        assert_fault(folder, shard, intact, seed)
+    assert error_codes(ShardClips(folder)) == {}
 
 
 @pytest.mark.slow
 def test_faults_of_shards(damaged, figure):
     folder, shard = damaged
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     for seed in figure("A3", ci=2_000, soak=50_000):
-        assert_fault(folder, shard, whole, seed)
+        assert_fault(folder, shard, intact, seed)
 
 
 def test_every_bit_of_a_header_is_covered(damaged):
     folder, shard = damaged
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     source, (first, _) = ShardClips(folder), spans(folder)[3]
     with shard.open("r+b") as file:
         for bit in range(512 * 8):
             file.seek(first + bit // 8)
-            file.write(bytes([whole[first + bit // 8] ^ 1 << bit % 8]))
+            file.write(bytes([intact[first + bit // 8] ^ 1 << bit % 8]))
             file.flush()
             with pytest.raises(AudioError, match="E_SHARD_CORRUPT"):
                 source._read(3)
             file.seek(first + bit // 8)
-            file.write(whole[first + bit // 8 :][:1])
+            file.write(intact[first + bit // 8 :][:1])
 
 
 def replaced(shard, kind: str) -> None:
     """Replaces the shard."""
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     shard.unlink()
     if kind == "empty":
         shard.touch()
@@ -89,7 +89,7 @@ def replaced(shard, kind: str) -> None:
     elif kind == "pipe":
         os.mkfifo(shard)
     elif kind == "gzip_bomb":
-        shard.write_bytes(gzip.compress(bytes(10_000_000)) + bytes(len(whole)))
+        shard.write_bytes(gzip.compress(bytes(10_000_000)) + bytes(len(intact)))
     elif kind == "symlinks":
         with tarfile.open(shard, "w") as tar:
             for i in range(400):
@@ -112,7 +112,7 @@ def replaced(shard, kind: str) -> None:
 def test_a_shard_that_is_replaced_is_lost_completely(damaged, kind, code):
     folder, shard = damaged
     replaced(shard, kind)
-    assert losses(ShardClips(folder)) == dict.fromkeys(range(40), code)
+    assert error_codes(ShardClips(folder)) == dict.fromkeys(range(40), code)
 
 
 @pytest.mark.parametrize("field", ROW.names)
@@ -121,7 +121,7 @@ def test_a_wrong_row_of_the_index_is_noticed(damaged, field):
     rows = np.load(folder / ROWS)
     rows[7:8].view(np.uint8)[ROW.fields[field][1]] ^= 1
     np.save(folder / ROWS, rows)
-    lost = losses(ShardClips(folder))
+    lost = error_codes(ShardClips(folder))
     assert list(lost) == [7] and lost[7] in ("E_SHARD_INDEX", "E_SHARD_CORRUPT")
 
 
@@ -131,7 +131,7 @@ def test_a_row_out_of_range_is_not_read(damaged):
     rows["audio_bytes"][2] = 2**32 - 1
     rows["offset"][3] = 2**63
     np.save(folder / ROWS, rows)
-    assert losses(ShardClips(folder)) == {2: "E_SHARD_INDEX", 3: "E_SHARD_INDEX"}
+    assert error_codes(ShardClips(folder)) == {2: "E_SHARD_INDEX", 3: "E_SHARD_INDEX"}
 
 
 def changed(folder, **fields):
@@ -168,15 +168,15 @@ def test_an_index_that_is_wrong_is_refused(damaged, name):
         ShardClips(damaged[0])
 
 
-def test_an_index_that_is_cut_is_refused(damaged):
+def test_a_truncated_index_is_refused(damaged):
     folder, _ = damaged
     for name in (ROWS, INDEX):
-        whole = (folder / name).read_bytes()
-        for cut in (0, 10, 200, len(whole) - 40, len(whole) - 3):
-            (folder / name).write_bytes(whole[:cut])
+        intact = (folder / name).read_bytes()
+        for cut in (0, 10, 200, len(intact) - 40, len(intact) - 3):
+            (folder / name).write_bytes(intact[:cut])
             with pytest.raises(ShardError, match=name):
                 ShardClips(folder)
-        (folder / name).write_bytes(whole)
+        (folder / name).write_bytes(intact)
     np.save(folder / ROWS, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ShardError, match="expected 40 rows of a shard index"):
         ShardClips(folder)

@@ -94,7 +94,7 @@ def records(*pairs: tuple[bytes, bytes]) -> bytes:
 HUGE = 10 << 30
 PAIR = archive(pair("z"))
 BOMBS = {
-    # (contents up to a hole, its size, what it costs, pairs left)
+    # (contents up to a hole, its size, the error, pairs left)
     "a_member_of_10_gb": (header("k.flac", b"0", HUGE), HUGE, {"E_TOO_LONG": 1}, 1),
     "captions_of_10_gb": (header("k.txt", b"0", HUGE), HUGE, {"E_CAPTION_LONG": 1}, 1),
     "another_kind_of_10_gb": (header("k.bin", b"0", HUGE), HUGE, {}, 1),

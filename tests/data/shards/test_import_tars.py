@@ -163,7 +163,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_pair_costs_itself(fault, tmp_path, capsys):
+def test_a_bad_pair_loses_only_itself(fault, tmp_path, capsys):
     members, skipped, *good = FAULTS[fault]
     good = good[0] if good else 0
     tar = written(tmp_path, archive([*pair("a"), *members, *pair("z")]))
@@ -176,7 +176,7 @@ def test_a_bad_pair_costs_itself(fault, tmp_path, capsys):
     assert all(line["path"].startswith(f"{tar}/") for line in lines)
 
 
-def test_of_two_tars_with_a_key_the_first_has_it(tmp_path):
+def test_a_key_in_two_tars_belongs_to_the_first(tmp_path):
     first = written(tmp_path, archive(pair("k", 1)), "a.tar")
     second = written(tmp_path, archive([*pair("k", 2), *pair("l")]), "b.tar")
     clips, errors, _ = read(first, second)
@@ -185,9 +185,9 @@ def test_of_two_tars_with_a_key_the_first_has_it(tmp_path):
 
 
 def test_a_key_whose_tar_broke_off_may_come_from_another(tmp_path):
-    whole = archive(pair("k"))
-    cut = written(tmp_path, whole[: whole.index(b"k.txt")], "a.tar")
-    clips, errors, _ = read(cut, written(tmp_path, whole, "b.tar"))
+    intact = archive(pair("k"))
+    cut = written(tmp_path, intact[: intact.index(b"k.txt")], "a.tar")
+    clips, errors, _ = read(cut, written(tmp_path, intact, "b.tar"))
     assert len(clips) == 1 and codes(errors) == {"E_SHARD_TRUNCATED": 1}
 
 

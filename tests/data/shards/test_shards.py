@@ -17,7 +17,7 @@ from slap_fast.data.shards.index import INDEX, ROWS, ShardError
 from slap_fast.data.shards.writer import write_shards
 from slap_fast.data.sources.files import ManifestClips
 from slap_fast.data.sources.shards import ShardClips
-from tests.helpers.shards import everything
+from tests.helpers.shards import contents_by_captions
 
 
 def test_packed_clips_equal_their_files(manifest, packed):
@@ -25,11 +25,11 @@ def test_packed_clips_equal_their_files(manifest, packed):
         files = ManifestClips(read_manifest(manifest, split))
         shards = open_source(packed, split, fallback="train")
         assert isinstance(shards, ShardClips) and len(shards) == len(files)
-        assert everything(shards) == everything(files)
+        assert contents_by_captions(shards) == contents_by_captions(files)
         assert shards.total_seconds() == pytest.approx(files.total_seconds(), abs=1e-9)
         assert shards.longest_seconds() == files.longest_seconds()
-    whole = open_source(packed, None, fallback="other")
-    assert len(whole) == 40 and len(open_source(packed, None, fallback="test")) == 10
+    clips = open_source(packed, None, fallback="other")
+    assert len(clips) == 40 and len(open_source(packed, None, fallback="test")) == 10
     with pytest.raises(ShardError, match="no split 'val', there are: train, test"):
         open_source(packed, "val", fallback="train")
 
@@ -56,7 +56,7 @@ def test_shards_are_plain_tars_and_unpack_to_a_folder_with_captions(packed, tmp_
             file.extractall(tmp_path, filter="data")
     rows = read_manifest(tmp_path)
     assert len(rows) == 40 and {row.split for row in rows} == {"train", "test"}
-    assert everything(ManifestClips(rows)) == everything(ShardClips(packed))
+    assert contents_by_captions(ManifestClips(rows)) == contents_by_captions(ShardClips(packed))
 
 
 def test_webdataset_reads_them(packed):
@@ -106,4 +106,4 @@ def test_a_copy_for_a_worker_is_small(packed):
     source = ShardClips(packed, "test")
     copy = pickle.dumps(source)
     assert len(copy) < 1_000
-    assert everything(pickle.loads(copy)) == everything(source)
+    assert contents_by_captions(pickle.loads(copy)) == contents_by_captions(source)

@@ -10,7 +10,7 @@ from slap_fast.config import override, slap_tiny
 from slap_fast.data.loader import TrainSteps
 from slap_fast.data.open import open_source
 from slap_fast.data.sources.mixture import MixedClips, read_mix
-from tests.helpers.shards import everything, tokenizer, trained
+from tests.helpers.shards import contents_by_captions, tokenizer, trained
 
 CONFIG = override(slap_tiny(), {"steps": 15, "batch_size": 16})
 
@@ -20,7 +20,11 @@ def test_a_mix_draws_by_weight_and_reads_from_both(manifest, packed, tmp_path):
     (tmp_path / "mix.yaml").write_text(json.dumps(entries))
     mix = open_source(tmp_path / "mix.yaml", "train", fallback="train")
     assert isinstance(mix, MixedClips) and len(mix) == 60
-    assert everything(mix) == everything(mix.sources[0]) == everything(mix.sources[1])
+    assert (
+        contents_by_captions(mix)
+        == contents_by_captions(mix.sources[0])
+        == contents_by_captions(mix.sources[1])
+    )
     assert mix.total_seconds() == pytest.approx(2 * mix.sources[0].total_seconds())
     assert mix.name(30).endswith("/000000000") and mix.seconds(30) == mix.sources[1].seconds(0)
     data = TrainSteps(mix, tokenizer(), CONFIG)

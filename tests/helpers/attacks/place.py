@@ -1,4 +1,4 @@
-"""Where an attack happens, and file contents that run code or fill memory if they are trusted."""
+"""The folder of an attack, and file contents that run code or fill memory if trusted."""
 
 from __future__ import annotations
 
