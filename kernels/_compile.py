@@ -51,6 +51,6 @@ def compile_case(
     for argument in function.arg_names:
         kind = f"*{dtype}" if argument.endswith("_ptr") else "i32"
         signature[argument] = TYPES.get(argument, kind)
-    known = {name: value for name, value in constexprs.items() if name in signature}
-    signature |= dict.fromkeys(known, "constexpr")
-    return CompileCase(name, function, signature, known, num_warps, num_stages, target=target)
+    constants = {name: value for name, value in constexprs.items() if name in signature}
+    signature |= dict.fromkeys(constants, "constexpr")
+    return CompileCase(name, function, signature, constants, num_warps, num_stages, target=target)

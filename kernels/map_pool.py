@@ -8,7 +8,7 @@ over the tokens i of sequence b. The backward recomputes s and p from x, w and l
     ds_hi = p_hi (dout_bh . x_i - delta_bh)    delta_bh = dout_bh . pooled_bh
 
 The ds of a head sum to 0 over a sequence, so dw is taken as sum_i ds_hi (x_i - pooled_bh): what
-rounding adds to delta would else be multiplied by the mean of x, which is large behind a norm.
+rounding adds to delta would else be multiplied by the mean of x, which is large after a norm.
 Forward and backward read x once, a tile of whole rows at a time.
 
 - Forward: a sequence is cut into pieces of SPLIT tokens from its own beginning, a program each, and

@@ -65,8 +65,8 @@ def pack(
     """Write tar shards that train, eval and WebDataset read, with an index beside them.
 
     Clips that cannot be used are left out and listed in skipped.jsonl. WebDataset tars of other
-    tools are read in one pass: KEY.flac (or wav, mp3, ...) and KEY.txt or KEY.json, one behind the
-    other, as tar --sort=name puts them. A tar that breaks off is listed once, for all behind it.
+    tools are read in one pass: KEY.flac (or wav, mp3, ...) and KEY.txt or KEY.json, one after the
+    other, as tar --sort=name puts them. A tar that breaks off is listed once, for all after it.
 
     Example: slap-fast data pack --data sounds/manifest.csv --out shards
 

@@ -23,7 +23,7 @@ class LossConfig:
     contrastive_kind: Literal["softmax", "sigmoid"] = "softmax"
     """``softmax``: symmetric InfoNCE (CLIP). ``sigmoid``: pairwise (SigLIP arXiv 2303.15343)."""
     caption_impl: Literal["blockwise", "liger"] = "blockwise"
-    """Of L_CAP's product and softmax. ``liger``: the package liger-kernel's, on a GPU."""
+    """What runs L_CAP's product and softmax. ``liger``: the package liger-kernel's, on a GPU."""
 
     def __post_init__(self) -> None:
         for name in ("contrastive", "ssl", "caption"):
@@ -87,8 +87,8 @@ class TrainConfig:
     max_tokens: int = 262_144
     """Most audio tokens in one forward; a larger batch is split and its gradients accumulated."""
     grad_cache: bool = False
-    """Of a batch that is split, take the contrastive loss and the teacher's targets over all of it,
-    not over each part: GradCache (arXiv 2101.06983), for one more forward of the towers."""
+    """A batch that is split has the contrastive loss and the teacher's targets of all of it, not of
+    each part: GradCache (arXiv 2101.06983), for one more forward of the towers."""
     lr: float = 1e-4
     """Peak learning rate."""
     warmup_steps: int = 2_000
@@ -110,7 +110,7 @@ class TrainConfig:
     the start, then less memory in every step; time as benchmarks/results have it. On a CPU it needs
     a C++ compiler. With ``fsdp`` the towers are compiled block by block."""
     seed: int = 0
-    """Of the weights, the order, the crops and the masks."""
+    """Seed of the weights, the order, the crops and the masks."""
     log_every: int = 10
     """Steps between lines of ``metrics.jsonl``."""
     eval_every: int = 1_000
@@ -123,8 +123,8 @@ class TrainConfig:
     """Training stops when more steps in a row than this have a loss or gradient that is not finite;
     such a step changes nothing."""
     ranks: Literal["ddp", "fsdp"] = "ddp"
-    """Of several ranks. ``ddp``: each has all parameters. ``fsdp``: they are spread over the ranks
-    (FSDP2), as are gradients, optimiser and teacher."""
+    """How ranks hold the model. ``ddp``: each has all parameters. ``fsdp``: they are spread over
+    the ranks (FSDP2), as are gradients, optimiser and teacher."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_tokens", "log_every", "save_every"):

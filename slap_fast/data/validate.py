@@ -62,7 +62,7 @@ class Report:
     clips: int
     """Number of clips."""
     seconds: float
-    """Of audio that decodes."""
+    """Seconds of audio that decodes."""
     problems: list[Problem]
     notes: Counter[str]
     """Warnings that need no repair, by code."""

@@ -190,7 +190,7 @@ def _render_examples(clips: list[ReportClip], queries: list[ReportQuery], consol
 def _render_promises(promises: list[Promise], console: Console) -> None:
     table = Table("check", "value", "wanted", "")
     for promise in promises:
-        wanted = f"{'at least' if promise.at_least else 'below'} {promise.threshold:.3g}"
+        threshold = f"{'at least' if promise.at_least else 'below'} {promise.threshold:.3g}"
         mark = Text("ok", "green") if promise.passed else Text("missed", "red")
-        table.add_row(promise.name, f"{promise.value:.3g}", wanted, mark)
+        table.add_row(promise.name, f"{promise.value:.3g}", threshold, mark)
     console.print(table)

@@ -166,9 +166,9 @@ def _marked(generated: str, captions: tuple[str, ...]) -> str:
     def key(word: str) -> str:
         return word.strip(".,;:!?\"'").casefold()
 
-    known = {key(word) for caption in captions for word in caption.split()}
+    true_words = {key(word) for caption in captions for word in caption.split()}
     return " ".join(
-        escape(word) if key(word) in known else f"<mark>{escape(word)}</mark>"
+        escape(word) if key(word) in true_words else f"<mark>{escape(word)}</mark>"
         for word in generated.split()
     )
 
@@ -186,9 +186,9 @@ def thresholds(promises: list[Promise]) -> str:
     rows = []
     for promise in promises:
         mark = ("good", "&#10003; passed") if promise.passed else ("bad", "&#10007; missed")
-        wanted = f"{'at least' if promise.at_least else 'below'} {promise.threshold:.3g}"
+        threshold = f"{'at least' if promise.at_least else 'below'} {promise.threshold:.3g}"
         rows.append(
-            f"<tr><th>{escape(promise.name)}</th><td>{promise.value:.3g}</td><td>{wanted}</td>"
+            f"<tr><th>{escape(promise.name)}</th><td>{promise.value:.3g}</td><td>{threshold}</td>"
             f'<td><span class="{mark[0]}">{mark[1]}</span></td></tr>\n'
         )
     body = (

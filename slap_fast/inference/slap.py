@@ -30,7 +30,7 @@ class Failure(NamedTuple):
     """An item that could not be embedded."""
 
     index: int
-    """Of the item in the list."""
+    """Position of the item in the list."""
     name: str
     """The file, or a description of the array."""
     code: str

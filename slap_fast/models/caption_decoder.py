@@ -21,7 +21,7 @@ from slap_fast.packed import PackedText
 
 
 class CaptionBlock(nn.Module):
-    """Self-attention, cross-attention and SwiGLU, each behind an RMSNorm and a residual."""
+    """Self-attention, cross-attention and SwiGLU, each after an RMSNorm, with a residual."""
 
     def __init__(self, config: CaptionDecoderConfig, context_size: int) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ _SUPPORTED_MASKS = (
 
 
 class PackedView(NamedTuple):
-    """A padded [B, L] batch as one packed run: the real tokens first, the padding behind them."""
+    """A padded [B, L] batch as one packed run: the real tokens first, then the padding."""
 
     order: Tensor | None
     """int64 [B x L], the position in the batch of each token of the run; None: no padding."""
@@ -80,9 +80,9 @@ class PackedMask(NamedTuple):
     """What stands in for an attention mask."""
 
     queries: PackedView
-    """Of the queries' tokens."""
+    """The view of the queries' tokens."""
     keys: PackedView
-    """Of the keys': the same, or longer by what a cache holds."""
+    """The view of the keys': the same, or longer by what a cache holds."""
     causal: bool | None
     """No key after the query's position; None: the attention module decides."""
     windowed: bool

@@ -25,7 +25,7 @@ class Segments(NamedTuple):
     max_seqlen: int
     """Length of the longest sequence."""
     schedule: Tensor | None = None
-    """Of :func:`slap_fast.ops.attention_schedule`, shared by the layers."""
+    """Result of :func:`slap_fast.ops.attention_schedule`, shared by the layers."""
 
     @classmethod
     def scheduled(cls, cu_seqlens: Tensor, max_seqlen: int, total_tokens: int) -> Segments:

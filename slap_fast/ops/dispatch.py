@@ -92,7 +92,7 @@ def using(impls: dict[str, str]) -> Iterator[None]:
 
 
 def mel_limits(config: MelConfig) -> dict[str, str]:
-    """Of the implementations that cannot run such a front end: why."""
+    """Why implementations cannot run such a front end, by name."""
     limits = {}
     if config.n_fft < 4 or config.n_fft & (config.n_fft - 1):
         limits["cpp"] = f"takes an n_fft that is a power of two, not {config.n_fft}"
@@ -105,14 +105,14 @@ def mel_limits(config: MelConfig) -> dict[str, str]:
 
 
 def head_limits(head_dim: int) -> dict[str, str]:
-    """Of the implementations of attention that have no such heads: why."""
+    """Why implementations of attention have no such heads, by name."""
     if head_dim <= MAX_HEAD_DIM:
         return NO_LIMITS
     return {"triton": f"has no kernels for head_dim {head_dim}, at most {MAX_HEAD_DIM}"}
 
 
 def pool_limits(hidden_size: int, num_heads: int, dtype: torch.dtype) -> dict[str, str]:
-    """Of the implementations of map_pool that have no such sizes: why."""
+    """Why implementations of map_pool have no such sizes, by name."""
     widest = MAX_HIDDEN_SIZE_FP32 if dtype == torch.float32 else MAX_HIDDEN_SIZE
     if hidden_size <= widest and num_heads <= MAX_POOL_HEADS:
         return NO_LIMITS
@@ -128,15 +128,15 @@ def choose(
     limits: dict[str, str] = NO_LIMITS,
 ) -> str:
     """The implementation that runs a call; ``limits`` are those of its sizes."""
-    known = IMPLEMENTATIONS[op]
+    available = IMPLEMENTATIONS[op]
     impl = _PREFERRED.get(op) if impl is None else impl
     if impl is None:
-        return next(name for name in known if obstacle(name, device, dtype, limits) is None)
+        return next(name for name in available if obstacle(name, device, dtype, limits) is None)
     if impl not in IMPLS:
         raise ValueError(f"impl: found {impl!r}, expected None or one of {', '.join(IMPLS)}")
-    if impl not in known:
+    if impl not in available:
         raise NotImplementedError(
-            f"{op} has no {impl!r} implementation; use impl=None or one of {', '.join(known)}"
+            f"{op} has no {impl!r} implementation; use impl=None or one of {', '.join(available)}"
         )
     interpreted = INTERPRETED and impl == "triton" and device.type == "cpu"
     why_not = obstacle(impl, torch.device("cuda") if interpreted else device, dtype, limits)

@@ -31,9 +31,9 @@ class CachedPack(NamedTuple):
     contrastive: Tensor | None
     """0-d: the step's contrastive loss at its first pack, 0 at the others."""
     gradients: list[Tensor]
-    """Of that loss: at the pack's audio and text features, logit scale and logit bias."""
+    """Gradients of that loss at the pack's audio and text features, logit scale and logit bias."""
     targets: Targets | None
-    """Of the pack's masked patches."""
+    """Targets of the pack's masked patches."""
 
     @contextmanager
     def random_numbers(self, device: torch.device) -> Iterator[None]:

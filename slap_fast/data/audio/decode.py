@@ -118,7 +118,7 @@ class Inspection:
     """What a clip is, without its samples."""
 
     seconds: float
-    """Of audio."""
+    """Seconds of audio."""
     sample_rate: int
     """Hz, of the file."""
     channels: int
@@ -126,8 +126,8 @@ class Inspection:
     warnings: tuple[str, ...]
     """As of :class:`Audio`."""
     digest: str
-    """Of the samples at the file's own rate, channels averaged, as 16-bit integers: equal for the
-    same audio in two lossless files."""
+    """Hash of the samples at the file's own rate, channels averaged, as 16-bit integers: equal for
+    the same audio in two lossless files."""
 
 
 def inspect(

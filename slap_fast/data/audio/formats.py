@@ -26,7 +26,7 @@ class Format(NamedTuple):
     magic: re.Pattern[bytes]
     """Matches the first bytes of a file."""
     chunks: Chunks | None = None
-    """Of a chunked format that libsndfile reads."""
+    """Chunk names of a format that libsndfile reads."""
     demuxer: str = ""
     """FFmpeg's name, for PyAV; empty: libsndfile reads it."""
 

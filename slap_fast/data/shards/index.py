@@ -80,7 +80,7 @@ class Index:
 
     rows: int
     rows_sha256: str
-    """Of ``index.npy``."""
+    """SHA-256 of ``index.npy``."""
     splits: dict[str, Split]
     """By name, "" for clips without one; end to end they are all the rows."""
     shards: list[Shard]
