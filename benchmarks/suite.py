@@ -221,7 +221,7 @@ def summarise(outcomes: dict[str, dict[str, Any]], out: Path) -> int:
         print(f"{name:24}{seconds}  {outcome['status']}")
     print(f"\nrecords and suite.log: {out}")
     if any("no time" in outcome["status"] for outcome in outcomes.values()):
-        print("not finished: the same command goes on")
+        print("not finished: the same command continues")
     return int(any(outcome["status"].startswith("failed") for outcome in outcomes.values()))
 
 

@@ -70,7 +70,7 @@ def _assignment(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program's head (int64), first row in its sequence, first rows and lengths of the queries
-    and keys of that, and whether this kernel computes it: more than SHORTER rows, and without tiles
+    and keys of that, and whether this kernel runs it: more than SHORTER rows, and without tiles
     at most BLOCK."""
     block, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
     if tiles_ptr is None:
@@ -82,10 +82,10 @@ def _assignment(
     begin_q, len_q = span(cu_q_ptr, sequence, total_q)
     begin_k, len_k = span(cu_k_ptr, sequence, total_k)
     length = tl.maximum(len_q, len_k)
-    mine = length > SHORTER
+    runs = length > SHORTER
     if tiles_ptr is None:
-        mine = mine & (length <= BLOCK)
-    return head.to(tl.int64), start, begin_q.to(tl.int64), len_q, begin_k.to(tl.int64), len_k, mine
+        runs = runs & (length <= BLOCK)
+    return head.to(tl.int64), start, begin_q.to(tl.int64), len_q, begin_k.to(tl.int64), len_k, runs
 
 
 @triton.jit
@@ -134,10 +134,10 @@ def _forward_short(
     SHORTER: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One head of a short sequence: all its keys stay, BLOCK_Q queries at a time pass by."""
-    head, zero, begin_q, len_q, begin_k, len_k, mine = _assignment(
+    head, zero, begin_q, len_q, begin_k, len_k, runs = _assignment(
         None, cu_q_ptr, cu_k_ptr, total_q, total_k, num_heads, SHORTER, BLOCK_K
     )
-    if not mine:
+    if not runs:
         return
     j = tl.arange(0, BLOCK_K)
     rows_k, valid_k = begin_k + j, j < len_k
@@ -168,10 +168,10 @@ def _forward_tiled(
     SHORTER: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_Q queries of one head walk over the keys they can see."""
-    head, start, begin_q, len_q, begin_k, len_k, mine = _assignment(
+    head, start, begin_q, len_q, begin_k, len_k, runs = _assignment(
         tiles_ptr, cu_q_ptr, cu_k_ptr, total_q, total_k, num_heads, SHORTER, BLOCK_Q
     )
-    if (not mine) | (start >= len_q):
+    if (not runs) | (start >= len_q):
         return
     i = start + tl.arange(0, BLOCK_Q)
     rows, valid = begin_q + i, i < len_q
@@ -215,10 +215,10 @@ def _backward_queries(
     of them meet every key, so dk and dv are done too (GROUP is 1).
     """
     SHORT: tl.constexpr = tiles_ptr is None
-    head, start, begin_q, len_q, begin_k, len_k, mine = _assignment(
+    head, start, begin_q, len_q, begin_k, len_k, runs = _assignment(
         tiles_ptr, cu_q_ptr, cu_k_ptr, total_q, total_k, num_heads, SHORTER, BLOCK_Q
     )
-    if not mine:
+    if not runs:
         return
     first, last = 0, len_k
     if not SHORT:
@@ -278,10 +278,10 @@ def _backward_keys(
 ):  # fmt: skip
     """dk and dv of BLOCK_K keys of one head, which walk over the queries that can see them, head by
     head of those that share the keys. Tiled only, after _backward_queries."""
-    head_kv, start_k, begin_q, len_q, begin_k, len_k, mine = _assignment(
+    head_kv, start_k, begin_q, len_q, begin_k, len_k, runs = _assignment(
         tiles_ptr, cu_q_ptr, cu_k_ptr, total_q, total_k, num_heads // GROUP, SHORTER, BLOCK_K
     )
-    if (not mine) | (start_k >= len_k):
+    if (not runs) | (start_k >= len_k):
         return
     j = start_k + tl.arange(0, BLOCK_K)
     rows_k, valid_k = begin_k + j, j < len_k

@@ -180,17 +180,17 @@ def _mel_kernel(
     right = tl.where(exists, right, -FAR)[:, None]  # of a frame that does not exist: zeros
 
     # The mean, and a bound of what the window sees: its power of 2 is the frame's scale.
-    total_of = tl.zeros([BLOCK_F], tl.float32)
+    sample_sum = tl.zeros([BLOCK_F], tl.float32)
     highest = tl.full([BLOCK_F], float("-inf"), tl.float32)
     lowest = tl.full([BLOCK_F], float("inf"), tl.float32)
     for j in range(0, WIN, BLOCK_K):
         n = j + tl.arange(0, BLOCK_K)
         inside = (n < WIN)[None, :]
         x = _samples(ptr, first[:, None] + PAD + n[None, :], inside, left, right, last, KALDI)
-        total_of += tl.sum(x, 1)
+        sample_sum += tl.sum(x, 1)
         highest = tl.maximum(highest, tl.max(tl.where(inside, x, float("-inf")), 1))
         lowest = tl.minimum(lowest, tl.min(tl.where(inside, x, float("inf")), 1))
-    mean = tl.div_rn(total_of, tl.full([BLOCK_F], WIN, tl.float32))[:, None]
+    mean = tl.div_rn(sample_sum, tl.full([BLOCK_F], WIN, tl.float32))[:, None]
     bound = tl.maximum(highest, -lowest)
     if KALDI:  # what remains of a constant is the rounding of its mean
         bound = (highest - lowest) + bound * (1.0 / (1 << 20))
@@ -229,28 +229,28 @@ def _mel_kernel(
         for i in range(tl.load(mask_starts_ptr + clip), tl.load(mask_starts_ptr + clip + 1)):
             mask_ptr = masks_ptr + 4 * tl.cast(i, tl.int64)
             axis = tl.load(mask_ptr + 1)
-            from_ = tl.load(mask_ptr + 2)
-            to = tl.load(mask_ptr + 3)
-            in_time |= ((axis == 0) & (frame >= from_) & (frame < to)).to(tl.int32)
-            in_freq |= ((axis == 1) & (bin_ >= from_) & (bin_ < to)).to(tl.int32)
+            mask_begin = tl.load(mask_ptr + 2)
+            mask_end = tl.load(mask_ptr + 3)
+            in_time |= ((axis == 0) & (frame >= mask_begin) & (frame < mask_end)).to(tl.int32)
+            in_freq |= ((axis == 1) & (bin_ >= mask_begin) & (bin_ < mask_end)).to(tl.int32)
         value = tl.where((in_time[:, None] | in_freq[None, :]) != 0, 0.0, value)
 
     column = first_column + row // PATCH_TIME
     written = (row < COLUMNS * PATCH_TIME) & (column < num_columns)
     patch = token + column[:, None] * BANDS + (bin_ // PATCH_FREQ)[None, :]
-    here = written[:, None] & is_bin & (patch >= 0) & (patch < total)
+    stored = written[:, None] & is_bin & (patch >= 0) & (patch < total)
     inside_patch = (row % PATCH_TIME)[:, None] * PATCH_FREQ + (bin_ % PATCH_FREQ)[None, :]
     offsets = patch.to(tl.int64) * (PATCH_TIME * PATCH_FREQ) + inside_patch
-    tl.store(patches_ptr + offsets, value, mask=here)
+    tl.store(patches_ptr + offsets, value, mask=stored)
     # The first value of a patch brings its coordinates.
-    here = here & (inside_patch == 0)
+    stored = stored & (inside_patch == 0)
     band = tl.broadcast_to((bin_ // PATCH_FREQ)[None, :], [BLOCK_F, BLOCK_M])
     tl.store(
         coords_ptr + patch.to(tl.int64) * 2,
         tl.broadcast_to(column[:, None], [BLOCK_F, BLOCK_M]),
-        mask=here,
+        mask=stored,
     )
-    tl.store(coords_ptr + patch.to(tl.int64) * 2 + 1, band, mask=here)
+    tl.store(coords_ptr + patch.to(tl.int64) * 2 + 1, band, mask=stored)
 
 
 class Launch(NamedTuple):
@@ -281,9 +281,9 @@ def _basis(device: torch.device) -> Tensor:
         indexing="ij",
     )
     even, odd = m * k * (2 * torch.pi / N_FFT), m * (k + 1) * (2 * torch.pi / N_FFT)
-    whole = torch.stack([even.cos(), even.sin(), odd.cos(), odd.sin()]).view(2, 2, 128, 128)
-    high = whole.half()
-    return torch.stack([high, (whole - high).half()], dim=2).to(device)
+    basis = torch.stack([even.cos(), even.sin(), odd.cos(), odd.sin()]).view(2, 2, 128, 128)
+    high = basis.half()
+    return torch.stack([high, (basis - high).half()], dim=2).to(device)
 
 
 Constants = Callable[[Any, torch.dtype, torch.device], tuple[Tensor, Tensor]]
@@ -299,10 +299,10 @@ def _tables(config: Any, constants: Constants, device: torch.device) -> tuple[Te
     pad = (N_FFT - config.win_length) // 2
     padded = torch.zeros(N_FFT, device=device)
     padded[pad : pad + config.win_length] = window
-    rest, parts = torch.cat([filterbank[:-1:2], filterbank[1::2]]), []
+    remainder, parts = torch.cat([filterbank[:-1:2], filterbank[1::2]]), []
     for _ in range(3):
-        parts.append(rest.bfloat16())
-        rest = rest - parts[-1].float()
+        parts.append(remainder.bfloat16())
+        remainder = remainder - parts[-1].float()
     return padded, torch.stack(parts)
 
 
@@ -334,7 +334,7 @@ def _constexprs(
 
 
 def _front_end(config: Any) -> tuple[bool, float, int, int, int, int, int]:
-    """What the kernel is compiled for."""
+    """The constexprs of the kernel."""
     return (
         config.preset == "kaldi",
         config.floor,
@@ -396,8 +396,8 @@ def _forward(
     return patches, coords
 
 
-def _forward_fake(waveform: Tensor, cu_samples: Tensor, cu_seqlens: Tensor, *rest: Any):
-    total, (patch_time, patch_freq) = rest[5], rest[-2:]
+def _forward_fake(waveform: Tensor, cu_samples: Tensor, cu_seqlens: Tensor, *arguments: Any):
+    total, (patch_time, patch_freq) = arguments[5], arguments[-2:]
     patches = waveform.new_empty(total, patch_time * patch_freq, dtype=torch.float32)
     return patches, cu_seqlens.new_empty(total, 2)
 

@@ -228,8 +228,8 @@ def draw(name: str, record: Record, images: Path) -> None:
 def is_fresh(name: str, record: Record, images: Path) -> bool:
     """Whether both pictures are of this record."""
     paths = [images / f"{name}-{theme}.svg" for theme in THEMES]
-    want = re.compile(f"sha256:{digest(record)}")
-    return all(path.exists() and want.search(path.read_text("utf-8")) for path in paths)
+    expected = re.compile(f"sha256:{digest(record)}")
+    return all(path.exists() and expected.search(path.read_text("utf-8")) for path in paths)
 
 
 def markdown(name: str, alternative: str) -> str:

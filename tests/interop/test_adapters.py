@@ -11,21 +11,13 @@ import soundfile
 import torch
 
 from slap_fast import Slap
-from slap_fast.config import override, slap_tiny
+from slap_fast.config import override
 from slap_fast.data.patches import clip_patches
 from slap_fast.training.loop import train
 from slap_fast.training.state import begin
+from tests.helpers import runs
 
-SIZES = {"hidden_size": 32, "num_heads": 2, "num_layers": 2}
-SMALL = override(
-    slap_tiny(),
-    {
-        **{f"model.{t}.{k}": v for t in ("audio", "text", "caption") for k, v in SIZES.items()},
-        "model.ssl.prototypes": 32,
-        "steps": 2,
-        "batch_size": 4,
-    },
-)
+SMALL = override(runs.SMALL, {"steps": 2})
 SECONDS = (1.0, 0.3, 2.0, 0.5)
 TEXTS = ["a dog barks", "rain on a roof of tin", "x", "a bell"]
 

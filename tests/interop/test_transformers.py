@@ -7,25 +7,10 @@ import pytest
 import torch
 
 from slap_fast import Slap, losses
-from slap_fast.config import override, slap_tiny
 from slap_fast.packed import starts_of
 from slap_fast.training.state import begin
+from tests.helpers.runs import SMALL
 
-SMALL = override(
-    slap_tiny(),
-    {
-        "model.audio.hidden_size": 32,
-        "model.audio.num_heads": 2,
-        "model.audio.intermediate_size": 48,
-        "model.text.hidden_size": 32,
-        "model.text.num_heads": 2,
-        "model.text.num_layers": 2,
-        "model.text.intermediate_size": 48,
-        "model.caption.hidden_size": 32,
-        "model.caption.num_heads": 2,
-        "model.ssl.prototypes": 32,
-    },
-)
 TEXTS = ["a dog barks", "rain on a roof of tin", "x"]
 LENGTHS = (16_000, 4_000, 30_000)
 
