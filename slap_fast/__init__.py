@@ -1,7 +1,7 @@
 """slap-fast: scalable language-audio pretraining (SLAP, arXiv 2601.12594), fast.
 
-``Slap`` is a trained model and ``ops`` the packed operations; the rest is imported from its
-subpackage.
+``Slap`` is a trained model, ``load`` opens that or another's, and ``ops`` are the packed
+operations; the rest is imported from its subpackage.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ _MODULES = {
     "Slap": "slap_fast.inference.slap",
     "MelConfig": "slap_fast.config",
     "AudioError": "slap_fast.data.audio.track",
+    "load": "slap_fast.interop.pretrained.load",
     "patch": "slap_fast.interop.patch",
     "which": "slap_fast.ops.dispatch",
 }
-__all__ = ["AudioError", "MelConfig", "Slap", "__version__", "ops", "patch", "which"]
+__all__ = ["AudioError", "MelConfig", "Slap", "__version__", "load", "ops", "patch", "which"]
 
 
 def __getattr__(name: str) -> Any:

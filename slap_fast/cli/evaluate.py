@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slap_fast.cli.options import Device, torch_device
+from slap_fast.cli.options import Model
 from slap_fast.console import emit, make_console, show_progress
 
 
 def eval(
-    model: Path,
+    model: Model,
     data: str = "builtin",
     split: str | None = None,
     template: tuple[str, ...] = (),
     captions: bool = True,
     num_beams: int = 1,
-    device: Device = "auto",
+    out: Path | None = None,
     json: bool = False,
 ) -> int:
     """Retrieval, zero-shot labels and captions of a model, as a table and a card.
@@ -23,36 +23,48 @@ def eval(
     Example: slap-fast eval --model runs/my/best --data my/manifest.csv --split test
 
     Args:
-        model: A model's folder, or a run's: its best checkpoint.
         data: A manifest, a folder of files or shards, or "builtin".
         split: Rows to evaluate on; by default those of split "test" where there is one.
-        template: Zero-shot prompts with {} for the label, averaged.
-        captions: Also generate captions and score them.
+        template: Zero-shot prompts with {} for the label, averaged; by default its authors' one.
+        captions: Also generate captions and score them, of a model that can.
         num_beams: Beams of the caption generation; 1 is greedy.
-        device: Where to run.
+        out: The card; by default eval_DATA.json in the folder of a slap-fast model, else here.
         json: Print the card as JSON on stdout.
     """
     from slap_fast.atomic_files import write_json
     from slap_fast.data.open import open_source
     from slap_fast.evaluation.card import evaluate
     from slap_fast.evaluation.table import render
-    from slap_fast.inference.slap import DEFAULT_TEMPLATE, Slap
+    from slap_fast.inference.audio_text import Captioner
+    from slap_fast.inference.slap import Slap
 
-    slap = Slap.from_pretrained(model, device=torch_device(device))
+    loaded = model.load()
     card = evaluate(
-        slap,
+        loaded,
         open_source(data, split, fallback="test"),
         captions=captions,
         num_beams=num_beams,
-        template=template or DEFAULT_TEMPLATE,
+        template=template,
         progress=show_progress(json),
     )
-    card = {"model": str(model), "data": data, "split": split or "test, where there is one", **card}
+    card = {
+        "model": model.model,
+        "data": data,
+        "split": split or "test, where there is one",
+        "template": list(template) or [loaded.default_template],
+        "facts": loaded.facts(),
+        **card,
+    }
     name = "builtin" if data == "builtin" else Path(data).stem
-    path = model / f"eval_{name}.json"
-    write_json(path, card)
+    if out is None:
+        # Beside weights of ours, which are a folder here; never among the files of others.
+        ours = isinstance(loaded, Slap) and Path(model.model).is_dir()
+        out = (Path(model.model) if ours else Path()) / f"eval_{name}.json"
+    write_json(out, card)
     console = make_console(json)
     render(card, console)
-    console.print(f"card: {path}")
+    if captions and not isinstance(loaded, Captioner):
+        console.print(f"captions: not scored, a {card['facts']['kind']} model writes none")
+    console.print(f"card: {out}")
     emit(card, json)
     return 0

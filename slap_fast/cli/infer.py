@@ -8,50 +8,48 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from slap_fast.cli.options import Device, torch_device
+from slap_fast.cli.options import Model
 from slap_fast.console import emit, make_console, show_progress
 
 
 def embed(
     paths: Positional[tuple[Path, ...]],
-    model: Path,
+    model: Model,
     out: Path = Path("embeddings"),
-    device: Device = "auto",
     json: bool = False,
 ) -> int:
     """Vectors of audio files, or of all audio files in folders.
 
-    Writes vectors.npy (float32 [N, E], NaN where a file is bad) and items.jsonl (path, status,
-    code).
+    Writes vectors.npy (float32 [N, E], NaN where a file is bad), items.jsonl (path, status, code,
+    seconds heard) and model.json (what the model is).
 
     Example: slap-fast embed --model runs/my/best --out vectors sounds/ one.wav
 
     Args:
         paths: Audio files and folders.
-        model: A model's folder, or a run's: its best checkpoint.
-        out: Folder for the two files.
-        device: Where to run.
+        out: Folder for the three files.
         json: Print the counts as JSON on stdout.
     """
     import numpy as np
 
+    from slap_fast.atomic_files import write_json
     from slap_fast.data.manifest import audio_files
-    from slap_fast.inference.slap import Slap
 
     files = [file for path in paths for file in audio_files(path)]
     if not files:
         raise ValueError(f"paths: found no audio file in {', '.join(map(str, paths))}")
-    slap = Slap.from_pretrained(model, device=torch_device(device))
-    vectors, failures = slap.embed_audio(files, on_error="skip", progress=show_progress(json))
+    embedder = model.load()
+    vectors, failures, seconds = embedder.embed_files(files, progress=show_progress(json))
     failure_of = {failure.index: failure for failure in failures}
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "vectors.npy", vectors)
     with (out / "items.jsonl").open("w", encoding="utf-8") as lines:
         for i, file in enumerate(files):
-            item = {"path": str(file), "status": "ok", "code": None}
+            item = {"path": str(file), "status": "ok", "code": None, "seconds": seconds[i]}
             if failure := failure_of.get(i):
                 item |= {"status": "bad", "code": failure.code, "message": failure.message}
             lines.write(json_module.dumps(item, ensure_ascii=False) + "\n")
+    write_json(out / "model.json", {"model": model.model, **embedder.facts()})
     good = len(files) - len(failures)
     make_console(json).print(f"{good} of {len(files)} files embedded: {out / 'vectors.npy'}")
     for failure in failures:
@@ -62,10 +60,9 @@ def embed(
 
 def classify(
     paths: Positional[tuple[Path, ...]],
-    model: Path,
+    model: Model,
     labels: str,
     template: tuple[str, ...] = (),
-    device: Device = "auto",
     json: bool = False,
 ) -> int:
     """Say which of your labels each file sounds like.
@@ -74,21 +71,17 @@ def classify(
 
     Args:
         paths: Audio files and folders.
-        model: A model's folder, or a run's: its best checkpoint.
         labels: Labels with commas between.
-        template: Prompts with {} for the label, averaged.
-        device: Where to run.
+        template: Prompts with {} for the label, averaged; by default the one of its authors.
         json: Print {path: {label: probability}} as JSON on stdout.
     """
     from rich.table import Table
 
     from slap_fast.data.manifest import audio_files
-    from slap_fast.inference.slap import DEFAULT_TEMPLATE, Slap
 
     files = [file for path in paths for file in audio_files(path)]
     names = [name.strip() for name in labels.split(",") if name.strip()]
-    slap = Slap.from_pretrained(model, device=torch_device(device))
-    answers = slap.classify(files, names, template or DEFAULT_TEMPLATE)
+    answers = model.load().classify(files, names, template)
     table = Table("file", "label", "probability")
     for file, probabilities in zip(files, answers, strict=True):
         for label, probability in list(probabilities.items())[:3]:
@@ -100,9 +93,8 @@ def classify(
 
 def caption(
     paths: Positional[tuple[Path, ...]],
-    model: Path,
+    model: Model,
     num_beams: int = 3,
-    device: Device = "auto",
     json: bool = False,
 ) -> int:
     """Say in words what each file sounds like.
@@ -111,19 +103,23 @@ def caption(
 
     Args:
         paths: Audio files and folders.
-        model: A model's folder, or a run's: its best checkpoint.
         num_beams: Hypotheses kept; 1 is greedy.
-        device: Where to run.
         json: Print {path: caption} as JSON on stdout.
     """
     from rich.table import Table
 
     from slap_fast.data.manifest import audio_files
-    from slap_fast.inference.slap import Slap
+    from slap_fast.inference.audio_text import Captioner
 
     files = [file for path in paths for file in audio_files(path)]
-    slap = Slap.from_pretrained(model, device=torch_device(device))
-    captions = slap.caption(files, num_beams=num_beams)
+    captioner = model.load()
+    if not isinstance(captioner, Captioner):
+        kind = captioner.facts()["kind"]
+        raise ValueError(
+            f"--model: {model.model} is a {kind} model, which writes no captions: "
+            "expected a slap-fast model"
+        )
+    captions = captioner.caption(files, num_beams=num_beams)
     table = Table("file", "caption")
     for file, text in zip(files, captions, strict=True):
         table.add_row(str(file), text)

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 if TYPE_CHECKING:
     import torch
 
     from slap_fast.config import TrainConfig
+    from slap_fast.inference.audio_text import AudioTextModel
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and where it runs."""
+
+    model: str
+    """A model's folder, a run's (its best checkpoint), or a hub id: slap-fast, CLAP, PE-AV, or a
+    sentence-transformers model that takes audio."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    local_files_only: bool = False
+    """Of a hub id, only what was downloaded before."""
+    device: Device = "auto"
+    """Where to run."""
+
+    def load(self) -> AudioTextModel:
+        """Loads it. Raises ValueError, which names what is wrong."""
+        from slap_fast.interop.pretrained.load import load
+
+        return load(
+            self.model,
+            device=torch_device(self.device),
+            revision=self.revision,
+            local_files_only=self.local_files_only,
+        )
+
+
+Model = OmitArgPrefixes[ModelChoice]
 
 
 def load_recipe(name: str) -> TrainConfig:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from slap_fast.evaluation import metrics
-from slap_fast.inference.slap import Slap
+from slap_fast.inference.audio_text import Captioner
 
 
 def captioning_figures(
-    slap: Slap, items: Sequence[Any], references: Sequence[Sequence[str]], num_beams: int
+    model: Captioner, items: Sequence[Any], references: Sequence[Sequence[str]], num_beams: int
 ) -> dict[str, Any]:
     """CIDEr-D of captions generated for the audio ``items``, against each item's references."""
-    generated = slap.caption(items, num_beams=num_beams)
+    generated = model.caption(items, num_beams=num_beams)
     # The references of other clips: what fluent captions score that ignore the audio.
     half = len(references) // 2
     shuffled = [*references[half:], *references[:half]]

@@ -17,7 +17,7 @@ from slap_fast.data.sources.mixture import ChosenClips
 from slap_fast.evaluation.captioning import captioning_figures
 from slap_fast.evaluation.retrieval import retrieval_figures
 from slap_fast.evaluation.zero_shot import zero_shot_figures
-from slap_fast.inference.slap import DEFAULT_TEMPLATE, Slap
+from slap_fast.inference.audio_text import AudioTextModel, Captioner
 
 
 class _Items(Sequence):
@@ -34,31 +34,31 @@ class _Items(Sequence):
 
 
 def evaluate(
-    slap: Slap,
+    model: AudioTextModel,
     source: ClipSource,
     *,
     captions: bool = True,
     num_beams: int = 1,
-    template: str | Sequence[str] = DEFAULT_TEMPLATE,
+    template: str | Sequence[str] | None = None,
     min_label_clips: int = 3,
     progress: bool = False,
 ) -> dict[str, Any]:
     """The card of a model on captioned clips.
 
     Args:
-        slap: the model.
+        model: ours, or another that :func:`slap_fast.load` gives.
         source: the clips; every caption of a clip is a query, captions of equal key and text are
             one query with several positives.
-        captions: also generate captions and score them.
+        captions: also generate captions and score them, of a model that can.
         num_beams: of the generation.
-        template: of the zero-shot prompts, as in :meth:`Slap.classify`.
+        template: of the zero-shot prompts, as in :meth:`AudioTextModel.classify`.
         min_label_clips: labels of fewer clips are left out of the zero-shot accuracy.
         progress: show bars.
 
     Returns:
         JSON values, fractions of 1: ``retrieval`` {t2a, a2t, chance}, ``zero_shot``, ``caption``
-        (None where there is nothing to evaluate), ``n`` of ``n_expected`` clips, ``failures`` by
-        code.
+        (None where there is nothing to evaluate), ``n`` of ``n_expected`` clips, ``seconds_heard``
+        of them, ``failures`` by code.
     """
     unreadable, readable = Counter[str](), []
     for i in range(len(source)):
@@ -69,21 +69,22 @@ def evaluate(
             unreadable[error.code] += 1
     num_expected = len(source)
     source = ChosenClips(source, readable) if unreadable else source
-    vectors, failures = slap.embed_audio(
-        _Items(source, range(len(source))), on_error="skip", progress=progress
+    vectors, failures, seconds = model.embed_files(
+        _Items(source, range(len(source))), progress=progress
     )
     failed = {failure.index for failure in failures}
     good = [i for i in range(len(source)) if i not in failed]
     caption = None
-    if captions and good:
+    if captions and good and isinstance(model, Captioner):
         references = [list(source.captions(i)) for i in good]
-        caption = captioning_figures(slap, _Items(source, good), references, num_beams)
+        caption = captioning_figures(model, _Items(source, good), references, num_beams)
     return {
-        "retrieval": retrieval_figures(slap, source, vectors),
-        "zero_shot": zero_shot_figures(slap, source, vectors, template, min_label_clips),
+        "retrieval": retrieval_figures(model, source, vectors),
+        "zero_shot": zero_shot_figures(model, source, vectors, template, min_label_clips),
         "caption": caption,
         "n": len(good),
         "n_expected": num_expected,
+        "seconds_heard": round(float(seconds.sum()), 3),
         "failures": dict(unreadable + Counter(failure.code for failure in failures)),
     }
 

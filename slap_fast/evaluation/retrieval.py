@@ -10,10 +10,12 @@ import numpy as np
 
 from slap_fast.data.source import ClipSource
 from slap_fast.evaluation import metrics
-from slap_fast.inference.slap import Slap
+from slap_fast.inference.audio_text import AudioTextModel
 
 
-def retrieval_figures(slap: Slap, source: ClipSource, vectors: np.ndarray) -> dict[str, Any]:
+def retrieval_figures(
+    model: AudioTextModel, source: ClipSource, vectors: np.ndarray
+) -> dict[str, Any]:
     """Recall and mAP, text to audio (``t2a``) and back (``a2t``), and the recall of chance.
 
     ``vectors`` [N, E] are those of the clips. Captions of equal key and text are one query with
@@ -31,7 +33,7 @@ def retrieval_figures(slap: Slap, source: ClipSource, vectors: np.ndarray) -> di
     queries_by_key: dict[Hashable, set[int]] = {}
     for j, (key, _) in enumerate(queries):
         queries_by_key.setdefault(key, set()).add(j)
-    similarity = slap.similarity(vectors, slap.embed_text(list(queries.values())))
+    similarity = model.similarity(vectors, model.embed_text(list(queries.values())))
     t2a = [clips_by_key[key] for key, _ in queries]
     a2t = [set().union(*(queries_by_key[key] for key in clip_keys)) for clip_keys in keys]
     return {

@@ -1,30 +1,32 @@
-"""Long audio as 30 s windows, and windows packed into forward passes."""
+"""Long audio as windows, and windows gathered into forward passes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from slap_fast.data.audio.track import AudioError
 
-CHUNK_SECONDS, CHUNK_HOP_SECONDS = 30.0, 15.0
 MIN_SECONDS = 0.025
 
 
-def chunks(blocks: Iterable[np.ndarray], sample_rate: int, name: str) -> Iterator[np.ndarray]:
-    """30 s windows every 15 s, the last one ending where the audio ends; a short clip is one.
+def windows(
+    blocks: Iterable[np.ndarray], sample_rate: int, seconds: float, name: str
+) -> Iterator[np.ndarray]:
+    """Windows that overlap by half, the last one ending where the audio ends; a short clip is one.
 
     Args:
         blocks: the samples of one clip, in blocks of any length.
         sample_rate: of the samples.
+        seconds: of a window.
         name: the clip's, for the error.
 
     Raises:
         AudioError: less than ``MIN_SECONDS`` of audio.
     """
-    size, hop = round(CHUNK_SECONDS * sample_rate), round(CHUNK_HOP_SECONDS * sample_rate)
+    size, hop = round(seconds * sample_rate), round(seconds / 2 * sample_rate)
     pending = np.zeros(0, dtype=np.float32)
     before, long = pending, False
     for block in blocks:
@@ -42,19 +44,20 @@ def chunks(blocks: Iterable[np.ndarray], sample_rate: int, name: str) -> Iterato
 
 
 def packs(
-    chunks: Iterable[tuple[int, Tensor]], max_tokens: int
-) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Runs of (item, patches of one of its chunks) of at most ``max_tokens`` patches, or of one
-    chunk, as (items, patches)."""
+    windows: Iterable[tuple[int, Any]], max_size: int, size_of: Callable[[Any], int]
+) -> Iterator[tuple[list[int], list[Any]]]:
+    """Runs of (item, one of its windows) of at most ``max_size`` together, or of one window, as
+    (items, windows)."""
     items: list[int] = []
-    run: list[Tensor] = []
-    tokens = 0
-    for item, patches in chunks:
-        if run and tokens + len(patches) > max_tokens:
+    run: list[Any] = []
+    total = 0
+    for item, window in windows:
+        size = size_of(window)
+        if run and total + size > max_size:
             yield items, run
-            items, run, tokens = [], [], 0
+            items, run, total = [], [], 0
         items.append(item)
-        run.append(patches)
-        tokens += len(patches)
+        run.append(window)
+        total += size
     if run:
         yield items, run

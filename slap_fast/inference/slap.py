@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from slap_fast.atomic_files import MANIFEST, find_folder
-from slap_fast.checkpoint.format import CheckpointError
+from slap_fast.atomic_files import MANIFEST, find_folder, to_json
+from slap_fast.checkpoint.hub import download
 from slap_fast.checkpoint.model import read_model, write_model
-from slap_fast.data.audio.decode import as_waveform, decode, stream
-from slap_fast.data.audio.track import AudioError
+from slap_fast.config import to_dict
 from slap_fast.data.patches import clip_patches, pack_patches
-from slap_fast.inference.chunks import chunks, packs
+from slap_fast.inference.chunks import packs, windows
+from slap_fast.inference.embedder import Embedder, content_hash
+from slap_fast.inference.items import as_list, blocks, is_list, name_of
 from slap_fast.models.generate import generate
 from slap_fast.models.layers import Segments
 from slap_fast.models.slap import SlapModel
 from slap_fast.models.tokenizer import CaptionTokenizer
 from slap_fast.packed import PackedPatches, PackedText
 
-DEFAULT_TEMPLATE = "the sound of {}"
+FILES = ("*.json", "*.safetensors", MANIFEST)
+"""Of a model's folder on a hub."""
 
 
-class Failure(NamedTuple):
-    """An item that could not be embedded."""
-
-    index: int
-    """Position of the item in the list."""
-    name: str
-    """The file, or a description of the array."""
-    code: str
-    """E_..., as in :mod:`slap_fast.data.audio.decode`."""
-    message: str
-    """One line."""
-
-
-class Slap:
+class Slap(Embedder):
     """Audio and text in one space, captions, and zero-shot labels.
 
     An audio item is a path, ``(path, start, end)`` in seconds, a mono array at the model's sample
     rate, or ``(array, sample_rate)``; float arrays have full scale 1.0, int16 ones 32,768.
+    :class:`slap_fast.inference.audio_text.AudioTextModel` documents what it shares with others.
     """
+
+    default_template = "the sound of {}"
+    window_seconds = 30.0
+    hears_whole = True
 
     def __init__(
         self,
@@ -53,25 +48,40 @@ class Slap:
         card: dict[str, Any] | None = None,
         *,
         max_tokens: int = 16_384,
+        name: str = "slap-fast",
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.card = card or {}
-        self.max_tokens = max_tokens
+        self.max_size = max_tokens
         """Audio tokens in one forward pass at most; a second has about 25."""
+        self.name = name
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Slap:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> Slap:
         """Loads a model's folder, the best checkpoint of a run's folder, or a hub id.
+
+        Args:
+            name: the folder or the id.
+            device: where it runs.
+            revision: branch, tag or commit of a hub id.
+            local_files_only: of a hub id, only what was downloaded before.
 
         Raises:
             CheckpointError: the folder is missing something, damaged or newer; names it.
         """
         folder = Path(name)
         if not find_folder(folder).is_dir():
-            folder = _download(str(name))
+            folder = download(str(name), FILES, revision, local_files_only)
         model, tokenizer, card = read_model(folder)
-        return cls(model.to(device), tokenizer, card)
+        return cls(model.to(device), tokenizer, card, name=str(name))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes what :meth:`from_pretrained` reads."""
@@ -82,119 +92,47 @@ class Slap:
         """Of the model."""
         return self.model.log_logit_scale.device
 
-    def embed_audio(
-        self,
-        items: Any,
-        *,
-        long: Literal["chunks", "whole"] = "chunks",
-        on_error: Literal["raise", "skip"] = "raise",
-        progress: bool = False,
-    ) -> Any:
-        """One vector per item.
-
-        Args:
-            items: one audio item or a list of them.
-            long: a clip of more than 30 s as overlapping 30 s chunks whose vectors are averaged, in
-                memory that does not grow with its length, or as one sequence.
-            on_error: ``"raise"``, or ``"skip"`` for a row of NaN.
-            progress: show a bar.
-
-        Returns:
-            fp32 [N, E], unit norm, in the order given; with ``on_error="skip"`` also the list of
-            :class:`Failure`.
-
-        Raises:
-            AudioError: an item cannot be read.
-        """
-        if long not in ("chunks", "whole"):
-            raise ValueError(f"long: found {long!r}, expected 'chunks' or 'whole'")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error: found {on_error!r}, expected 'raise' or 'skip'")
-        items = _as_list(items)
-        failures: list[Failure] = []
-
-        def audio_chunks() -> Iterator[tuple[int, torch.Tensor]]:
-            for i, item in enumerate(tqdm(items, desc="embedding", disable=not progress)):
-                try:
-                    for waveform in self._waveforms(item, long):
-                        yield i, clip_patches(waveform, self.model.config.mel).patches
-                except AudioError as error:
-                    if on_error == "raise":
-                        raise
-                    failures.append(Failure(i, _name(item), error.code, str(error)))
-
-        total = np.zeros((len(items), self.embed_dim), dtype=np.float64)
-        for owners, patches in packs(audio_chunks(), self.max_tokens):
-            with torch.inference_mode():
-                features = self.model.embed_audio(self._pack(patches)).float().cpu().numpy()
-            np.add.at(total, owners, features)
-        total[[failure.index for failure in failures]] = np.nan
-        vectors = _unit(total)
-        return vectors if on_error == "raise" else (vectors, failures)
-
-    def embed_text(self, texts: str | Sequence[str], *, batch_size: int = 256) -> np.ndarray:
-        """One vector per text: fp32 [N, E], unit norm, in the order given."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        out = np.zeros((len(texts), self.embed_dim), dtype=np.float32)
-        for i in range(0, len(texts), batch_size):
-            text = PackedText.from_ids(self.tokenizer.encode(texts[i : i + batch_size]))
-            text = PackedText(*(_to(x, self.device) for x in text))
-            with torch.inference_mode():
-                out[i : i + batch_size] = self.model.embed_text(text).float().cpu().numpy()
-        return _unit(out)
-
     @property
     def embed_dim(self) -> int:
-        """E."""
         return self.model.config.embed_dim or self.model.config.audio.hidden_size
 
-    def similarity(self, audio: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Cosines of audio [N, E] and text [M, E] vectors: fp32 [N, M]."""
-        return np.asarray(audio) @ np.asarray(text).T
+    @property
+    def sample_rate(self) -> int:
+        return self.model.config.mel.sample_rate
 
-    def classify(
-        self, items: Any, labels: Sequence[str], template: str | Sequence[str] = DEFAULT_TEMPLATE
-    ) -> Any:
-        """Zero-shot labels: {label: probability}, most likely first; a list of them for a list.
+    @cached_property
+    def content_hash(self) -> str:
+        settings = to_json(to_dict(self.model.config)) + self.tokenizer.sha256
+        return content_hash(self.model, settings)
 
-        ``template`` is a sentence with ``{}`` in the label's place; several are averaged.
-        """
-        scores = self.similarity(self.embed_audio(items), self.label_vectors(labels, template))
-        logits = torch.from_numpy(scores) * self.model.logit_scale.item()
-        rows = [
-            dict(sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1]))
-            for row in logits.softmax(-1).tolist()
-        ]
-        return rows if _is_list(items) else rows[0]
-
-    def label_vectors(
-        self, labels: Sequence[str], template: str | Sequence[str] = DEFAULT_TEMPLATE
-    ) -> np.ndarray:
-        """One vector per label, the mean over the templates: fp32 [L, E], unit norm."""
-        if not labels:
-            raise ValueError("labels: found none, expected at least one")
-        templates = [template] if isinstance(template, str) else list(template)
-        for text in templates:
-            if "{}" not in text:
-                raise ValueError(f"template: found {text!r}, expected '{{}}' where the label goes")
-        texts = [text.replace("{}", label) for text in templates for label in labels]
-        return _unit(self.embed_text(texts).reshape(len(templates), len(labels), -1).mean(0))
+    def facts(self) -> dict[str, Any]:
+        return {
+            "kind": "SLAP",
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "embed_dim": self.embed_dim,
+            "sample_rate": self.sample_rate,
+            "window_seconds": self.window_seconds,
+            "preprocessing": f"slap-fast mel patches, {self.model.config.mel.preset} preset",
+            "content_hash": self.content_hash,
+        }
 
     def caption(self, items: Any, *, num_beams: int = 1, max_tokens: int = 64) -> Any:
         """A caption per item: a string, or a list for a list. A clip over 30 s: its first 30 s."""
-        items_list = _as_list(items)
+        items_list = as_list(items)
 
-        def first_chunks() -> Iterator[tuple[int, torch.Tensor]]:
+        def first_windows() -> Iterator[tuple[int, Tensor]]:
             for i, item in enumerate(items_list):
-                first = next(self._waveforms(item, "chunks"))
-                yield i, clip_patches(first, self.model.config.mel).patches
+                samples = blocks(item, self.sample_rate)
+                name = name_of(item)
+                first = next(windows(samples, self.sample_rate, self.window_seconds, name))
+                yield i, self._prepare(first)
 
         captions = [""] * len(items_list)
-        for owners, patches in packs(first_chunks(), self.max_tokens):
+        for owners, patches in packs(first_windows(), self.max_size, self._size):
             generated = self._generate(self._pack(patches), num_beams, max_tokens)
             for owner, caption in zip(owners, generated, strict=True):
                 captions[owner] = caption
-        return captions if _is_list(items) else captions[0]
+        return captions if is_list(items) else captions[0]
 
     @torch.inference_mode()
     def _generate(self, audio: PackedPatches, num_beams: int, max_tokens: int) -> list[str]:
@@ -209,68 +147,27 @@ class Slap:
         )
         return [self.tokenizer.decode(line) for line in ids]
 
-    def _pack(self, clips: list[torch.Tensor]) -> PackedPatches:
+    @property
+    def _logit_scale(self) -> float:
+        return self.model.logit_scale.item()
+
+    def _prepare(self, waveform: np.ndarray) -> Tensor:
+        return clip_patches(waveform, self.model.config.mel).patches
+
+    def _size(self, prepared: Tensor) -> int:
+        return len(prepared)
+
+    def _audio_features(self, prepared: list[Tensor]) -> Tensor:
+        return self.model.embed_audio(self._pack(prepared))
+
+    def _text_features(self, texts: list[str]) -> Tensor:
+        text = PackedText.from_ids(self.tokenizer.encode(texts))
+        return self.model.embed_text(PackedText(*(_to(x, self.device) for x in text)))
+
+    def _pack(self, clips: list[Tensor]) -> PackedPatches:
         packed = pack_patches(clips, self.model.config.mel)
         return PackedPatches(*(_to(x, self.device) for x in packed))
 
-    def waveform(self, item: Any) -> np.ndarray:
-        """An audio item in one piece: float32 [num_samples] at the model's rate."""
-        return next(self._waveforms(item, "whole"))
-
-    def _waveforms(self, item: Any, long: str) -> Iterator[np.ndarray]:
-        """The item's waveform, in one piece or in chunks."""
-        rate = self.model.config.mel.sample_rate
-        source, start, end = item if _is_span(item) else (item, 0.0, None)
-        if _is_array(source) or (isinstance(source, tuple) and _is_array(source[0])):
-            array, array_rate = source if isinstance(source, tuple) else (source, rate)
-            waveform = as_waveform(array, array_rate, sample_rate=rate)
-            blocks: Iterable[np.ndarray] = [waveform]
-        elif long == "whole":
-            waveform = decode(source, sample_rate=rate, start=start, end=end).waveform
-            blocks = [waveform]
-        else:
-            blocks = stream(source, sample_rate=rate, start=start, end=end)
-        return iter(blocks) if long == "whole" else chunks(blocks, rate, _name(item))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.maximum(norm, 1e-12)).astype(np.float32)
-
 
 def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
-
-
-def _is_array(item: Any) -> bool:
-    return isinstance(item, (np.ndarray, torch.Tensor))
-
-
-def _is_span(item: Any) -> bool:
-    return isinstance(item, tuple) and len(item) == 3
-
-
-def _is_list(items: Any) -> bool:
-    return isinstance(items, Sequence) and not isinstance(items, (str, bytes, tuple))
-
-
-def _as_list(items: Any) -> Sequence[Any]:
-    return items if _is_list(items) else [items]
-
-
-def _name(item: Any) -> str:
-    source = item[0] if isinstance(item, tuple) else item
-    return f"array of {len(source)} samples" if _is_array(source) else str(source)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", MANIFEST]))
-    except (HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"{name}: found no such folder, nor a hub model of that name that can be reached "
-            f"({type(error).__name__})"
-        ) from None
+    return value.to(device) if isinstance(value, Tensor) else value

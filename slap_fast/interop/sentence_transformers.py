@@ -30,6 +30,7 @@ class SlapModule(InputModule):
     def __init__(self, slap: Slap) -> None:
         super().__init__()
         self.slap, self.model = slap, slap.model
+        self.sampling_rate = slap.sample_rate
 
     @property
     def modalities(self) -> list[str]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from slap_fast.data.audio.track import AudioError
 from slap_fast.evaluation.card import evaluate, score
 from slap_fast.evaluation.table import render
-from slap_fast.inference.slap import Failure
+from slap_fast.inference.audio_text import AudioEmbeddings, Failure
 
 VECTORS = {
     "dog": [1.0, 0.0, 0.0],
@@ -47,12 +47,14 @@ class KnowsKinds:
     def __init__(self, bias=0.0):
         self.bias = bias
 
-    def embed_audio(self, items, *, on_error, progress):
+    def embed_files(self, items, *, progress):
         bias = self.bias * np.array(VECTORS["cat"])
         rows = [np.array(VECTORS[Clips.kinds[i]]) + bias for i in items]
         rows[Clips.bad] = np.full(3, np.nan)
         error = AudioError("E_FORMAT", "x.wav", "noise", "audio")
-        return np.array(rows), [Failure(Clips.bad, "x.wav", "E_FORMAT", str(error))]
+        failures = [Failure(Clips.bad, "x.wav", "E_FORMAT", str(error))]
+        seconds = np.array([0.0 if i == Clips.bad else 1.5 for i in items])
+        return AudioEmbeddings(np.array(rows), failures, seconds)
 
     def embed_text(self, texts):
         kinds = [next(k for k in VECTORS if k in text.casefold()) for text in texts]
@@ -75,6 +77,7 @@ def card():
 
 def test_n_and_failures_are_counted(card):
     assert (card["n"], card["n_expected"], card["failures"]) == (6, 7, {"E_FORMAT": 1})
+    assert card["seconds_heard"] == 6 * 1.5
 
 
 def test_a_clip_without_readable_captions_is_left_out_and_counted():

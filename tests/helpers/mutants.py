@@ -224,9 +224,40 @@ MUTANTS = [
         '"skipped", "evaluated"',
         "training/test_resume.py::test_a_checkpoint_keeps_every_counter_and_the_random_numbers[0.25]",
     ),
+    # Other people's models.
+    Mutant(
+        "slap_fast/interop/pretrained/clap.py",
+        'return features["input_features"], features["is_longer"]',
+        'return features["input_features"], ~features["is_longer"]',
+        "interop/test_pretrained.py::test_vectors_are_those_of_its_own_pipeline",
+    ),
+    Mutant(
+        "slap_fast/interop/pretrained/clap.py",
+        "float(self.feature_extractor.max_length_s)",
+        "2 * float(self.feature_extractor.max_length_s)",
+        "interop/test_pretrained.py::test_a_longer_file_is_the_mean_of_its_windows",
+    ),
+    Mutant(
+        "slap_fast/interop/pretrained/pe_audio.py",
+        "output.hidden_states[-1]",
+        "output.hidden_states[-2]",
+        "interop/test_pretrained.py::test_vectors_are_those_of_its_own_pipeline",
+    ),
+    Mutant(
+        "slap_fast/interop/pretrained/transformers_model.py",
+        "            truncation=True,\n",
+        "",
+        "interop/test_pretrained.py::test_vectors_are_those_of_its_own_pipeline",
+    ),
+    Mutant(
+        "slap_fast/inference/embedder.py",
+        "return total / np.maximum(counts, 1), failures, seconds",
+        "return total, failures, seconds",
+        "interop/test_pretrained.py::test_a_longer_file_is_the_mean_of_its_windows",
+    ),
     # Words in and out.
     Mutant(
-        "slap_fast/inference/slap.py",
+        "slap_fast/inference/embedder.py",
         "for text in templates for label in labels]",
         "for label in labels for text in templates]",
         "inference/test_slap.py::test_several_templates_are_the_mean_of_their_vectors",

@@ -6,7 +6,7 @@ import re
 
 from slap_fast.data.builtin.scenes import LABELS
 from slap_fast.data.builtin.sound_set import SoundSet
-from slap_fast.inference.slap import DEFAULT_TEMPLATE
+from slap_fast.inference.slap import Slap
 
 
 def test_captions_are_many_lower_case_and_of_few_words(wordings):
@@ -24,8 +24,8 @@ def test_labels_read_like_captions(wordings):
     for label in LABELS:
         article, noun = label.split(" ", 1)
         assert any(noun in text for text in starts)
-        assert set(DEFAULT_TEMPLATE.format(label).split()) <= words
-        assert DEFAULT_TEMPLATE.format(label).startswith(f"the sound of {article} ")
+        assert set(Slap.default_template.format(label).split()) <= words
+        assert Slap.default_template.format(label).startswith(f"the sound of {article} ")
 
 
 def test_a_caption_describes_one_scene(wordings):
@@ -57,7 +57,7 @@ def test_a_single_source_is_also_called_by_its_name_alone():
             prompts.add((text, label))
     texts = [text for text, _ in prompts]
     assert len(texts) == len(set(texts))  # a name belongs to one label
-    assert {(DEFAULT_TEMPLATE.format(label), label) for label in LABELS} <= prompts
+    assert {(Slap.default_template.format(label), label) for label in LABELS} <= prompts
 
 
 def test_hard_negatives_are_never_captions_of_the_scene():
