@@ -122,3 +122,24 @@ def test_the_two_clap_loops_train_the_same_model(monkeypatch):
     losses, expected = (list(loop.train(clips, 4)) for loop in (clap_after, clap_before))
     assert torch.tensor(losses).isfinite().all() and len(losses) == 3
     assert losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_clap_is_compared_with_its_own_code(tmp_path, capsys):
+    import numpy as np
+    import soundfile
+    from compare_clap import compare
+
+    from tests.helpers.public_models import save_clap
+
+    folder = tmp_path / "ESC-50"
+    (folder / "audio").mkdir(parents=True)
+    (folder / "meta").mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["filename,fold,target,category,esc10,src_file,take"]
+    for i, category in enumerate(["dog", "rain", "church_bells"] * 2):
+        soundfile.write(folder / "audio" / f"{i}.wav", 0.1 * rng.standard_normal(44_100), 44_100)
+        lines.append(f"{i}.wav,1,0,{category},False,1,A")
+    (folder / "meta" / "esc50.csv").write_text("\n".join(lines))
+    ours, own = compare(folder, str(save_clap(tmp_path / "clap"))).values()
+    assert ours == own
+    assert capsys.readouterr().out.count("100.00%") == 2  # the same answers
