@@ -16,10 +16,7 @@ class ManifestClips(EncodedClips):
     """The rows of a manifest as a source."""
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        sample_rate: int = 16_000,
-        decoder: Decoder = IN_PROCESS,
+        self, rows: Sequence[Row], sample_rate: int = 16_000, decoder: Decoder = IN_PROCESS
     ) -> None:
         self.rows = rows
         self.sample_rate, self.decoder = sample_rate, decoder
