@@ -52,9 +52,10 @@ def _partition(keys: list) -> dict:
     """72 % of the keys to train, 10 % to validation, 18 % to test, in the order of their hashes."""
     order = sorted(keys, key=lambda key: hashlib.sha256(repr(key).encode()).digest())
     first, second = round(0.72 * len(keys)), math.ceil(0.82 * len(keys))
-    splits = ["train"] * first + ["validation"] * (second - first)
-    splits += ["test"] * (len(keys) - second)
-    return dict(zip(order, splits, strict=True))
+    return dict.fromkeys(order[:first], "train") | {
+        **dict.fromkeys(order[first:second], "validation"),
+        **dict.fromkeys(order[second:], "test"),
+    }
 
 
 PROFILES = {source: _profiles(source) for source in LABELS}
@@ -64,14 +65,9 @@ for _source in LABELS:
     SPLIT_OF |= _partition(PROFILES[_source])
 
 
-def scene_combinations(scene: Scene) -> list:
-    """The event profiles and the pairs of sources in a scene, as keys of SPLIT_OF."""
-    sources = sorted((event.source for event in scene.events), key=LABELS.index)
-    return [*scene.events, *combinations(sources, 2)]
-
-
 def _belongs(scene: Scene, split: str) -> bool:
-    splits = {SPLIT_OF[key] for key in scene_combinations(scene)}
+    sources = sorted((event.source for event in scene.events), key=LABELS.index)
+    splits = {SPLIT_OF[key] for key in (*scene.events, *combinations(sources, 2))}
     return split in splits and splits <= {"train", split}
 
 
@@ -90,9 +86,8 @@ def _fits(scene: Scene, seconds: float) -> bool:
 def draw_scene(rng: random.Random, split: str, seconds: float) -> Scene:
     """A random scene of the split that fits in the time."""
     while True:  # three slow events, say, never fit in two seconds: another kind after 40 tries
-        count, relation = rng.choices(
-            ((1, "alone"), (2, "then"), (2, "together"), (3, "then")), (50, 24, 12, 14)
-        )[0]
+        kinds = ((1, "alone"), (2, "then"), (2, "together"), (3, "then"))
+        count, relation = rng.choices(kinds, (50, 24, 12, 14))[0]
         for _ in range(40):
             sources = rng.sample(LABELS, count)
             events = [rng.choice(PROFILES[source]) for source in sources]
@@ -102,9 +97,8 @@ def draw_scene(rng: random.Random, split: str, seconds: float) -> Scene:
                 louder = rng.choice((None, 0, 1)) if (count, relation) == (2, "then") else None
             if relation == "together":
                 events.sort(key=lambda event: LABELS.index(event.source))
-            quiet_share = 0.5 if count == 1 else 0.8
             background = None
-            if rng.random() > quiet_share and "a noise" not in sources:
+            if rng.random() > (0.5 if count == 1 else 0.8) and "a noise" not in sources:
                 background = rng.choice(("hiss", "rumble"))
             scene = Scene(tuple(events), relation, louder, background)
             if _fits(scene, seconds) and _belongs(scene, split):
@@ -119,11 +113,9 @@ def near_misses(scene: Scene) -> list[Scene]:
         order = (*scene.events[1::-1], *scene.events[2:])
         misses.append(scene._replace(events=order, louder=swapped))
     if len(scene.events) == 2 and scene.louder is None:
-        together = tuple(sorted(scene.events, key=lambda event: LABELS.index(event.source)))
-        if scene.relation == "then":
-            misses.append(scene._replace(relation="together", events=together))
-        else:
-            misses.append(scene._replace(relation="then"))
+        events = tuple(sorted(scene.events, key=lambda event: LABELS.index(event.source)))
+        relation = "together" if scene.relation == "then" else "then"
+        misses.append(scene._replace(relation=relation, events=events))
     if scene.louder is not None:
         misses.append(scene._replace(louder=1 - scene.louder))
     for place, event in enumerate(scene.events):

@@ -53,8 +53,7 @@ class Source:
 
 def hiss(num_samples: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of the treble, float32 [num_samples], RMS 1: white noise differenced twice."""
-    white = rng.random(num_samples + 2, dtype=np.float32)
-    noise = np.diff(white, 2)
+    noise = np.diff(rng.random(num_samples + 2, dtype=np.float32), 2)
     return noise / np.float32(0.7071)  # variance of the second difference: 6 x 1/12
 
 
@@ -197,34 +196,26 @@ def _bird(frequency, rng):
 
 
 def _noise(frequency, rng):
-    make = hiss if frequency[0] > 400 else rumble
-    return make(len(frequency), rng)
+    return (hiss if frequency[0] > 400 else rumble)(len(frequency), rng)
 
 
+_REPEATED = ("slow", "fast")
 SOURCES: dict[str, Source] = {
     "a pure tone": Source(_tone),
     "a buzzer": Source(_buzzer),
     "a motor": Source(_motor),
-    "a whistling wind": Source(_wind, pitches=("middle", "high")),
-    "a voice singing ah": Source(_voice((730.0, 1090.0)), pitches=("low", "middle")),
-    "a voice singing ee": Source(_voice((270.0, 2290.0, 3010.0)), pitches=("low", "middle")),
-    "a bell": Source(_bell, tempos=("slow", "fast"), struck=True),
-    "a plucked string": Source(_string, tempos=("slow", "fast"), struck=True),
-    "a wooden block": Source(_block, tempos=("slow", "fast"), glides=False, struck=True),
-    "a drum": Source(
-        _drum, pitches=("low", "high"), tempos=("slow", "fast"), glides=False, struck=True
-    ),
-    "a ticking clock": Source(
-        _clock, pitches=(None,), tempos=("slow", "fast"), glides=False, struck=True
-    ),
-    "a cymbal": Source(
-        _cymbal, pitches=(None,), tempos=("slow", "fast"), glides=False, struck=True
-    ),
-    "a crackling fire": Source(
-        _fire, pitches=(None,), tempos=("slow", "fast"), glides=False, struck=True, grains=3
-    ),
-    "a bird": Source(_bird, pitches=(None,), tempos=("slow", "fast"), glides=False),
-    "a noise": Source(_noise, pitches=("low", "high"), glides=False),
+    "a whistling wind": Source(_wind, ("middle", "high")),
+    "a voice singing ah": Source(_voice((730.0, 1090.0)), ("low", "middle")),
+    "a voice singing ee": Source(_voice((270.0, 2290.0, 3010.0)), ("low", "middle")),
+    "a bell": Source(_bell, tempos=_REPEATED, struck=True),
+    "a plucked string": Source(_string, tempos=_REPEATED, struck=True),
+    "a wooden block": Source(_block, tempos=_REPEATED, glides=False, struck=True),
+    "a drum": Source(_drum, ("low", "high"), _REPEATED, glides=False, struck=True),
+    "a ticking clock": Source(_clock, (None,), _REPEATED, glides=False, struck=True),
+    "a cymbal": Source(_cymbal, (None,), _REPEATED, glides=False, struck=True),
+    "a crackling fire": Source(_fire, (None,), _REPEATED, glides=False, struck=True, grains=3),
+    "a bird": Source(_bird, (None,), _REPEATED, glides=False),
+    "a noise": Source(_noise, ("low", "high"), glides=False),
 }
 
 
