@@ -129,11 +129,9 @@ class TrainSteps(Dataset):
             end = start + data.max_seconds
         cached = self.cache.get(index) if self.cache is not None and end is None else None
         patches, warnings = cached or decode_patches(self.source, mel, index, start, end)
-        patches, coords, cu_seqlens, _ = pack_patches([patches], mel)
+        packed = pack_patches([patches], mel)
         augmented = spec_augment(
-            patches,
-            coords,
-            cu_seqlens,
+            *packed[:3],
             mel,
             time_masks=data.time_masks,
             time_mask_share=data.time_mask_share,
@@ -143,7 +141,7 @@ class TrainSteps(Dataset):
         )
         mask = np.zeros(0, dtype=np.int64)
         if config.loss.ssl and rng.random() < ssl.mask_clips:
-            mask = mask_indices(cu_seqlens, ssl.mask_ratio, rng)
+            mask = mask_indices(packed.cu_seqlens, ssl.mask_ratio, rng)
         keys = dict.fromkeys(self.source.caption_key(index, text) for text in (caption, *captions))
         return _Clip(augmented, caption, list(keys), mask, warnings)
 

@@ -14,6 +14,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,21 +68,20 @@ def read_manifest(
     ManifestError; audio that is missing is no error here.
     """
     path = Path(path)
+    readers, suffix = {".csv": _csv_fields, ".jsonl": _jsonl_fields}, path.suffix.lower()
     if path.is_dir():
-        entries, folder = _folder_fields(path), str(path)
-    elif path.suffix.lower() in (".jsonl", ".csv"):
-        entries = _csv_fields(path) if path.suffix.lower() == ".csv" else _jsonl_fields(path)
-        folder = str(path.parent)
+        rows = _merge(str(path), _folder_fields(path), bad)
+    elif suffix in readers:
+        rows = _merge(str(path.parent), readers[suffix](path), bad)
     else:
         raise ManifestError(f"{path}: expected a folder, or a file that ends in .jsonl or .csv")
-    rows = _merge(folder, entries, bad)
     if not rows and not bad:
         raise ManifestError(f"{path}: found no rows, expected at least one")
     splits = {row.split for row in rows}
     if split is None or splits <= {None}:
         return rows
     if split not in splits:
-        names = ", ".join(sorted(name for name in splits if name is not None))
+        names = ", ".join(sorted(splits - {None}))
         raise ManifestError(f"{path}: found no rows of split {split!r}, there are: {names}")
     return [row for row in rows if row.split == split]
 
@@ -231,13 +231,10 @@ def _number(manifest: Path, line: int, fields: dict[str, Any], column: str) -> f
     value = fields.get(column)
     if value is None or value == "":
         return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise _error(manifest, line, f"{column} {value!r}", "a number of seconds")
-    return number
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return float(value)
+    raise _error(manifest, line, f"{column} {value!r}", "a number of seconds")
 
 
 def _merge(folder: str, entries: Entries, bad: list[ManifestError] | None) -> list[Row]:

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,19 +150,17 @@ def _bad_captions(name: str, row: Row) -> Iterator[Problem]:
 
 
 class _Reader(threading.local):
-    """A decoder's process per thread, and a source each, as a source keeps its last clip."""
+    """Per thread a decoder's process, and a copy of the source, which keeps its last clip."""
 
-    def __init__(self, clips: list[Row] | ShardClips, decoders: list[IsolatedDecoder]) -> None:
+    def __init__(self, clips: list[Row] | ShardClips, at_end: ExitStack) -> None:
         self.clips, self.decoder = copy.copy(clips), IsolatedDecoder()
-        decoders.append(self.decoder)
+        at_end.callback(self.decoder.close)
 
     def read(self, index: int) -> _Clip:
-        if isinstance(self.clips, ShardClips):
-            name, row = self.clips.name(index), None
-        else:
-            name, row = str(self.clips[index].path), self.clips[index]
+        row = None if isinstance(self.clips, ShardClips) else self.clips[index]
+        name = self.clips.name(index) if row is None else str(row.path)
         try:
-            audio, row = (row.path, row) if row else self.clips.clip(index)
+            audio, row = self.clips.clip(index) if row is None else (row.path, row)
             return _Clip(name, row, self.decoder.inspect(audio, start=row.start, end=row.end))
         except AudioError as error:
             return _Clip(name, row, error.named(name))
@@ -169,17 +168,9 @@ class _Reader(threading.local):
 
 def _in_order(clips: list[Row] | ShardClips, workers: int, progress: bool) -> Iterator[_Clip]:
     """Yields the clips, read by ``workers`` threads."""
-    decoders: list[IsolatedDecoder] = []
-    reader = _Reader(clips, decoders)
-    bar = tqdm(total=len(clips), desc="checking", unit="clip", disable=not progress)
-    try:
-        with bar, ThreadPoolExecutor(max(1, workers)) as pool:
-            for clip in pool.map(lambda index: reader.read(index), range(len(clips))):
-                bar.update()
-                yield clip
-    finally:
-        for decoder in decoders:
-            decoder.close()
+    with ExitStack() as at_end, ThreadPoolExecutor(max(1, workers)) as pool:
+        results = pool.map(_Reader(clips, at_end).read, range(len(clips)))
+        yield from tqdm(results, "checking", len(clips), unit="clip", disable=not progress)
 
 
 def _bad_shards(folder: Path, progress: bool) -> Iterator[Problem]:

@@ -52,10 +52,9 @@ def _partition(keys: list) -> dict:
     """72 % of the keys to train, 10 % to validation, 18 % to test, in the order of their hashes."""
     order = sorted(keys, key=lambda key: hashlib.sha256(repr(key).encode()).digest())
     first, second = round(0.72 * len(keys)), math.ceil(0.82 * len(keys))
-    return dict.fromkeys(order[:first], "train") | {
-        **dict.fromkeys(order[first:second], "validation"),
-        **dict.fromkeys(order[second:], "test"),
-    }
+    splits = ["train"] * first + ["validation"] * (second - first)
+    splits += ["test"] * (len(keys) - second)
+    return dict(zip(order, splits, strict=True))
 
 
 PROFILES = {source: _profiles(source) for source in LABELS}

@@ -46,9 +46,8 @@ class Source:
 
     def patterns(self) -> list[tuple[str, str | None]]:
         """The (tempo, motion) pairs that this source can have."""
-        motions = {"steady": ("wobbling",), "slow": ("rising", "falling")}
-        motions["fast"] = motions["slow"]
-        return [(t, m) for t in self.tempos for m in (None, *(motions[t] if self.glides else ()))]
+        glides = {t: ("wobbling",) if t == "steady" else ("rising", "falling") for t in self.tempos}
+        return [(t, m) for t in glides for m in (None, *(glides[t] if self.glides else ()))]
 
 
 def hiss(num_samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -81,8 +80,7 @@ def _wavetable(frequency: np.ndarray, amplitude: np.ndarray, rng: np.random.Gene
     """A periodic wave of peak 1 whose k-th harmonic is ``amplitude[k - 1]``, without aliases."""
     spectrum = np.zeros(_TABLE // 2 + 1, np.complex64)
     count = max(1, min(len(amplitude), int(_HIGHEST_HZ / frequency.max())))
-    phases = np.exp(2j * np.pi * rng.random(count))
-    spectrum[1 : count + 1] = amplitude[:count] * phases
+    spectrum[1 : count + 1] = amplitude[:count] * np.exp(2j * np.pi * rng.random(count))
     table = np.fft.irfft(spectrum).astype(np.float32)
     table /= np.abs(table).max()
     return table[(_cycles(frequency) * _TABLE).astype(np.int32) & (_TABLE - 1)]

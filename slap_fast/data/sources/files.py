@@ -18,8 +18,7 @@ class ManifestClips(EncodedClips):
     def __init__(
         self, rows: Sequence[Row], sample_rate: int = 16_000, decoder: Decoder = IN_PROCESS
     ) -> None:
-        self.rows = rows
-        self.sample_rate, self.decoder = sample_rate, decoder
+        self.rows, self.sample_rate, self.decoder = rows, sample_rate, decoder
         with ThreadPoolExecutor(8) as pool:
             self._seconds = list(pool.map(self._row_seconds, rows))
 

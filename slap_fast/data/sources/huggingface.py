@@ -51,11 +51,10 @@ class DatasetClips(EncodedClips):
         self.rows = dataset.cast_column(audio, datasets.Audio(decode=False))
         self._audio, self._caption, self._label = audio, caption, label
         self.sample_rate, self.decoder = sample_rate, decoder
-        self._seconds = (
-            [self._probe(i) for i in range(len(dataset))]
-            if seconds is None
-            else [float(value) for value in dataset[seconds]]
-        )
+        if seconds is None:
+            self._seconds = [self._probe(i) for i in range(len(dataset))]
+        else:
+            self._seconds = [float(value) for value in dataset[seconds]]
 
     def __len__(self) -> int:
         return len(self.rows)
