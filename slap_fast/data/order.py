@@ -52,8 +52,7 @@ class Order:
         weights: of each source, > 0: its share of the draws is weight / sum. Draws of the sources
             interleave as evenly as they can, so every batch has the mix.
 
-    Raises:
-        ValueError: a source that would get no draw, or is empty.
+    Raises ValueError where a source is empty, or would get no draw.
     """
 
     def __init__(self, seed: int, sizes: Sequence[int], weights: Sequence[float]) -> None:

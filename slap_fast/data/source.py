@@ -71,6 +71,13 @@ class EncodedClips(ClipSource):
         except AudioError as error:
             raise error.named(self.name(index)) from None
 
+    def header_seconds(self, source: Path | bytes) -> float:
+        """Duration that a file's header declares; 0 where it cannot be read."""
+        try:
+            return self.decoder.probe(source).seconds
+        except AudioError:
+            return 0.0
+
 
 class BadClip(NamedTuple):
     """A clip that could not be used."""

@@ -77,11 +77,6 @@ def needed_seconds(event: Event) -> float:
     return 1.0 if event.tempo == "slow" or event.motion == "wobbling" else 0.5
 
 
-def _fits(scene: Scene, seconds: float) -> bool:
-    needs = [needed_seconds(event) for event in scene.events]
-    return seconds >= (sum(needs) if scene.relation == "then" else max(needs))
-
-
 def draw_scene(rng: random.Random, split: str, seconds: float) -> Scene:
     """A random scene of the split that fits in the time."""
     while True:  # three slow events, say, never fit in two seconds: another kind after 40 tries
@@ -100,7 +95,8 @@ def draw_scene(rng: random.Random, split: str, seconds: float) -> Scene:
             if rng.random() > (0.5 if count == 1 else 0.8) and "a noise" not in sources:
                 background = rng.choice(("hiss", "rumble"))
             scene = Scene(tuple(events), relation, louder, background)
-            if _fits(scene, seconds) and _belongs(scene, split):
+            needed = (sum if relation == "then" else max)(map(needed_seconds, events))
+            if needed <= seconds and _belongs(scene, split):
                 return scene
 
 
@@ -119,9 +115,8 @@ def near_misses(scene: Scene) -> list[Scene]:
         misses.append(scene._replace(louder=1 - scene.louder))
     for place, event in enumerate(scene.events):
         for other in PROFILES[event.source]:
-            if len(scene.events) > 1 and other.dynamics:
-                continue
-            if sum(a != b for a, b in zip(event, other, strict=True)) == 1:
+            differences = sum(a != b for a, b in zip(event, other, strict=True))
+            if differences == 1 and (len(scene.events) == 1 or not other.dynamics):
                 events = (*scene.events[:place], other, *scene.events[place + 1 :])
                 misses.append(scene._replace(events=events))
     if all(event.source != "a noise" for event in scene.events):

@@ -251,8 +251,8 @@ def render_event(
             gains = rng.uniform(0.8, 1.0, len(onsets))
         out = np.zeros(num_samples, np.float32)
         for onset, gain in zip(onsets.tolist(), gains.tolist(), strict=True):
-            room = out[onset : onset + len(unit)]
-            room += unit[: len(room)] * np.float32(gain)
+            target = out[onset : onset + len(unit)]
+            target += unit[: len(target)] * np.float32(gain)
         if kind.grains:  # the roar under the crackle
             out *= 1 / np.abs(out).max()
             out += 0.04 * rumble(num_samples, rng, factor=12)

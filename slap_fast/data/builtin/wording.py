@@ -69,9 +69,8 @@ _BACKGROUND = (
     "{} over a quiet {}",
     "{} and a faint background {}",
 )
-
-
-_FIRST = itemgetter(0)  # the canonical wording
+_FIRST = itemgetter(0)
+"""Picks the canonical wording, in the place of ``rng.choice``."""
 
 
 def _phrase(event: Event, loudness: str, rng: random.Random | None) -> str:
