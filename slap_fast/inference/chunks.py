@@ -25,20 +25,19 @@ def chunks(blocks: Iterable[np.ndarray], sample_rate: int, name: str) -> Iterato
         AudioError: less than ``MIN_SECONDS`` of audio.
     """
     size, hop = round(CHUNK_SECONDS * sample_rate), round(CHUNK_HOP_SECONDS * sample_rate)
-    pending = np.zeros(0, dtype=np.float32)
-    before, long = pending, False
+    before = pending = np.zeros(0, dtype=np.float32)
     for block in blocks:
         pending = np.concatenate([pending, block])
         while len(pending) > size:
             yield pending[:size]
-            before, pending, long = pending[:hop], pending[hop:], True
-    if long and len(pending) > size - hop:
-        yield np.concatenate([before, pending])[-size:]
-    elif not long:
+            before, pending = pending[:hop], pending[hop:]
+    if not len(before):
         if len(pending) < MIN_SECONDS * sample_rate:
             seconds = f"{len(pending) / sample_rate:.4f} s of audio"
             raise AudioError("E_TOO_SHORT", name, seconds, f"at least {MIN_SECONDS:g} s")
         yield pending
+    elif len(pending) > size - hop:
+        yield np.concatenate([before, pending])[-size:]
 
 
 def packs(
@@ -46,9 +45,7 @@ def packs(
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Runs of (item, patches of one of its chunks) of at most ``max_tokens`` patches, or of one
     chunk, as (items, patches)."""
-    items: list[int] = []
-    run: list[Tensor] = []
-    tokens = 0
+    items, run, tokens = [], [], 0
     for item, patches in chunks:
         if run and tokens + len(patches) > max_tokens:
             yield items, run

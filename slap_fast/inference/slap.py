@@ -138,7 +138,7 @@ class Slap:
         out = np.zeros((len(texts), self.embed_dim), dtype=np.float32)
         for i in range(0, len(texts), batch_size):
             text = PackedText.from_ids(self.tokenizer.encode(texts[i : i + batch_size]))
-            text = PackedText(*(_to(x, self.device) for x in text))
+            text = _to(text, self.device)
             with torch.inference_mode():
                 out[i : i + batch_size] = self.model.embed_text(text).float().cpu().numpy()
         return _unit(out)
@@ -180,38 +180,28 @@ class Slap:
         texts = [text.replace("{}", label) for text in templates for label in labels]
         return _unit(self.embed_text(texts).reshape(len(templates), len(labels), -1).mean(0))
 
+    @torch.inference_mode()
     def caption(self, items: Any, *, num_beams: int = 1, max_tokens: int = 64) -> Any:
         """A caption per item: a string, or a list for a list. A clip over 30 s: its first 30 s."""
-        items_list = _as_list(items)
-
-        def first_chunks() -> Iterator[tuple[int, torch.Tensor]]:
-            for i, item in enumerate(items_list):
-                first = next(self._waveforms(item, "chunks"))
-                yield i, clip_patches(first, self.model.config.mel).patches
-
-        captions = [""] * len(items_list)
-        for owners, patches in packs(first_chunks(), self.max_tokens):
-            generated = self._generate(self._pack(patches), num_beams, max_tokens)
-            for owner, caption in zip(owners, generated, strict=True):
-                captions[owner] = caption
+        first_chunks = (next(self._waveforms(item, "chunks")) for item in _as_list(items))
+        clips = (clip_patches(chunk, self.model.config.mel).patches for chunk in first_chunks)
+        captions: list[str] = []
+        for _, patches in packs(enumerate(clips), self.max_tokens):
+            audio = self._pack(patches)
+            ids = generate(
+                self.model.caption_decoder,
+                self.model.audio_encoder(audio),
+                Segments(audio.cu_seqlens, audio.max_seqlen),
+                start_id=self.tokenizer.start_id,
+                end_id=self.tokenizer.end_id,
+                max_tokens=max_tokens,
+                num_beams=num_beams,
+            )
+            captions += map(self.tokenizer.decode, ids)
         return captions if _is_list(items) else captions[0]
 
-    @torch.inference_mode()
-    def _generate(self, audio: PackedPatches, num_beams: int, max_tokens: int) -> list[str]:
-        ids = generate(
-            self.model.caption_decoder,
-            self.model.audio_encoder(audio),
-            Segments(audio.cu_seqlens, audio.max_seqlen),
-            start_id=self.tokenizer.start_id,
-            end_id=self.tokenizer.end_id,
-            max_tokens=max_tokens,
-            num_beams=num_beams,
-        )
-        return [self.tokenizer.decode(line) for line in ids]
-
     def _pack(self, clips: list[torch.Tensor]) -> PackedPatches:
-        packed = pack_patches(clips, self.model.config.mel)
-        return PackedPatches(*(_to(x, self.device) for x in packed))
+        return _to(pack_patches(clips, self.model.config.mel), self.device)
 
     def waveform(self, item: Any) -> np.ndarray:
         """An audio item in one piece: float32 [num_samples] at the model's rate."""
@@ -220,14 +210,15 @@ class Slap:
     def _waveforms(self, item: Any, long: str) -> Iterator[np.ndarray]:
         """The item's waveform, in one piece or in chunks."""
         rate = self.model.config.mel.sample_rate
-        source, start, end = item if _is_span(item) else (item, 0.0, None)
-        if _is_array(source) or (isinstance(source, tuple) and _is_array(source[0])):
-            array, array_rate = source if isinstance(source, tuple) else (source, rate)
-            waveform = as_waveform(array, array_rate, sample_rate=rate)
-            blocks: Iterable[np.ndarray] = [waveform]
+        is_span = isinstance(item, tuple) and len(item) == 3
+        source, start, end = item if is_span else (item, 0.0, None)
+        if _is_array(source):
+            source = (source, rate)
+        blocks: Iterable[np.ndarray]
+        if isinstance(source, tuple) and _is_array(source[0]):
+            blocks = [as_waveform(*source, sample_rate=rate)]
         elif long == "whole":
-            waveform = decode(source, sample_rate=rate, start=start, end=end).waveform
-            blocks = [waveform]
+            blocks = [decode(source, sample_rate=rate, start=start, end=end).waveform]
         else:
             blocks = stream(source, sample_rate=rate, start=start, end=end)
         return iter(blocks) if long == "whole" else chunks(blocks, rate, _name(item))
@@ -238,16 +229,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(norm, 1e-12)).astype(np.float32)
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+def _to(packed: Any, device: torch.device) -> Any:
+    return type(packed)(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in packed))
 
 
 def _is_array(item: Any) -> bool:
     return isinstance(item, (np.ndarray, torch.Tensor))
-
-
-def _is_span(item: Any) -> bool:
-    return isinstance(item, tuple) and len(item) == 3
 
 
 def _is_list(items: Any) -> bool:
