@@ -51,11 +51,10 @@ def candidates(module: nn.Module) -> Iterator[Candidate]:
         forward = functools.partial(_rms_norm, module, eps)
         yield Candidate("rms_norm", forward, (8, len(module.weight)), "torch's fused rms_norm")
     for names in _SWIGLU_PARTS:
-        parts = [getattr(module, name, None) for name in names]
-        if all(isinstance(part, nn.Linear) for part in parts):
+        if _has_linear(module, *names):
             forward = functools.partial(_swiglu, module, names)
-            description = "SwiGLU, one activation less kept"
-            yield Candidate("swiglu", forward, (8, parts[0].in_features), description)
+            shape = (8, getattr(module, names[0]).in_features)
+            yield Candidate("swiglu", forward, shape, "SwiGLU, one activation less kept")
             return
     if _has_linear(module, "qkv", "proj") and isinstance(getattr(module, "num_heads", None), int):
         forward = functools.partial(_self_attention, module)
