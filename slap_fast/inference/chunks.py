@@ -16,13 +16,8 @@ MIN_SECONDS = 0.025
 def chunks(blocks: Iterable[np.ndarray], sample_rate: int, name: str) -> Iterator[np.ndarray]:
     """30 s windows every 15 s, the last one ending where the audio ends; a short clip is one.
 
-    Args:
-        blocks: the samples of one clip, in blocks of any length.
-        sample_rate: of the samples.
-        name: the clip's, for the error.
-
-    Raises:
-        AudioError: less than ``MIN_SECONDS`` of audio.
+    ``blocks`` are the samples of one clip, in any lengths. Raises AudioError, which gives the
+    clip's ``name``, for less than ``MIN_SECONDS`` of audio.
     """
     size, hop = round(CHUNK_SECONDS * sample_rate), round(CHUNK_HOP_SECONDS * sample_rate)
     before = pending = np.zeros(0, dtype=np.float32)

@@ -64,8 +64,7 @@ class Slap:
     def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> Slap:
         """Loads a model's folder, the best checkpoint of a run's folder, or a hub id.
 
-        Raises:
-            CheckpointError: the folder is missing something, damaged or newer; names it.
+        Raises CheckpointError, which names the folder: something missing, damaged or newer.
         """
         folder = Path(name)
         if not find_folder(folder).is_dir():
@@ -137,8 +136,8 @@ class Slap:
         texts = [texts] if isinstance(texts, str) else list(texts)
         out = np.zeros((len(texts), self.embed_dim), dtype=np.float32)
         for i in range(0, len(texts), batch_size):
-            text = PackedText.from_ids(self.tokenizer.encode(texts[i : i + batch_size]))
-            text = _to(text, self.device)
+            ids = self.tokenizer.encode(texts[i : i + batch_size])
+            text = _to(PackedText.from_ids(ids), self.device)
             with torch.inference_mode():
                 out[i : i + batch_size] = self.model.embed_text(text).float().cpu().numpy()
         return _unit(out)
@@ -161,10 +160,8 @@ class Slap:
         """
         scores = self.similarity(self.embed_audio(items), self.label_vectors(labels, template))
         logits = torch.from_numpy(scores) * self.model.logit_scale.item()
-        rows = [
-            dict(sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1]))
-            for row in logits.softmax(-1).tolist()
-        ]
+        pairs = (zip(labels, row, strict=True) for row in logits.softmax(-1).tolist())
+        rows = [dict(sorted(row, key=lambda pair: -pair[1])) for row in pairs]
         return rows if _is_list(items) else rows[0]
 
     def label_vectors(

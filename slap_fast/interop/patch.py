@@ -68,9 +68,7 @@ class PatchReport:
         w = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(f"{o:{w[0]}}  {c:{w[1]}}  {p:{w[2]}}  {why}" for o, c, p, why in lines)
 
-    def _note(
-        self, option: str, name: str, module: nn.Module, obstacle: str | None, how: str = ""
-    ) -> None:
+    def _note(self, option: str, name: str, module: Any, obstacle: str | None, how: str) -> None:
         kind = type(module).__name__
         self.changes.append(Change(option, name, kind, obstacle is None, obstacle or how))
 
@@ -122,7 +120,7 @@ def _set_forward(module: nn.Module, forward: Callable[..., Any], report: PatchRe
 def _patch_attention(model: nn.Module, report: PatchReport) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            report._note("attention", name, module, "torch's own is not replaced")
+            report._note("attention", name, module, "torch's own is not replaced", "")
     transformers = sys.modules.get("transformers")
     if transformers is None:  # never imported, so the model is none of its
         return
@@ -147,14 +145,13 @@ def _patch_attention(model: nn.Module, report: PatchReport) -> None:
         ]
         if not parts:
             continue
-        replaced = module.config._attn_implementation
+        how = f"packed attention for transformers' {module.config._attn_implementation}"
         obstacle = _attention_obstacle(module)
         if obstacle is None:
             module.set_attn_implementation({"": hf_attention.NAME})
             if module.config._attn_implementation != hf_attention.NAME:
                 obstacle = "refused it"
         for part in parts:
-            how = f"packed attention for transformers' {replaced}"
             report._note("attention", name, part, obstacle, how)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -124,9 +124,7 @@ def _difference(module: nn.Module, candidate: Candidate) -> float:
     for parameter in layer.parameters():
         random = torch.randn(parameter.shape, generator=generator)
         parameter.copy_(random / parameter.shape[-1] ** 0.5)
-    forward: Callable[[Tensor], Tensor] = functools.partial(
-        candidate.forward.func, layer, *candidate.forward.args[1:]
-    )
+    forward = functools.partial(candidate.forward.func, layer, *candidate.forward.args[1:])
     try:
         expected = type(layer).forward(layer, x)
     except Exception:  # it takes more than one tensor, so it is another kind of layer

@@ -129,8 +129,7 @@ class SlapModel(transformers.PreTrainedModel):
         """Token ids to embeddings: int64 [B, L] with a mask [B, L], or packed [T]; see
         :meth:`get_audio_features`."""
         run = _unpad("input_ids", input_ids, attention_mask, text_cu_seqlens, 1)
-        positions = run.positions.int()[:, None]
-        text = PackedText(run.tokens, positions, run.cu_seqlens, run.max_seqlen)
+        text = PackedText(run.tokens, run.positions.int()[:, None], run.cu_seqlens, run.max_seqlen)
         features = self.slap.text_encoder(text)
         pooled = self.slap.pool_text(features, run.cu_seqlens)
         return BaseModelOutputWithPooling(run.pad(features), pooled)
@@ -148,25 +147,20 @@ class SlapModel(transformers.PreTrainedModel):
     ) -> SlapOutput | tuple[Any, ...]:
         """Encodes one side, or both with their similarity; ``return_loss`` adds the contrastive
         loss, clip i belonging to text i."""
-        audio = text = loss = logits = None
+        values: dict[str, Any] = {}
         if input_features is not None:
             audio = self.get_audio_features(input_features, input_features_mask, audio_cu_seqlens)
+            values |= {"audio_embeds": audio.pooler_output, "audio_model_output": audio}
         if input_ids is not None:
             text = self.get_text_features(input_ids, attention_mask, text_cu_seqlens)
-        if audio is not None and text is not None:
-            pair = (audio.pooler_output, text.pooler_output)
-            logits = self.slap.logit_scale * pair[0] @ pair[1].T
+            values |= {"text_embeds": text.pooler_output, "text_model_output": text}
+        if input_features is not None and input_ids is not None:
+            pair, scale = (audio.pooler_output, text.pooler_output), self.slap.logit_scale
+            logits = scale * pair[0] @ pair[1].T
+            values |= {"logits_per_audio": logits, "logits_per_text": logits.T}
             if return_loss:
-                loss = losses.contrastive_loss(*pair, self.slap.logit_scale)
-        out = SlapOutput(
-            loss=loss,
-            logits_per_audio=logits,
-            logits_per_text=None if logits is None else logits.T,
-            text_embeds=None if text is None else text.pooler_output,
-            audio_embeds=None if audio is None else audio.pooler_output,
-            text_model_output=text,
-            audio_model_output=audio,
-        )
+                values["loss"] = losses.contrastive_loss(*pair, scale)
+        out = SlapOutput(**values)
         return out if return_dict is not False else out.to_tuple()
 
 

@@ -34,18 +34,9 @@ class DecodingState:
 
 @torch.no_grad()
 def decode_step(decoder: CaptionDecoder, ids: Tensor, state: DecodingState) -> Tensor:
-    """One more token for every hypothesis.
-
-    Args:
-        decoder: the decoder.
-        ids: int64 [B, K], the last token of K hypotheses of each of B clips.
-        state: advanced in place.
-
-    Returns:
-        Log-probabilities of the next token, fp32 [B, K, V].
-    """
-    clips, width = ids.shape
-    device = ids.device
+    """ids int64 [B, K], the last token of K hypotheses of each of B clips -> log-probabilities of
+    the next one, fp32 [B, K, V]; ``state`` is advanced in place."""
+    (clips, width), device = ids.shape, ids.device
     position = torch.full((1, 1), state.length, dtype=torch.int32, device=device)
     rope = ops.rope_tables(position, decoder.head_dim, decoder.config.rope_theta)
     # The K hypotheses of a clip are K queries to the same keys.
@@ -80,7 +71,6 @@ def generate(
     """Captions of B clips by beam search (greedy with one beam), all clips in lockstep.
 
     Args:
-        decoder: the decoder.
         audio_features: dense features [Tk, context_size].
         context: the clips' segments.
         start_id: the token every caption begins with.
@@ -99,13 +89,12 @@ def generate(
     done = torch.zeros_like(ids, dtype=torch.bool)
     history = ids.new_empty(clips, 1, 0)
     clip = torch.arange(clips, device=device)[:, None]
+    # A finished hypothesis repeats its end token, at no cost.
+    vocab = decoder.token_embedding.num_embeddings
+    only_end = torch.full((vocab,), -torch.inf, device=device)
+    only_end[end_id] = 0.0
     for _ in range(max_tokens):
-        log_probs = decode_step(decoder, ids, state)
-        vocab = log_probs.shape[-1]
-        # A finished hypothesis repeats its end token, at no cost.
-        only_end = torch.full((vocab,), -torch.inf, device=device)
-        only_end[end_id] = 0.0
-        log_probs = torch.where(done[..., None], only_end, log_probs)
+        log_probs = torch.where(done[..., None], only_end, decode_step(decoder, ids, state))
         total, steps = scores[..., None] + log_probs, lengths + ~done
         ranked = (total / steps[..., None] ** length_penalty).flatten(1)
         best = ranked.topk(min(num_beams, ranked.shape[1])).indices

@@ -128,9 +128,8 @@ def packed_mask(
     else:
         keys = PackedView.unpadded(batch_size, kv_length, device)
         queries = keys if same else PackedView.unpadded(batch_size, q_length, device)
-    windowed = any(name.startswith("sliding") for name in parts)
     causal = None if compiling else "causal_mask_function" in parts
-    return PackedMask(queries, keys, causal, windowed)
+    return PackedMask(queries, keys, causal, any(name.startswith("sliding") for name in parts))
 
 
 def _mask_parts(mask_function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:

@@ -143,8 +143,7 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """context [Tk, context_size] -> k, v, each [Tk, H, D]."""
-        k, v = self.kv_proj(context).unflatten(-1, (2 * self.num_heads, -1)).chunk(2, dim=1)
-        return k, v
+        return self.kv_proj(context).unflatten(-1, (2 * self.num_heads, -1)).chunk(2, dim=1)
 
     def forward(
         self, x: Tensor, segments: Segments, keys_values: tuple[Tensor, Tensor], context: Segments

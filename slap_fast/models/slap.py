@@ -21,7 +21,6 @@ from slap_fast.models.layers import MAPHead, Segments, init_weights
 from slap_fast.models.text_encoder import TextEncoder
 from slap_fast.packed import PackedBatch, PackedPatches, PackedText
 
-_MAP_EXPANSION = 4
 ALL_LOSSES = LossConfig()
 
 
@@ -80,9 +79,9 @@ class SlapModel(nn.Module):
         self.config = config
         audio, text = config.audio.hidden_size, config.text.hidden_size
         self.audio_encoder = AudioEncoder(config.audio, config.mel)
-        self.audio_head = MAPHead(audio, config.audio.num_heads, _MAP_EXPANSION * audio)
+        self.audio_head = MAPHead(audio, config.audio.num_heads, 4 * audio)
         self.text_encoder = TextEncoder(config.text)
-        self.text_head = MAPHead(text, config.text.num_heads, _MAP_EXPANSION * text)
+        self.text_head = MAPHead(text, config.text.num_heads, 4 * text)
         for head in (self.audio_head, self.text_head):
             init_weights(head, 1)
         self.audio_projection = self.text_projection = nn.Identity()

@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     from transformers import ModernBertConfig
 
 
+# Sizes of TextEncoderConfig by their names in a ModernBertConfig.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "local_attention": "local_attention",
+}
+# Settings of a checkpoint that TextEncoderConfig does not hold: they must equal this tower's.
+_FIXED = ("hidden_activation", "norm_eps", "norm_bias", "attention_bias", "mlp_bias")
+_FIXED += ("layer_types", "rope_parameters")
+# All that is read from a config.json. Others name code to fetch and run (auto_map, and
+# _attn_implementation_internal in CVE-2026-4372) or do not affect the maths.
+_READ = {*_FIXED, *_SIZES.values(), "global_attn_every_n_layers"}
+_READ |= {"global_rope_theta", "local_rope_theta"}
+
+
 class TextEncoder(nn.Module):
     """Packed captions to dense features."""
 
@@ -74,31 +92,6 @@ def modernbert_config(config: TextEncoderConfig) -> ModernBertConfig:
         initializer_range=0.02 * (768 / config.hidden_size) ** 0.5,
         **{f"{token}_token_id": None for token in ("pad", "bos", "eos", "cls", "sep")},
     )
-
-
-# Sizes of TextEncoderConfig by their names in a ModernBertConfig.
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "local_attention": "local_attention",
-}
-# Settings of a checkpoint that TextEncoderConfig does not hold: they must equal this tower's.
-_FIXED = (
-    "hidden_activation",
-    "norm_eps",
-    "norm_bias",
-    "attention_bias",
-    "mlp_bias",
-    "layer_types",
-    "rope_parameters",
-)
-# All that is read from a config.json. Others name code to fetch and run (auto_map, and
-# _attn_implementation_internal in CVE-2026-4372) or do not affect the maths.
-_READ = {*_FIXED, *_SIZES.values(), "global_attn_every_n_layers"}
-_READ |= {"global_rope_theta", "local_rope_theta"}
 
 
 def _fetch(name: str, file: str) -> Path:
