@@ -65,14 +65,12 @@ class PatchReport:
             counts[c.option, "yes" if c.changed else "no", c.kind, c.why] += 1
         lines = [("option", "changed", "parts", "how, or why not")]
         lines += [(o, yes, f"{n} x {kind}", why) for (o, yes, kind, why), n in counts.items()]
-        widths = [max(len(line[i]) for line in lines) for i in range(3)]
-        return "\n".join(
-            "  ".join([*(x.ljust(w) for x, w in zip(line, widths, strict=False)), line[3]])
-            for line in lines
-        )
+        w = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(f"{o:{w[0]}}  {c:{w[1]}}  {p:{w[2]}}  {why}" for o, c, p, why in lines)
 
-    def _note(self, option: str, name: str, module: nn.Module, changed: bool, why: str) -> None:
-        self.changes.append(Change(option, name, type(module).__name__, changed, why))
+    def _note(self, option: str, name: str, module: Any, obstacle: str | None, how: str) -> None:
+        kind = type(module).__name__
+        self.changes.append(Change(option, name, kind, obstacle is None, obstacle or how))
 
 
 def patch(
@@ -104,19 +102,13 @@ def patch(
     for name, module in model.named_modules():
         for candidate in third_party_layers.candidates(module):
             if options[candidate.option]:
-                _patch_layer(name, module, candidate, report)
+                obstacle = third_party_layers.obstacle(module, candidate)
+                report._note(candidate.option, name, module, obstacle, candidate.description)
+                if obstacle is None:
+                    _set_forward(module, candidate.forward, report)
     if linear_cross_entropy:
         _patch_loss(model, report)
     return report
-
-
-def _patch_layer(
-    name: str, module: nn.Module, candidate: third_party_layers.Candidate, report: PatchReport
-) -> None:
-    why = third_party_layers.obstacle(module, candidate)
-    report._note(candidate.option, name, module, why is None, why or candidate.description)
-    if why is None:
-        _set_forward(module, candidate.forward, report)
 
 
 def _set_forward(module: nn.Module, forward: Callable[..., Any], report: PatchReport) -> None:
@@ -128,7 +120,7 @@ def _set_forward(module: nn.Module, forward: Callable[..., Any], report: PatchRe
 def _patch_attention(model: nn.Module, report: PatchReport) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            report._note("attention", name, module, False, "torch's own is not replaced")
+            report._note("attention", name, module, "torch's own is not replaced", "")
     transformers = sys.modules.get("transformers")
     if transformers is None:  # never imported, so the model is none of its
         return
@@ -153,16 +145,14 @@ def _patch_attention(model: nn.Module, report: PatchReport) -> None:
         ]
         if not parts:
             continue
-        replaced = module.config._attn_implementation
+        how = f"packed attention for transformers' {module.config._attn_implementation}"
         obstacle = _attention_obstacle(module)
         if obstacle is None:
             module.set_attn_implementation({"": hf_attention.NAME})
-            obstacle = (
-                None if module.config._attn_implementation == hf_attention.NAME else "refused it"
-            )
-        why = obstacle or f"packed attention for transformers' {replaced}"
+            if module.config._attn_implementation != hf_attention.NAME:
+                obstacle = "refused it"
         for part in parts:
-            report._note("attention", name, part, obstacle is None, why)
+            report._note("attention", name, part, obstacle, how)
 
 
 def _attention_obstacle(module: Any) -> str | None:
@@ -192,8 +182,7 @@ def _patch_loss(model: Any, report: PatchReport) -> None:
         difference = _loss_difference(model, forward)
         if difference > third_party_layers.TOLERANCE:
             obstacle = f"the loss differs by {difference:.1e} on eight tokens"
-    why = obstacle or "loss in chunks, no logits kept"
-    report._note("linear_cross_entropy", "", model, obstacle is None, why)
+    report._note("linear_cross_entropy", "", model, obstacle, "loss in chunks, no logits kept")
     if obstacle is None:
         _set_forward(model, forward, report)
 
@@ -207,14 +196,10 @@ def _loss_without_logits(
     if arguments.get("labels") is None:
         return forward(*args, **kwargs)
     loss = functools.partial(_chunked_loss, head.weight, shift)
-    with _swapped(head, "forward", _identity), _swapped(model, "_loss_function", loss):
+    with _swapped(head, "forward", lambda hidden: hidden), _swapped(model, "_loss_function", loss):
         out = forward(*args, **{**kwargs, "return_dict": True})
     out.logits = None
     return out if kwargs.get("return_dict", True) else out.to_tuple()
-
-
-def _identity(hidden: Tensor) -> Tensor:
-    return hidden
 
 
 def _chunked_loss(
@@ -243,15 +228,13 @@ def _chunked_loss(
 @contextmanager
 def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Sets an instance attribute for the duration."""
-    before = owner.__dict__.get(name)
+    before = {key: owner.__dict__[key] for key in (name,) if key in owner.__dict__}
     owner.__dict__[name] = value
     try:
         yield
     finally:
-        if before is None:
-            del owner.__dict__[name]
-        else:
-            owner.__dict__[name] = before
+        del owner.__dict__[name]
+        owner.__dict__.update(before)
 
 
 @torch.no_grad()
