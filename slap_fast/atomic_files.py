@@ -7,16 +7,21 @@ there before stays until then, or until the next write as ``<name>.old``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 MANIFEST = "manifest.sha256"
 _BLOCK = 1 << 20
@@ -74,13 +79,21 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes a text file; a reader, also one after a crash, finds the old text or the new one."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file; a reader, also one after a crash, finds the old content or the new one.
+
+    Raises OSError that names the file, and leaves what was there.
+    """
     fresh = path.with_name(f"{path.name}.tmp")
-    fresh.write_text(text, encoding="utf-8")
-    sync(fresh)
-    fresh.replace(path)
-    sync(path.parent)
+    try:
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(fresh)
+        fresh.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def write_json(path: Path, value: Any, *, indent: int = 2, ensure_ascii: bool = False) -> None:
@@ -88,9 +101,16 @@ def write_json(path: Path, value: Any, *, indent: int = 2, ensure_ascii: bool = 
     replace_file(path, to_json(value, indent=indent, ensure_ascii=ensure_ascii))
 
 
-def to_json(value: Any, *, indent: int = 2, ensure_ascii: bool = False) -> str:
-    """Indented JSON that ends with a newline."""
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii) + "\n"
+def to_json(
+    value: Any, *, indent: int | None = 2, ensure_ascii: bool = False, encoding: str = "utf-8"
+) -> str:
+    """Indented JSON that ends with a newline; ASCII alone where ``encoding`` lacks a character."""
+    text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:  # the name of a file need not be Unicode
+        text = json.dumps(value, indent=indent)
+    return text + "\n"
 
 
 def sync(path: Path) -> None:
@@ -116,27 +136,95 @@ def find_folder(path: str | Path) -> Path:
     return old if old.is_dir() and not path.exists() else path
 
 
+def try_folder(folder: Path, path: Path) -> None:
+    """Creates a folder where there is none, and a file in it.
+
+    Raises OSError, of what is to be written there, where it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_BLOCK))
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+_locks: set[tuple[int, Path]] = set()
+"""(process, lock file) of the locks that this process holds."""
+
+
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Locks the folder against other processes. Raises ValueError where one has locked it.
+def only_writer(path: Path, *, replaced: bool = False) -> Iterator[None]:
+    """Locks a place for writing, against other processes and threads, and so tries to write there.
 
     The operating system drops the lock when the process ends, in whatever way, and does not pass
     it on to the loader's workers.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
 
-    with (folder / ".lock").open("w") as file:
+    Args:
+        path: a folder that is filled; it is created, and removed again if it stays empty.
+        replaced: ``path`` is a file or a folder that a rename will put there.
+
+    Raises:
+        ValueError: another one writes there; says who.
+        OSError: nothing can be written there.
+    """
+    folder, name = (path.parent, f".{path.name}.lock") if replaced else (path, ".lock")
+    existed = folder.is_dir()
+    try:
+        try_folder(folder, path)
+        lock = folder.resolve() / name
+        with _locked(path, lock):
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def _locked(path: Path, lock: Path) -> Iterator[None]:
+    """Holds a lock file that says who holds it."""
+    key = os.getpid(), lock
+    # A process's own locks do not stop it, and end when it closes the file a second time.
+    if key in _locks:
+        raise ValueError(f"{path}: this process is already writing there")
+    with _open_locked(path, lock) as file:
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.truncate(0)
+        file.write(f"{command!r}, process {os.getpid()} on {platform.node()}, since {since}\n")
+        file.flush()
+        _locks.add(key)
+        try:
+            yield
+        finally:
+            _locks.discard(key)
+
+
+def _open_locked(path: Path, lock: Path) -> TextIO:
+    while True:
+        file = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o666), "r+", errors="replace")
+        if os.name == "nt":
+            return file
+        import fcntl
+
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ValueError(f"{folder}: another process is writing there") from None
+                with file:
+                    holder = file.read().strip() or "it did not say which"
+                message = f"{path}: another process is writing there: {holder}"
+                raise ValueError(message) from None
             # Some network file systems have no locks: two writers go unnoticed there.
-        yield
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                return file
+        file.close()  # the one before has just deleted it
 
 
 class BackgroundWriter:

@@ -69,10 +69,48 @@ def test_concurrent_writers_do_not_collide(tmp_path, figure):
         ready, done = runs.server().Event(), runs.server().Event()
         other = runs.start(hold, tmp_path, ready, done)
         assert ready.wait(60)
-        with pytest.raises(ValueError, match="another process is writing there"):
-            with atomic_files.only_writer(tmp_path):
-                pass
+        holder = rf"another process is writing there: '.*', process {other.pid} on .*, since 2"
+        for _ in range(2):  # who asks in vain does not end the lock
+            with pytest.raises(ValueError, match=holder):
+                with atomic_files.only_writer(tmp_path):
+                    pass
         other.kill()
         other.join()
         with atomic_files.only_writer(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["filled", "replaced"])
+def test_a_lock_leaves_nothing_behind(tmp_path, replaced):
+    target = tmp_path / "new" / "x"
+    with atomic_files.only_writer(target, replaced=replaced):
+        with pytest.raises(ValueError, match="x: this process is already writing there"):
+            with atomic_files.only_writer(target, replaced=replaced):
+                pass
+        assert target.is_dir() != replaced
+    assert not target.exists()
+    with atomic_files.only_writer(target, replaced=replaced):
+        target.mkdir(exist_ok=True)
+        (target / "a").touch()
+    assert names(target) == ["a"] and names(target.parent) == ["x"]
+
+
+def test_a_place_that_cannot_be_written_is_tried_first(tmp_path):
+    (tmp_path / "file").touch()
+    for replaced in (False, True):
+        with pytest.raises(OSError, match="file/x: cannot be written: "):
+            with atomic_files.only_writer(tmp_path / "file" / "x", replaced=replaced):
+                pass
+
+
+def test_a_failed_replacement_keeps_the_old_file(tmp_path, monkeypatch):
+    atomic_files.replace_file(tmp_path / "x", "old")
+
+    def full(path):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(atomic_files, "sync", full)
+    for content in ("new", b"new"):
+        with pytest.raises(OSError, match="x: cannot be written: disk full"):
+            atomic_files.replace_file(tmp_path / "x", content)
+    assert names(tmp_path) == ["x"] and (tmp_path / "x").read_text() == "old"
