@@ -6,6 +6,7 @@ imports wait until a command needs them, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from slap_fast.cli import data, demo, evaluate, export, infer, machine, train
+from slap_fast.console import print_any_text
 
 app = SubcommandApp()
 app.command(data.app, name="data", help="Check a collection, pack it into shards.")
@@ -39,6 +41,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # 0.6 s however they wait, or 0.9 s if they sleep at once; beside one other busy process it
     # takes over 10 s if they spin as long as they like, and 1.8 s with this. Read when torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    print_any_text()
     try:
         return app.cli(
             prog="slap-fast",
@@ -50,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, OSError) as error:
         print(f"slap-fast: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if _broken_disk(error) else 2
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
@@ -60,6 +63,12 @@ def main(args: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _broken_disk(error: Exception) -> bool:
+    """Whether the disk is full or broken: no mistake of the user's."""
+    codes = {getattr(e, "errno", None) for e in (error, error.__cause__)}
+    return bool(codes & {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from slap_fast.config import MelConfig, TrainConfig
+from slap_fast.console import Progress
 from slap_fast.data.audio.track import AudioError
 from slap_fast.data.patches import clip_patches
 from slap_fast.data.source import ClipSource
@@ -68,7 +68,7 @@ class PatchCache:
         if not 0 < tokens * mel.patch_dim * 4 <= data.cache_gb * 1e9:
             return None
         loader = worker_loader(_UncroppedClips(source, mel, keep), workers)
-        bar = tqdm(loader, desc="decoding", unit="clip", disable=not progress)
+        bar = Progress(loader, desc="decoding", unit="clip", show=progress)
         cache = cls(tokens, mel.patch_dim, is_complete=len(keep) == len(source))
         for index, entry in zip(keep, bar, strict=True):
             if entry is not None:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from slap_fast.atomic_files import file_sha256
+from slap_fast.console import Progress
 from slap_fast.data.audio.decode import Inspection
 from slap_fast.data.audio.isolated import IsolatedDecoder
 from slap_fast.data.audio.track import AudioError
@@ -170,7 +169,7 @@ def _in_order(clips: list[Row] | ShardClips, workers: int, progress: bool) -> It
     """Yields the clips, read by ``workers`` threads."""
     with ExitStack() as at_end, ThreadPoolExecutor(max(1, workers)) as pool:
         results = pool.map(_Reader(clips, at_end).read, range(len(clips)))
-        yield from tqdm(results, "checking", len(clips), unit="clip", disable=not progress)
+        yield from Progress(results, desc="checking", total=len(clips), unit="clip", show=progress)
 
 
 def _bad_shards(folder: Path, progress: bool) -> Iterator[Problem]:
@@ -178,7 +177,7 @@ def _bad_shards(folder: Path, progress: bool) -> Iterator[Problem]:
     index = read_index(folder)
     expected = [(ROWS, None, index.rows_sha256)]
     expected += [(shard.name, shard.bytes, shard.sha256) for shard in index.shards]
-    for name, size, digest in tqdm(expected, desc="hashing", unit="file", disable=not progress):
+    for name, size, digest in Progress(expected, desc="hashing", unit="file", show=progress):
         path = folder / name
         if not path.is_file():
             code, fault = "E_SHARD_MISSING", "no such file"

@@ -10,10 +10,14 @@ from slap_fast.inference.audio_text import Captioner
 
 
 def captioning_figures(
-    model: Captioner, items: Sequence[Any], references: Sequence[Sequence[str]], num_beams: int
+    model: Captioner,
+    items: Sequence[Any],
+    references: Sequence[Sequence[str]],
+    num_beams: int,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """CIDEr-D of captions generated for the audio ``items``, against each item's references."""
-    generated = model.caption(items, num_beams=num_beams)
+    generated = model.caption(items, num_beams=num_beams, progress=progress)
     # The references of other clips: what fluent captions score that ignore the audio.
     half = len(references) // 2
     shuffled = [*references[half:], *references[:half]]

@@ -52,13 +52,14 @@ def evaluate(
         captions: also generate captions and score them, of a model that can.
         num_beams: of the generation.
         template: of the zero-shot prompts, as in :meth:`AudioTextModel.classify`.
-        min_label_clips: labels of fewer clips are left out of the zero-shot accuracy.
+        min_label_clips: labels of fewer good clips are left out of the zero-shot accuracy.
         progress: show bars.
 
     Returns:
         JSON values, fractions of 1: ``retrieval`` {t2a, a2t, chance}, ``zero_shot``, ``caption``
-        (None where there is nothing to evaluate), ``n`` of ``n_expected`` clips, ``seconds_heard``
-        of them, ``failures`` by code.
+        (None where there is nothing to evaluate), ``labels_left_out`` {label: clips} of too few
+        clips, ``n`` of ``n_expected`` clips, ``seconds_heard`` of them, ``failures`` by code. Clips
+        that failed, their captions and their labels count nowhere else.
     """
     unreadable, readable = Counter[str](), []
     for i in range(len(source)):
@@ -67,29 +68,42 @@ def evaluate(
             readable.append(i)
         except AudioError as error:  # a damaged shard: without captions there is no query
             unreadable[error.code] += 1
-    num_expected = len(source)
-    source = ChosenClips(source, readable) if unreadable else source
-    vectors, failures, seconds = model.embed_files(
-        _Items(source, range(len(source))), progress=progress
-    )
+    vectors, failures, seconds = model.embed_files(_Items(source, readable), progress=progress)
     failed = {failure.index for failure in failures}
-    good = [i for i in range(len(source)) if i not in failed]
-    caption = None
-    if captions and good and isinstance(model, Captioner):
-        references = [list(source.captions(i)) for i in good]
-        caption = captioning_figures(model, _Items(source, good), references, num_beams)
-    return {
-        "retrieval": retrieval_figures(model, source, vectors),
-        "zero_shot": zero_shot_figures(model, source, vectors, template, min_label_clips),
-        "caption": caption,
+    good = [position for position in range(len(readable)) if position not in failed]
+    clips = ChosenClips(source, [readable[position] for position in good])
+    vectors = vectors[good]
+    counts = Counter(label for i in range(len(clips)) if (label := clips.label(i)) is not None)
+    labels = sorted(label for label, count in counts.items() if count >= min_label_clips)
+    card = {
+        "retrieval": None,
+        "zero_shot": None,
+        "caption": None,
+        "labels_left_out": {name: n for name, n in sorted(counts.items()) if name not in labels},
         "n": len(good),
-        "n_expected": num_expected,
+        "n_expected": len(source),
         "seconds_heard": round(float(seconds.sum()), 3),
         "failures": dict(unreadable + Counter(failure.code for failure in failures)),
     }
+    if good:
+        card["retrieval"] = retrieval_figures(model, clips, vectors, progress=progress)
+        card["zero_shot"] = zero_shot_figures(model, clips, vectors, template, labels)
+        if captions and isinstance(model, Captioner):
+            references = [list(clips.captions(i)) for i in range(len(clips))]
+            items = _Items(clips, range(len(clips)))
+            card["caption"] = captioning_figures(model, items, references, num_beams, progress)
+    return card
 
 
 def score(card: dict[str, Any]) -> float:
-    """The mean of R@1, R@5 and R@10 both ways, which picks the best checkpoint."""
+    """The mean of R@1, R@5 and R@10 both ways, which picks the best checkpoint.
+
+    Raises ValueError where no clip could be evaluated.
+    """
+    if card["retrieval"] is None:
+        raise ValueError(
+            f"evaluation: found 0 of {card['n_expected']} clips that can be read, expected one: "
+            f"{card['failures']}"
+        )
     sides = (card["retrieval"]["t2a"], card["retrieval"]["a2t"])
     return float(np.mean([side[f"R@{k}"] for side in sides for k in (1, 5, 10)]))

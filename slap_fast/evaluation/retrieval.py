@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from slap_fast.console import Progress
 from slap_fast.data.source import ClipSource
 from slap_fast.evaluation import metrics
 from slap_fast.inference.audio_text import AudioTextModel
 
 
 def retrieval_figures(
-    model: AudioTextModel, source: ClipSource, vectors: np.ndarray
+    model: AudioTextModel, source: ClipSource, vectors: np.ndarray, *, progress: bool = False
 ) -> dict[str, Any]:
     """Recall and mAP, text to audio (``t2a``) and back (``a2t``), and the recall of chance.
 
@@ -33,7 +34,9 @@ def retrieval_figures(
     queries_by_key: dict[Hashable, set[int]] = {}
     for j, (key, _) in enumerate(queries):
         queries_by_key.setdefault(key, set()).add(j)
-    similarity = model.similarity(vectors, model.embed_text(list(queries.values())))
+    with Progress(desc=f"embedding {len(queries)} captions", show=progress):
+        text_vectors = model.embed_text(list(queries.values()))
+    similarity = model.similarity(vectors, text_vectors)
     t2a = [clips_by_key[key] for key, _ in queries]
     a2t = [set().union(*(queries_by_key[key] for key in clip_keys)) for clip_keys in keys]
     return {

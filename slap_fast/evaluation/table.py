@@ -19,7 +19,7 @@ def render(card: dict[str, Any], console: Console) -> None:
     ):
         table.add_column(column, justify=justify)
     names = {"t2a": "text to audio", "a2t": "audio to text"}
-    for side, name in names.items():
+    for side, name in names.items() if card["retrieval"] else ():
         for key, value in card["retrieval"][side].items():
             chance = card["retrieval"]["chance"][side].get(key)
             table.add_row(name, key, f"{value:.1%}", "" if chance is None else f"{chance:.1%}")
@@ -34,4 +34,7 @@ def render(card: dict[str, Any], console: Console) -> None:
         table.add_row("captions", "CIDEr-D", f"{caption['CIDEr-D']:.3f}", shuffled)
     console.print(table)
     for code, count in card["failures"].items():
-        console.print(f"{count} clips left out: {code}")
+        console.print(f"{count} clips left out of all figures: {code}")
+    if few := card.get("labels_left_out"):
+        listed = ", ".join(f"{label} ({count})" for label, count in few.items())
+        console.print(f"{len(few)} labels left out of zero-shot, with too few clips: {listed}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,6 +29,16 @@ class AudioEmbeddings(NamedTuple):
     failures: list[Failure]
     seconds: np.ndarray
     """float64 [N]: audio that the model heard, 0 for an item that failed."""
+
+
+class Embedded(NamedTuple):
+    """The vector of one audio item, and what became of the item."""
+
+    vector: np.ndarray
+    """fp32 [E], unit norm; NaN for an item that failed."""
+    failure: Failure | None
+    seconds: float
+    """Audio that the model heard, 0 for an item that failed."""
 
 
 @runtime_checkable
@@ -94,6 +104,12 @@ class AudioTextModel(Protocol):
     ) -> AudioEmbeddings:
         """:meth:`embed_audio` that raises for no item, and says how much of each was heard."""
 
+    def embed_each(
+        self, items: Any, *, long: Literal["chunks", "whole"] = "chunks", progress: bool = False
+    ) -> Iterator[Embedded]:
+        """:meth:`embed_files` one item after the other, in the order given, in memory that does not
+        grow with their number. An item comes once the next ones fill a forward pass with it."""
+
     def embed_text(self, texts: str | Sequence[str], *, batch_size: int = 256) -> np.ndarray:
         """One vector per text: fp32 [N, E], unit norm, in the order given."""
 
@@ -101,12 +117,32 @@ class AudioTextModel(Protocol):
         """Cosines of audio [N, E] and text [M, E] vectors: fp32 [N, M]."""
 
     def classify(
-        self, items: Any, labels: Sequence[str], template: str | Sequence[str] | None = None
+        self,
+        items: Any,
+        labels: Sequence[str],
+        template: str | Sequence[str] | None = None,
+        *,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool = False,
     ) -> Any:
-        """Zero-shot labels: {label: probability}, most likely first; a list of them for a list.
+        """Zero-shot labels.
 
-        ``template`` is a sentence with ``{}`` in the label's place, by default
-        :attr:`default_template`; several are averaged.
+        Args:
+            items: one audio item or a list of them.
+            labels: any words; one that comes twice counts once.
+            template: a sentence with ``{}`` in the label's place, by default
+                :attr:`default_template`; several are averaged.
+            on_error: ``"raise"``, or ``"skip"`` for None in place of an answer.
+            progress: show a bar.
+
+        Returns:
+            {label: probability}, most likely first; a list of them for a list; with
+            ``on_error="skip"`` also the list of :class:`Failure`.
+
+        Raises:
+            AudioError: an item cannot be read.
+            ValueError: ``labels`` is empty, one text, or holds what is no text; or another argument
+                is none of its values.
         """
 
     def label_vectors(
@@ -119,5 +155,17 @@ class AudioTextModel(Protocol):
 class Captioner(Protocol):
     """A model that also says in words what it hears."""
 
-    def caption(self, items: Any, *, num_beams: int = 1, max_tokens: int = 64) -> Any:
-        """A caption per item: a string, or a list for a list."""
+    def caption(
+        self,
+        items: Any,
+        *,
+        num_beams: int = 1,
+        max_tokens: int = 64,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool = False,
+    ) -> Any:
+        """A caption per item: a string, or a list for a list.
+
+        With ``on_error="skip"`` None for an item that cannot be read, and also the list of
+        :class:`Failure`; else that raises AudioError.
+        """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,12 @@ from slap_fast.atomic_files import MANIFEST, find_folder, to_json
 from slap_fast.checkpoint.hub import download
 from slap_fast.checkpoint.model import read_model, write_model
 from slap_fast.config import to_dict
+from slap_fast.console import Progress
+from slap_fast.data.audio.track import AudioError
 from slap_fast.data.patches import clip_patches, pack_patches
+from slap_fast.inference.audio_text import Failure
 from slap_fast.inference.chunks import packs, windows
-from slap_fast.inference.embedder import Embedder, content_hash
+from slap_fast.inference.embedder import Embedder, content_hash, skips
 from slap_fast.inference.items import as_list, blocks, is_list, name_of
 from slap_fast.models.generate import generate
 from slap_fast.models.layers import Segments
@@ -116,23 +119,46 @@ class Slap(Embedder):
             "content_hash": self.content_hash,
         }
 
-    def caption(self, items: Any, *, num_beams: int = 1, max_tokens: int = 64) -> Any:
-        """A caption per item: a string, or a list for a list. A clip over 30 s: its first 30 s."""
-        items_list = as_list(items)
+    def caption(
+        self,
+        items: Any,
+        *,
+        num_beams: int = 1,
+        max_tokens: int = 64,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool = False,
+    ) -> Any:
+        """As :class:`~slap_fast.inference.audio_text.Captioner` says; hears the first 30 s of a
+        clip."""
+        skip, items_list = skips(on_error), as_list(items)
+        captions: list[str | None] = [None] * len(items_list)
+        failures: list[Failure] = []
 
         def first_windows() -> Iterator[tuple[int, Tensor]]:
-            for i, item in enumerate(items_list):
-                samples = blocks(item, self.sample_rate)
-                name = name_of(item)
-                first = next(windows(samples, self.sample_rate, self.window_seconds, name))
-                yield i, self._prepare(first)
+            for i in range(len(items_list)):
+                name, rate = "", self.sample_rate
+                try:
+                    item = items_list[i]  # may be read from a shard
+                    name = name_of(item)
+                    samples = blocks(item, rate)
+                    first = next(windows(samples, rate, self.window_seconds, name))
+                except AudioError as error:
+                    if not skip:
+                        raise
+                    failures.append(Failure(i, name or error.path, error.code, str(error)))
+                    bar.update()
+                else:
+                    yield i, self._prepare(first)
 
-        captions = [""] * len(items_list)
-        for owners, patches in packs(first_windows(), self.max_size, self._size):
-            generated = self._generate(self._pack(patches), num_beams, max_tokens)
-            for owner, caption in zip(owners, generated, strict=True):
-                captions[owner] = caption
-        return captions if is_list(items) else captions[0]
+        options = {"desc": "captioning", "unit": "clip", "show": progress}
+        with Progress(total=len(items_list), **options) as bar:
+            for owners, patches in packs(first_windows(), self.max_size, self._size):
+                generated = self._generate(self._pack(patches), num_beams, max_tokens)
+                for owner, caption in zip(owners, generated, strict=True):
+                    captions[owner] = caption
+                bar.update(len(owners))
+        result = captions if is_list(items) else captions[0]
+        return (result, failures) if skip else result
 
     @torch.inference_mode()
     def _generate(self, audio: PackedPatches, num_beams: int, max_tokens: int) -> list[str]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from slap_fast import atomic_files, distributed
 from slap_fast.checkpoint.format import FORMAT_VERSION
 from slap_fast.config import to_dict
+from slap_fast.console import Progress
 from slap_fast.data.loader import StepData, TrainSteps, steps_from
 from slap_fast.data.patch_cache import PatchCache
 from slap_fast.data.source import ClipSource
@@ -80,9 +80,7 @@ def train(
         with (
             Checkpoints(state, tokenizer, out, run) as checkpoints,
             RunLog(out, state.step, writes=is_lead, tensorboard=tensorboard) as log,
-            tqdm(
-                total=config.steps, initial=state.step, desc="training", disable=not progress
-            ) as bar,
+            Progress(total=config.steps, initial=state.step, desc="training", show=progress) as bar,
             Stop() as stop,
             distributed.located_errors(lambda: f"step {state.step + 1}"),
         ):
@@ -94,7 +92,7 @@ def _loop(
     steps: Iterator[StepData],
     checkpoints: Checkpoints,
     log: RunLog,
-    bar: tqdm,
+    bar: Progress,
     stop: Stop,
     evaluate: Evaluate | None,
     score: str,

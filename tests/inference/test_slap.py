@@ -129,6 +129,12 @@ def test_a_bad_item_is_named_or_skipped(slap, waves, tmp_path):
         (lambda s: s.embed_audio([], long="half"), "long: found 'half'"),
         (lambda s: s.embed_audio([], on_error="ignore"), "on_error: found 'ignore'"),
         (lambda s: s.classify(noise(1), []), "labels: found none"),
+        (lambda s: s.classify(noise(1), "dog,cat"), "labels: found the text 'dog,cat', expected"),
+        (lambda s: s.label_vectors("dog"), "labels: found the text 'dog'"),
+        (lambda s: s.classify(noise(1), ["dog", 3]), r"labels\[1\]: found 3, expected text"),
+        (lambda s: s.classify(noise(1), ["dog", " "]), r"labels\[1\]: found ' '"),
+        (lambda s: s.classify(noise(1), ["a"], on_error="no"), "on_error: found 'no'"),
+        (lambda s: s.caption(noise(1), on_error="no"), "on_error: found 'no'"),
         (lambda s: s.classify(noise(1), ["a"], "no place"), "template: found 'no place'"),
         (lambda s: s.embed_audio(np.zeros((3, 16_000))), r"shape \(3, 16000\)"),
         (lambda s: s.embed_audio((noise(1), 5)), "E_SAMPLE_RATE"),
@@ -175,3 +181,47 @@ def test_a_saved_model_answers_the_same(slap, waves, tmp_path):
     assert np.array_equal(loaded.embed_audio(waves), slap.embed_audio(waves))
     assert loaded.card["note"] == "untrained"
     assert np.array_equal(loaded.embed_text(["a dog"]), slap.embed_text(["a dog"]))
+
+
+def test_a_label_that_comes_twice_counts_once(slap, waves):
+    once = slap.classify(waves[:2], ["a dog", "a cat", "rain, wind"])
+    twice = slap.classify(waves[:2], ["a dog", "a cat", "a dog", "rain, wind", "a cat"])
+    for row, expected in zip(twice, once, strict=True):
+        assert row == pytest.approx(expected, abs=1e-5)
+        assert sum(row.values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_answers_skip_bad_items_as_vectors_do(slap, waves, tmp_path):
+    items = [tmp_path / "missing.wav", waves[0], noise(0.01), waves[1]]
+    labels = ["a dog", "rain"]
+    for ask in (
+        lambda x, **o: slap.classify(x, labels, **o),
+        lambda x, **o: slap.caption(x, max_tokens=4, **o),
+    ):
+        answers, failures = ask(items, on_error="skip")
+        assert [(f.index, f.code) for f in failures] == [(0, "E_MISSING"), (2, "E_TOO_SHORT")]
+        assert answers[0] is answers[2] is None
+        expected = ask([waves[0], waves[1]])
+        if isinstance(expected[0], dict):
+            expected = [pytest.approx(row, abs=1e-4) for row in expected]
+        assert [answers[1], answers[3]] == expected
+        with pytest.raises(AudioError, match="E_MISSING"):
+            ask(items)
+
+
+def test_vectors_come_one_after_the_other(slap, waves, tmp_path):
+    """In order, each as soon as its windows are done: what follows is not read before."""
+    items = [waves[0], tmp_path / "missing.wav", noise(40.0), waves[1], waves[2]]
+    expected = slap.embed_files(items)
+    taken = []
+
+    class Lazy(list):
+        def __getitem__(self, i):
+            taken.append(i)
+            return super().__getitem__(i)
+
+    small = Slap(slap.model, slap.tokenizer, max_tokens=64)
+    for i, (vector, failure, seconds) in enumerate(small.embed_each(Lazy(items))):
+        np.testing.assert_allclose(vector, expected.vectors[i], atol=1e-5)
+        assert (failure is not None) == (i == 1) and seconds == expected.seconds[i]
+        assert len(taken) <= i + 3
