@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json as json_module
+import sys
 from collections import Counter
 from pathlib import Path
 
 from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from slap_fast.cli.inputs import name_bad
 from slap_fast.console import emit, make_console, show_progress
 
 app = SubcommandApp()
@@ -77,27 +80,38 @@ def pack(
         shard_mb: Size of a shard, MB.
         json: Print the counts as JSON on stdout.
     """
-    from slap_fast.data.manifest import read_manifest
+    from slap_fast.atomic_files import only_writer
+    from slap_fast.data.manifest import ManifestError, read_manifest
     from slap_fast.data.shards.import_tars import find_tars, read_tars
     from slap_fast.data.shards.index import read_index
-    from slap_fast.data.shards.writer import write_clips, write_shards
+    from slap_fast.data.shards.writer import NothingPackedError, write_clips, write_shards
 
-    tars, ignored = find_tars(data), Counter[str]()
+    tars, ignored, bad = find_tars(data), Counter[str](), list[ManifestError]()
     options = {"shard_mb": shard_mb, "progress": show_progress(json)}
-    if tars:
-        if split is not None:
-            raise ValueError(f"--split: found {split!r}, expected none: tars are packed whole")
-        skipped = write_clips(read_tars(tars, ignored), out, **options)
-    elif len(data) == 1:
-        skipped = write_shards(read_manifest(data[0], split), out, **options)
-    else:
+    if tars and split is not None:
+        raise ValueError(f"--split: found {split!r}, expected none: tars are packed whole")
+    if not tars and len(data) != 1:
         raise ValueError(f"--data: found {len(data)} paths, expected one, or tars")
+    rows = [] if tars else read_manifest(data[0], split, bad=bad)
+    with only_writer(out):
+        try:
+            if tars:
+                skipped = write_clips(read_tars(tars, ignored), out, **options)
+            else:
+                skipped = write_shards(rows, out, bad=bad, **options)
+        except NothingPackedError as error:
+            print(f"slap-fast: error: {error}; see {out / 'skipped.jsonl'}", file=sys.stderr)
+            return 1
     index = read_index(out)
     clips = index.rows + skipped.total()
     console = make_console(json)
     console.print(f"{index.rows} of {clips} clips in {len(index.shards)} shards: {out}")
     for code, count in skipped.items():
-        console.print(f"{count} left out: {code}; see {out / 'skipped.jsonl'}")
+        console.print(f"{count} left out: {code}")
+    if skipped:
+        lines = (out / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+        messages = [json_module.loads(line)["message"] for line in lines]
+        name_bad(messages, clips, where=str(out / "skipped.jsonl"))
     if ignored:
         kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(MAX_LISTED))
         console.print(f"{ignored.total()} other members in the tars: {kinds}", highlight=False)

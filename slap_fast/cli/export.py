@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from slap_fast.console import emit, make_console
+from slap_fast.console import Progress, emit, make_console, show_progress
 
 
 def export(model: Path, out: Path = Path("slap.onnx"), json: bool = False) -> int:
@@ -25,7 +25,8 @@ def export(model: Path, out: Path = Path("slap.onnx"), json: bool = False) -> in
     from slap_fast.interop import export
 
     slap, _, _ = read_model(model)
-    difference = export.export(slap.eval(), out)
+    with Progress(desc="exporting", show=show_progress(json)):
+        difference = export.export(slap.eval(), out)
     rate, size = slap.config.mel.sample_rate, slap.config.embed_dim or slap.config.audio.hidden_size
     make_console(json).print(
         f"{out}: waveform [num_samples] float32 at {rate} Hz -> embedding [{size}], at most "
@@ -49,8 +50,12 @@ def export_weights(
         out: The model folder to write.
         weights: Which of the two.
     """
+    from slap_fast.atomic_files import only_writer
     from slap_fast.checkpoint import weights as checkpoint_weights
 
-    checkpoint_weights.export_weights(model, out, weights)
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").exists():
+        raise ValueError(f"--out: {out} holds other files, expected a new folder or a model's")
+    with only_writer(out, replaced=True):
+        checkpoint_weights.export_weights(model, out, weights)
     make_console(json=False).print(f"model: {out}")
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from slap_fast.atomic_files import replace_file
 from slap_fast.demo import sections
 from slap_fast.demo.content import Promise, ReportClip, ReportQuery
 from slap_fast.demo.media import embedded_clips
@@ -55,4 +56,4 @@ def write_report(
         f"<title>slap-fast: demo report</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
         f"{''.join(parts)}</main>\n{embedded_clips(clips)}<script>{script}</script>\n</body>\n</html>\n"
     )
-    path.write_text(page, encoding="utf-8")
+    replace_file(path, page)

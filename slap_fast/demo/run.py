@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from slap_fast.atomic_files import write_json
+from slap_fast.atomic_files import only_writer, write_json
 from slap_fast.config import TrainConfig, override, slap_tiny
 from slap_fast.console import emit, make_console, show_progress
 from slap_fast.data.builtin.scenes import LABELS
@@ -42,12 +42,19 @@ TEMPLATES = ("{}", "the sound of {}", "a recording of {}", "{} can be heard")
 
 def run(out: Path, *, workers: int, json: bool) -> int:
     """Trains, evaluates, prints and writes ``out``; 1 when a figure misses its threshold."""
+    with only_writer(out, replaced=True):
+        return _run(out, workers, json)
+
+
+def _run(out: Path, workers: int, json: bool) -> int:
     console = make_console(json)
     if out.exists():
         if not (out / "run.json").exists() and any(out.iterdir()):
             raise ValueError(
                 f"--out: {out} holds other files, expected a new folder or an old demo"
             )
+        with only_writer(out):
+            pass  # no training run is writing there
         shutil.rmtree(out)
     # A few epochs of clean, generated scenes leave nothing for SpecAugment to prevent.
     config = override(slap_tiny(), {"data.time_masks": 0, "data.freq_masks": 0})
@@ -62,7 +69,8 @@ def run(out: Path, *, workers: int, json: bool) -> int:
     slap = Slap(state.model, tokenizer)
     test = open_source("builtin", "test", fallback="test")
     console.print(f"trained in {seconds:.0f} s; evaluating on {len(test)} unseen scenes")
-    card = evaluate(slap, test, template=TEMPLATES)
+    card = evaluate(slap, test, template=TEMPLATES, progress=show_progress(json))
+    render(card, console)
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     history = [json_module.loads(line) for line in lines]
     promises = _promises(config, card, history)
@@ -87,7 +95,6 @@ def run(out: Path, *, workers: int, json: bool) -> int:
         queries=queries,
         facts=facts,
     )
-    render(card, console)
     _render_examples(clips, queries, console)
     _render_promises(promises, console)
     console.print(f"report: {out / 'report.html'}\nmodel:  {out / 'model'}")

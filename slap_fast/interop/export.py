@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slap_fast.atomic_files import only_writer, replace_file
 from slap_fast.config import MelConfig
 from slap_fast.data.patches import clip_patches
 from slap_fast.models.layers import Attention, Segments
@@ -126,20 +127,23 @@ def export(model: SlapModel, out: Path) -> float:
         The largest difference from the model on clips of :data:`COMPARED_SECONDS`.
 
     Raises:
-        ValueError: another suffix, or packages are missing.
+        ValueError: another suffix, packages are missing, or another process is writing there.
+        OSError: it cannot be written; a file that was there before still is.
         RuntimeError: the difference is more than :data:`TOLERANCE`.
     """
     writers = {".onnx": _as_onnx, ".pt2": _as_program}
     if out.suffix not in writers:
         raise ValueError(f"out: found {str(out)!r}, expected a name that ends in .onnx or .pt2")
-    content, embed = writers[out.suffix](model)
-    difference = max(_difference(model, embed, seconds) for seconds in COMPARED_SECONDS)
-    if not difference <= TOLERANCE:
-        raise RuntimeError(
-            f"{out}: not written: {difference:.1e} away from the model, expected {TOLERANCE:g}"
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(content)
+    if out.is_dir():
+        raise ValueError(f"out: {out} is a folder, expected a file to write")
+    with only_writer(out, replaced=True):
+        content, embed = writers[out.suffix](model)
+        difference = max(_difference(model, embed, seconds) for seconds in COMPARED_SECONDS)
+        if not difference <= TOLERANCE:
+            raise RuntimeError(
+                f"{out}: not written: {difference:.1e} away from the model, expected {TOLERANCE:g}"
+            )
+        replace_file(out, content)
     return difference
 
 

@@ -10,17 +10,18 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from slap_fast.atomic_files import file_sha256, write_json
+from slap_fast.console import Progress
 from slap_fast.data.audio.decode import probe
 from slap_fast.data.audio.formats import BY_NAME
 from slap_fast.data.audio.track import AudioError
-from slap_fast.data.manifest import Row
+from slap_fast.data.manifest import ManifestError, Row
 from slap_fast.data.order import permute
 from slap_fast.data.shards.index import (
     BLOCK,
@@ -38,23 +39,35 @@ MAX_BYTES = 1 << 30
 """Largest audio file that is packed."""
 MAX_OPEN = 16
 """Most shards open at once; where splits alternate, each has one."""
+
+
+class NothingPackedError(ShardError):
+    """All clips were left out; ``skipped.jsonl`` lists them."""
+
+
 Clip = tuple[Row, bytes]
 """A row and the bytes of its audio file."""
 
 
 def write_shards(
-    rows: Sequence[Row], out: Path, *, shard_mb: int = 256, progress: bool = False
+    rows: Sequence[Row],
+    out: Path,
+    *,
+    bad: Sequence[ManifestError] = (),
+    shard_mb: int = 256,
+    progress: bool = False,
 ) -> Counter[str]:
     """Writes the files of a manifest as :func:`write_clips` does, split by split.
 
     Within a split, clips are shuffled for tools that read shards from end to end. A file that
-    cannot be opened is left out.
+    cannot be opened, and a row that cannot be used (``bad``), is left out.
     """
-    return write_clips(_files(rows), out, shard_mb=shard_mb, progress=progress, total=len(rows))
+    clips, total = chain(bad, _files(rows)), len(bad) + len(rows)
+    return write_clips(clips, out, shard_mb=shard_mb, progress=progress, total=total)
 
 
 def write_clips(
-    clips: Iterable[Clip | AudioError],
+    clips: Iterable[Clip | AudioError | ManifestError],
     out: Path,
     *,
     shard_mb: int = 256,
@@ -75,27 +88,32 @@ def write_clips(
         total: how many clips will come, for the bar.
 
     Raises:
-        ShardError: ``out`` holds shards already, or no clip could be packed.
+        ShardError: ``out`` holds shards already.
+        NothingPackedError: no clip could be packed.
     """
     if (out / INDEX).exists():
         raise ShardError(f"{out}: already holds shards, choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     writer = _Writer(out, shard_mb * 1_000_000)
     skipped: Counter[str] = Counter()
-    bar = tqdm(total=total, desc="packing", unit="clip", disable=not progress)
+    bar = Progress(total=total, desc="packing", unit="clip", show=progress)
     with (out / "skipped.jsonl").open("w", encoding="utf-8") as log, bar, writer:
         for clip in clips:
             bar.update()
             try:
-                if isinstance(clip, AudioError):
+                if isinstance(clip, (AudioError, ManifestError)):
                     raise clip
                 writer.add(*clip, *_header(*clip))
-            except AudioError as error:
+            except (AudioError, ManifestError) as error:
                 skipped[error.code] += 1
-                line = {"path": error.path, "code": error.code, "message": str(error)}
+                line = {
+                    "path": getattr(error, "path", None),
+                    "code": error.code,
+                    "message": str(error),
+                }
                 log.write(json.dumps(line) + "\n")
     if not writer.count:
-        raise ShardError(f"{out}: no clip could be packed: {dict(skipped)}")
+        raise NothingPackedError(f"{out}: no clip could be packed: {dict(skipped)}")
     splits: dict[str, Split] = {}
     first = 0
     for name, packed in writer.rows.items():
