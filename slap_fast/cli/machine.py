@@ -15,12 +15,7 @@ CHECKOUT = Path(__file__).parents[2]
 """The repository, where it was installed by ``pip install -e .``; else site-packages."""
 
 
-def plan(
-    gpu: str,
-    config: str = "base",
-    settings: Settings = (),
-    json: bool = False,
-) -> int:
+def plan(gpu: str, config: str = "base", settings: Settings = (), json: bool = False) -> int:
     """How much of a GPU's memory a run would take, and the largest batch that fits: an estimate.
 
     Example: slap-fast plan --gpu 24GB --config base
