@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slap_fast.cli.options import Device, torch_device
+from slap_fast.cli.options import Device, Model, torch_device
 from slap_fast.console import emit, make_console, show_progress
 
 
 def eval(
-    model: Path,
+    model: Model,
     data: str = "builtin",
     split: str | None = None,
     template: tuple[str, ...] = (),
@@ -23,13 +23,11 @@ def eval(
     Example: slap-fast eval --model runs/my/best --data my/manifest.csv --split test
 
     Args:
-        model: A model's folder, or a run's: its best checkpoint.
         data: A manifest, a folder of files or shards, or "builtin".
         split: Rows to evaluate on; by default those of split "test" where there is one.
         template: Zero-shot prompts with {} for the label, averaged.
         captions: Also generate captions and score them.
         num_beams: Beams of the caption generation; 1 is greedy.
-        device: Where to run.
         json: Print the card as JSON on stdout.
     """
     from slap_fast.atomic_files import write_json
@@ -48,8 +46,7 @@ def eval(
         progress=show_progress(json),
     )
     card = {"model": str(model), "data": data, "split": split or "test, where there is one", **card}
-    name = "builtin" if data == "builtin" else Path(data).stem
-    path = model / f"eval_{name}.json"
+    path = model / f"eval_{Path(data).stem}.json"
     write_json(path, card)
     console = make_console(json)
     render(card, console)

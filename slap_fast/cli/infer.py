@@ -5,16 +5,18 @@ from __future__ import annotations
 import json as json_module
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
-
-from slap_fast.cli.options import Device, torch_device
+from slap_fast.cli.options import Device, Model, Paths, torch_device
 from slap_fast.console import emit, make_console, show_progress
+
+if TYPE_CHECKING:
+    from slap_fast.inference.slap import Slap
 
 
 def embed(
-    paths: Positional[tuple[Path, ...]],
-    model: Path,
+    paths: Paths,
+    model: Model,
     out: Path = Path("embeddings"),
     device: Device = "auto",
     json: bool = False,
@@ -27,21 +29,14 @@ def embed(
     Example: slap-fast embed --model runs/my/best --out vectors sounds/ one.wav
 
     Args:
-        paths: Audio files and folders.
-        model: A model's folder, or a run's: its best checkpoint.
         out: Folder for the two files.
-        device: Where to run.
         json: Print the counts as JSON on stdout.
     """
     import numpy as np
 
-    from slap_fast.data.manifest import audio_files
-    from slap_fast.inference.slap import Slap
-
-    files = [file for path in paths for file in audio_files(path)]
+    files, slap = _load(paths, model, device)
     if not files:
         raise ValueError(f"paths: found no audio file in {', '.join(map(str, paths))}")
-    slap = Slap.from_pretrained(model, device=torch_device(device))
     vectors, failures = slap.embed_audio(files, on_error="skip", progress=show_progress(json))
     failure_of = {failure.index: failure for failure in failures}
     out.mkdir(parents=True, exist_ok=True)
@@ -61,8 +56,8 @@ def embed(
 
 
 def classify(
-    paths: Positional[tuple[Path, ...]],
-    model: Path,
+    paths: Paths,
+    model: Model,
     labels: str,
     template: tuple[str, ...] = (),
     device: Device = "auto",
@@ -73,21 +68,16 @@ def classify(
     Example: slap-fast classify --model runs/my/best --labels "dog,cat,rain" a.wav b.mp3
 
     Args:
-        paths: Audio files and folders.
-        model: A model's folder, or a run's: its best checkpoint.
         labels: Labels with commas between.
         template: Prompts with {} for the label, averaged.
-        device: Where to run.
         json: Print {path: {label: probability}} as JSON on stdout.
     """
     from rich.table import Table
 
-    from slap_fast.data.manifest import audio_files
-    from slap_fast.inference.slap import DEFAULT_TEMPLATE, Slap
+    from slap_fast.inference.slap import DEFAULT_TEMPLATE
 
-    files = [file for path in paths for file in audio_files(path)]
+    files, slap = _load(paths, model, device)
     names = [name.strip() for name in labels.split(",") if name.strip()]
-    slap = Slap.from_pretrained(model, device=torch_device(device))
     answers = slap.classify(files, names, template or DEFAULT_TEMPLATE)
     table = Table("file", "label", "probability")
     for file, probabilities in zip(files, answers, strict=True):
@@ -99,30 +89,19 @@ def classify(
 
 
 def caption(
-    paths: Positional[tuple[Path, ...]],
-    model: Path,
-    num_beams: int = 3,
-    device: Device = "auto",
-    json: bool = False,
+    paths: Paths, model: Model, num_beams: int = 3, device: Device = "auto", json: bool = False
 ) -> int:
     """Say in words what each file sounds like.
 
     Example: slap-fast caption --model runs/my/best a.wav b.mp3
 
     Args:
-        paths: Audio files and folders.
-        model: A model's folder, or a run's: its best checkpoint.
         num_beams: Hypotheses kept; 1 is greedy.
-        device: Where to run.
         json: Print {path: caption} as JSON on stdout.
     """
     from rich.table import Table
 
-    from slap_fast.data.manifest import audio_files
-    from slap_fast.inference.slap import Slap
-
-    files = [file for path in paths for file in audio_files(path)]
-    slap = Slap.from_pretrained(model, device=torch_device(device))
+    files, slap = _load(paths, model, device)
     captions = slap.caption(files, num_beams=num_beams)
     table = Table("file", "caption")
     for file, text in zip(files, captions, strict=True):
@@ -130,3 +109,11 @@ def caption(
     make_console(json).print(table)
     emit(dict(zip(map(str, files), captions, strict=True)), json)
     return 0
+
+
+def _load(paths: tuple[Path, ...], model: Path, device: Device) -> tuple[list[Path], Slap]:
+    from slap_fast.data.manifest import audio_files
+    from slap_fast.inference.slap import Slap
+
+    files = [file for path in paths for file in audio_files(path)]
+    return files, Slap.from_pretrained(model, device=torch_device(device))

@@ -8,22 +8,20 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from slap_fast.cli.options import Settings, load_recipe, parse_setting
+from slap_fast.cli.options import Config, Settings, load_recipe, parse_setting
 from slap_fast.console import emit, make_console
 
 CHECKOUT = Path(__file__).parents[2]
 """The repository, where it was installed by ``pip install -e .``; else site-packages."""
 
 
-def plan(gpu: str, config: str = "base", settings: Settings = (), json: bool = False) -> int:
+def plan(gpu: str, config: Config = "base", settings: Settings = (), json: bool = False) -> int:
     """How much of a GPU's memory a run would take, and the largest batch that fits: an estimate.
 
     Example: slap-fast plan --gpu 24GB --config base
 
     Args:
         gpu: Its memory, such as 24GB or 80GiB.
-        config: A recipe (tiny, base) or a YAML file of settings.
-        settings: Any other setting by its dotted name, such as compile=true; repeatable.
         json: Print the plan as JSON on stdout.
     """
     from slap_fast.config import override
@@ -48,9 +46,7 @@ def doctor(parity: bool = False, json: bool = False) -> int:
     """
     from slap_fast.diagnostics import doctor
 
-    report = doctor.report()
-    if parity:
-        report = doctor.parity(report)
+    report = doctor.parity(doctor.report()) if parity else doctor.report()
     if not json:
         doctor.render(report)
     emit(report, json)

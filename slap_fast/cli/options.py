@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 if TYPE_CHECKING:
     import torch
 
     from slap_fast.config import TrainConfig
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
+Paths = Annotated[Positional[tuple[Path, ...]], arg(help="Audio files and folders.")]
+Model = Annotated[Path, arg(help="A model's folder, or a run's: its best checkpoint.")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], arg(help="Where to run.")]
+Config = Annotated[str, arg(help="A recipe (tiny, base) or a YAML file of settings.")]
+SETTINGS_HELP = "Any other setting by its dotted name, such as steps=500 or loss.ssl=0; repeatable."
+Settings = Annotated[
+    UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help=SETTINGS_HELP)
+]
 
 
 def load_recipe(name: str) -> TrainConfig:
@@ -24,11 +30,9 @@ def load_recipe(name: str) -> TrainConfig:
 
     if name in RECIPES:
         return RECIPES[name]()
-    path = Path(name)
+    path, recipes = Path(name), ", ".join(RECIPES)
     if not path.is_file():
-        raise ValueError(
-            f"--config: found {name!r}, expected one of {', '.join(RECIPES)} or a YAML file"
-        )
+        raise ValueError(f"--config: found {name!r}, expected one of {recipes} or a YAML file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

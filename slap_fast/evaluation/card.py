@@ -69,9 +69,8 @@ def evaluate(
             unreadable[error.code] += 1
     num_expected = len(source)
     source = ChosenClips(source, readable) if unreadable else source
-    vectors, failures = slap.embed_audio(
-        _Items(source, range(len(source))), on_error="skip", progress=progress
-    )
+    items = _Items(source, range(len(source)))
+    vectors, failures = slap.embed_audio(items, on_error="skip", progress=progress)
     failed = {failure.index for failure in failures}
     good = [i for i in range(len(source)) if i not in failed]
     caption = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Set
+from collections import defaultdict
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -19,34 +20,32 @@ def retrieval_figures(slap: Slap, source: ClipSource, vectors: np.ndarray) -> di
     ``vectors`` [N, E] are those of the clips. Captions of equal key and text are one query with
     several positives.
     """
-    keys = [{source.caption_key(i, c) for c in source.captions(i)} for i in range(len(source))]
     queries: dict[tuple[Hashable, str], str] = {}
+    clips_by_key = defaultdict[Hashable, set[int]](set)
     for i in range(len(source)):
         for caption in source.captions(i):
-            queries.setdefault((source.caption_key(i, caption), caption.casefold()), caption)
-    clips_by_key: dict[Hashable, set[int]] = {}
-    for i, clip_keys in enumerate(keys):
-        for key in clip_keys:
-            clips_by_key.setdefault(key, set()).add(i)
-    queries_by_key: dict[Hashable, set[int]] = {}
-    for j, (key, _) in enumerate(queries):
-        queries_by_key.setdefault(key, set()).add(j)
+            key = source.caption_key(i, caption)
+            clips_by_key[key].add(i)
+            queries.setdefault((key, caption.casefold()), caption)
     similarity = slap.similarity(vectors, slap.embed_text(list(queries.values())))
     t2a = [clips_by_key[key] for key, _ in queries]
-    a2t = [set().union(*(queries_by_key[key] for key in clip_keys)) for clip_keys in keys]
+    a2t: list[set[int]] = [set() for _ in range(len(source))]
+    for query, clips in enumerate(t2a):
+        for clip in clips:
+            a2t[clip].add(query)
     return {
         "t2a": metrics.retrieval(similarity.T, t2a),
         "a2t": metrics.retrieval(similarity, a2t),
-        "chance": {
-            "t2a": {f"R@{k}": _chance(t2a, len(source), k) for k in (1, 5, 10)},
-            "a2t": {f"R@{k}": _chance(a2t, len(queries), k) for k in (1, 5, 10)},
-        },
+        "chance": {"t2a": _chance(t2a, len(source)), "a2t": _chance(a2t, len(queries))},
         "queries": len(queries),
     }
 
 
-def _chance(positives: list[Set[int]], size: int, k: int) -> float:
-    """Expected recall at k of a random order of ``size`` items."""
-    k = min(k, size)
-    misses = [math.comb(size - len(p), k) / math.comb(size, k) for p in positives]
-    return 1.0 - sum(misses) / len(misses)
+def _chance(positives: list[set[int]], size: int) -> dict[str, float]:
+    """Expected recalls of a random order of ``size`` items."""
+    recalls = {}
+    for k in (1, 5, 10):
+        drawn = min(k, size)
+        misses = [math.comb(size - len(p), drawn) / math.comb(size, drawn) for p in positives]
+        recalls[f"R@{k}"] = 1.0 - sum(misses) / len(misses)
+    return recalls
