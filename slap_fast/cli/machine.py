@@ -82,8 +82,8 @@ def bench(
             "pip install -e . (a wheel holds no benchmarks)"
         )
     # Relative to the user's folder; the suite is a module of the checkout and runs there.
-    options = ["--out", str(out.resolve()), "--minutes", str(minutes)]
-    options += ["--wheels", str(wheels.resolve())] if wheels else []
-    options += ["--again"] * again + ["--dry-run"] * dry_run
-    command = [sys.executable, "-m", "benchmarks.suite", *steps, *options]
+    command = [sys.executable, "-m", "benchmarks.suite", *steps]
+    command += ["--out", str(out.resolve()), "--minutes", str(minutes)]
+    command += ["--wheels", str(wheels.resolve())] if wheels else []
+    command += ["--again"] * again + ["--dry-run"] * dry_run
     return subprocess.run(command, cwd=CHECKOUT).returncode

@@ -43,13 +43,11 @@ def train(
         resume: Go on with the run in --out, exactly where it stopped; its settings come from there.
         precision: Of the matrix products.
         seed: Of weights, order, crops and masks.
-        max_tokens: Most audio tokens (25 a second) in one forward pass; lower it when memory runs
-            out.
+        max_tokens: Most audio tokens (25 a second) in one forward pass; fewer take less memory.
         workers: Processes that decode, for each rank.
         rank_timeout: Under torchrun, seconds that a rank waits for the others before it gives up;
             rank 0's evaluations have to fit.
-        tokenizer: A tokenizer.json, its folder or a hub id; by default the pretrained text tower's,
-            or the bundled one.
+        tokenizer: A tokenizer.json, its folder or hub id; else the pretrained text tower's or ours.
         tensorboard: Also write TensorBoard events.
         json: Print the final card as JSON on stdout.
     """
@@ -65,9 +63,8 @@ def train(
     from slap_fast.training.state import begin, describe, restore, stored_config, stored_run
 
     if resume and (settings or init or seed is not None or precision is not None):
-        raise ValueError(
-            "--resume: found other settings beside it, expected none: a run keeps its own"
-        )
+        mistake = "found other settings beside it, expected none: a run keeps its own"
+        raise ValueError(f"--resume: {mistake}")
     if not resume and (out / "run.json").exists():
         raise ValueError(f"--out: {out} already holds a run; add --resume or choose another folder")
     folder = None
@@ -109,9 +106,8 @@ def train(
             tensorboard=tensorboard,
         )
     if not finished:
-        console.print(
-            f"stopped at step {state.step}; go on with: slap-fast train --out {out} --resume"
-        )
+        resumption = f"slap-fast train --out {out} --resume"
+        console.print(f"stopped at step {state.step}; go on with: {resumption}")
         return 130
     if lead:
         card = read_json(out / "last" / "card.json")

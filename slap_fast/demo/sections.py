@@ -108,12 +108,10 @@ def search(queries: list[ReportQuery], clips: list[ReportClip]) -> str:
                 f'<p><span class="rank">{rank}</span> {escape(clips[index].captions[0])}</p>'
                 f"{mark}</li>\n"
             )
-        missed = not any(right for _, _, right in query.results[:3])
         note = '<p class="note bad">&#10007; the one described is not among them</p>'
-        body.append(
-            f'<article class="query"><h3>{escape(query.text)}</h3>\n<ol>{"".join(results)}</ol>'
-            f"{note if missed else ''}</article>\n"
-        )
+        note = "" if any(right for _, _, right in query.results[:3]) else note
+        items = f"<ol>{''.join(results)}</ol>{note}"
+        body.append(f'<article class="query"><h3>{escape(query.text)}</h3>\n{items}</article>\n')
     return _section("search", "Find a sound by a sentence", lead, "".join(body))
 
 
@@ -138,11 +136,8 @@ def _clip(index: int, clip: ReportClip) -> str:
             f'{" &#10003;" if right else ""}</span><div class="bar"><i style="width:'
             f'{_percent(probability)}"></i></div><span>{100 * probability:.0f}%</span></li>'
         )
-    truth = ""
-    if clip.label is None:
-        truth = "no single label is right"
-    elif clip.label not in dict(clip.labels):
-        truth = f"truly {escape(clip.label)}"
+    truth = "no single label is right" if clip.label is None else f"truly {escape(clip.label)}"
+    truth = "" if clip.label in dict(clip.labels) else truth
     return (
         f'<article class="clip">{_player(index, clip)}<div class="text"><dl>'
         f"<dt>What it is</dt><dd>{escape(clip.captions[0])}{wordings if others else ''}</dd>"

@@ -116,16 +116,16 @@ def parity(report: Report) -> Report:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures: list[Parity] = [
-        {
-            "operation": figure.op,
-            "runs": figure.impl,
-            "case": figure.case,
-            "figure": figure.figure.name,
-            "found": figure.figure.value,
-            "allowed": figure.figure.allowed,
-            "status": "ok" if figure.figure.passed else "wrong",
-        }
-        for figure in parity.run(device)
+        Parity(
+            operation=op,
+            runs=impl,
+            case=case,
+            figure=figure.name,
+            found=figure.value,
+            allowed=figure.allowed,
+            status="ok" if figure.passed else "wrong",
+        )  # fmt: skip
+        for op, impl, case, figure in parity.run(device)
     ]
     ok = report["ok"] and all(figure["status"] == "ok" for figure in figures)
     return {**report, "ok": ok, "parity": figures}
@@ -154,10 +154,9 @@ def render(report: Report) -> None:
             # Not wrapped, so that a command can be copied whole.
             console.print(Text(f"{component['name']}: {component['todo']}"), soft_wrap=True)
     figures = report["parity"]
-    if figures is None:
-        return
     if not figures:
-        console.print("Nothing to compare: everything runs the reference here.")
+        if figures is not None:
+            console.print("Nothing to compare: everything runs the reference here.")
         return
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("found", "allowed"))
     columns = ("operation", "runs", "case", "figure", *numbers, Column("status", no_wrap=True))
@@ -168,8 +167,8 @@ def render(report: Report) -> None:
         table.add_row(*names, f"{figure['found']:.2g}", f"{figure['allowed']:.2g}", status)
     console.print(table)
     wrong = sorted({figure["operation"] for figure in figures if figure["status"] == "wrong"})
+    todo = "wrong here: please report it with this table, and use impl='reference'"
     for operation in wrong:
-        todo = "wrong here: please report it with this table, and use impl='reference'"
         console.print(Text(f"{operation}: {todo}"), soft_wrap=True)
     if not wrong:
         console.print(f"All {len(figures)} figures are within what rounding allows.")

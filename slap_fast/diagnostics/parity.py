@@ -224,5 +224,5 @@ def _mel_patches(
     for name, share, floor in quantiles:
         rank = round(share * (len(error) - 1))
         value, of_eager = (float(x.sort().values[rank]) for x in (error, eager_error))
-        figure = Figure(name, value, max(1.5 * of_eager, floor))
-        yield Comparison("mel_patches", label, case, figure)
+        allowed = max(1.5 * of_eager, floor)
+        yield Comparison("mel_patches", label, case, Figure(name, value, allowed))
