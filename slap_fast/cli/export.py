@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from slap_fast.cli.options import Model
+from slap_fast.cli.options import ModelFolder
 from slap_fast.console import emit, make_console
 
 
-def export(model: Model, out: Path = Path("slap.onnx"), json: bool = False) -> int:
+def export(model: ModelFolder, out: Path = Path("slap.onnx"), json: bool = False) -> int:
     """Write a model's audio tower as an ONNX file or a torch.export program.
 
     It takes a waveform of any length and gives its embedding, as the model does: that is checked

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from slap_fast.inference.audio_text import AudioTextModel
 
 Paths = Annotated[Positional[tuple[Path, ...]], arg(help="Audio files and folders.")]
+ModelFolder = Annotated[Path, arg(help="A model's folder, or a run's: its best checkpoint.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], arg(help="Where to run.")]
 Config = Annotated[str, arg(help="A recipe (tiny, base) or a YAML file of settings.")]
 SETTINGS_HELP = "Any other setting by its dotted name, such as steps=500 or loss.ssl=0; repeatable."
