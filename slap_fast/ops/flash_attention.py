@@ -73,12 +73,7 @@ def is_installed() -> bool:
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`slap_fast.ops.attention`, which documents and checks the arguments."""
     cu_seqlens_k, max_seqlen_k = options.cu_seqlens_k, options.max_seqlen_k
@@ -109,11 +104,7 @@ def _inside(x: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def attention_qkvpacked(
-    qkv: Tensor,
-    num_heads_kv: int,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
+    qkv: Tensor, num_heads_kv: int, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`attention` of the queries, keys and values in qkv [T, H + 2 Hkv, D]."""
     num_heads = qkv.shape[1] - 2 * num_heads_kv

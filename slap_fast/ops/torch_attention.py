@@ -54,12 +54,7 @@ def _split(x: Tensor, dim: int, span: slice, size: int) -> Tensor:
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`slap_fast.ops.attention`, which documents and checks the arguments.
 
@@ -77,11 +72,7 @@ def attention(
 
 
 def attention_qkvpacked(
-    qkv: Tensor,
-    num_heads_kv: int,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
+    qkv: Tensor, num_heads_kv: int, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`attention` of the queries, keys and values in qkv [T, H + 2 Hkv, D]."""
     lengths = _lengths(cu_seqlens)
