@@ -14,11 +14,9 @@ from slap_fast.config.training import TrainConfig
 
 
 def slap_base() -> TrainConfig:
-    """The paper's configuration (arXiv 2601.12594, section 3), ModernBERT-base as the text
-    tower."""
-    return TrainConfig(
-        model=ModelConfig(text=TextEncoderConfig(pretrained="answerdotai/ModernBERT-base"))
-    )
+    """The paper's configuration (arXiv 2601.12594, section 3), with ModernBERT-base for text."""
+    text = TextEncoderConfig(pretrained="answerdotai/ModernBERT-base")
+    return TrainConfig(model=ModelConfig(text=text))
 
 
 def slap_tiny() -> TrainConfig:

@@ -49,9 +49,8 @@ def caption_loss(
     if impl == "liger":
         total = _liger_cross_entropy(hidden, weight, labels, ignore_index)
     elif impl == "blockwise":
-        total = chunked.cross_entropy(
-            hidden, weight, LabelTargets(labels, ignore_index), chunk_size
-        )[0]
+        targets = LabelTargets(labels, ignore_index)
+        total = chunked.cross_entropy(hidden, weight, targets, chunk_size)[0]
     else:
         raise ValueError(f"impl: found {impl!r}, expected blockwise or liger")
     return total / (labels != ignore_index).sum().clamp(min=1)

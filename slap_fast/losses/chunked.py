@@ -77,9 +77,7 @@ def _linear_loss(
     """
     fields = get_type_hints(targets_type)
 
-    def of_chunk(
-        logits: Tensor, targets: tuple[Any, ...], dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+    def of_chunk(logits: Tensor, targets: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         sums, dlogits = loss_and_gradient(logits.to(dtype), targets)
         return sums, dlogits.to(logits.dtype)
 

@@ -78,18 +78,15 @@ def attention(
         if len(k) != len(q):
             raise ValueError(f"k: found {len(k)} rows, expected {len(q)} as q without cu_seqlens_k")
         if max_seqlen_k is not None:
-            raise ValueError(
-                f"max_seqlen_k: found {max_seqlen_k}, expected None without cu_seqlens_k"
-            )
+            expected = "expected None without cu_seqlens_k"
+            raise ValueError(f"max_seqlen_k: found {max_seqlen_k}, {expected}")
         if schedule_k is not None:
             raise ValueError("schedule_k: found tiles, expected None without cu_seqlens_k")
     else:
         check_sequences("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k, "k")
         if len(cu_seqlens_k) != len(cu_seqlens):
-            raise ValueError(
-                f"cu_seqlens_k: found {len(cu_seqlens_k)} entries, expected {len(cu_seqlens)} as "
-                "in cu_seqlens"
-            )
+            expected = f"expected {len(cu_seqlens)} as in cu_seqlens"
+            raise ValueError(f"cu_seqlens_k: found {len(cu_seqlens_k)} entries, {expected}")
         if rope is not None:
             raise ValueError("rope: found tables, expected None with cu_seqlens_k: rotate before")
     check_rope(rope, q)
@@ -139,15 +136,9 @@ def attention_qkvpacked(
     check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
     check_rope(rope, qkv)
     check_window(window_size)
-    options = AttentionOptions(
-        rope=rope,
-        window_size=window_size,
-        causal=causal,
-        softmax_scale=softmax_scale,
-        return_lse=return_lse,
-    )
-    schedules = {"schedule": (schedule, cu_seqlens, len(qkv))}
+    options = AttentionOptions(None, None, rope, window_size, causal, softmax_scale, return_lse)
     arguments = qkv, num_heads_kv, cu_seqlens, max_seqlen
+    schedules = {"schedule": (schedule, cu_seqlens, len(qkv))}
     return _run("attention_qkvpacked", impl, arguments, options, schedules)
 
 
@@ -178,10 +169,7 @@ def _run(
     options: AttentionOptions,
     schedules: dict[str, tuple[Tensor | None, Tensor | None, int]],
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Calls the function of the engine that runs.
-
-    Each schedule comes with the starts and the number of rows that it has to be of.
-    """
+    """Calls the engine's function. Each schedule has the starts and the number of rows it is of."""
     x = arguments[0]
     for name, (schedule, _, _) in schedules.items():
         if schedule is not None:
@@ -200,7 +188,7 @@ def _run(
     if impl == "flash":
         return getattr(flash_attention, function)(*arguments, options)
     if torch.compiler.is_compiling():
-        return getattr(compiled_reference, function)(impl, *arguments, options)
+        return compiled_reference.attention(impl, function, arguments, options)
     if impl == "torch":
         return getattr(torch_attention, function)(*arguments, options)
     return getattr(reference, function)(*arguments, **options._asdict())

@@ -59,52 +59,43 @@ def _differentiable(
     return op
 
 
-def _attention(
-    impl: str,
-    function: str,
-    inputs: tuple[Tensor | int, ...],
-    cu_seqlens: Tensor,
-    cu_seqlens_k: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    left: int,
-    right: int,
-    causal: bool,
-    softmax_scale: float | None,
-) -> Tensor:
-    rope = None if cos is None else (cos, sin)
-    options = AttentionOptions(cu_seqlens_k, None, rope, (left, right), causal, softmax_scale)
-    if impl == "torch":
-        return getattr(torch_attention, function)(*inputs, cu_seqlens, 0, options)
-    return getattr(reference_attention, function)(*inputs, cu_seqlens, 0, **options._asdict())
-
-
 _OPTIONS = "Tensor? cos, Tensor? sin, int left, int right, bool causal, float? softmax_scale"
 
 
-def _attention_op(impl: str) -> Callable[..., Tensor]:
-    return _differentiable(
-        f"{impl}_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, "
-        f"Tensor? cu_seqlens_k, {_OPTIONS})",
+def _attention_op(
+    impl: str, function: str, parameters: str, num_inputs: int, fake: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """``function`` of an engine; ``parameters`` come before the options."""
+
+    def run(*arguments: Any) -> Tensor:
+        *inputs, cos, sin, left, right, causal, softmax_scale = arguments
+        cu_seqlens_k = inputs.pop() if function == "attention" else None
+        rope = None if cos is None else (cos, sin)
+        options = AttentionOptions(cu_seqlens_k, None, rope, (left, right), causal, softmax_scale)
+        if impl == "torch":
+            return getattr(torch_attention, function)(*inputs, 0, options)
+        return getattr(reference_attention, function)(*inputs, 0, **options._asdict())
+
+    return _differentiable(f"{impl}_{function}({parameters}, {_OPTIONS})", num_inputs, run, fake)
+
+
+_FUNCTIONS = {
+    "attention": (
+        "Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, Tensor? cu_seqlens_k",
         3,
-        lambda q, k, v, *rest: _attention(impl, "attention", (q, k, v), *rest),
         lambda q, *_: q.new_empty(q.shape),
-    )
-
-
-def _qkvpacked_op(impl: str) -> Callable[..., Tensor]:
-    return _differentiable(
-        f"{impl}_attention_qkvpacked(Tensor qkv, int num_heads_kv, Tensor cu_seqlens, {_OPTIONS})",
+    ),
+    "attention_qkvpacked": (
+        "Tensor qkv, int num_heads_kv, Tensor cu_seqlens",
         1,
-        lambda qkv, n, starts, *rest: _attention(
-            impl, "attention_qkvpacked", (qkv, n), starts, None, *rest
-        ),
         lambda qkv, n, *_: qkv.new_empty(qkv.shape[0], qkv.shape[1] - 2 * n, qkv.shape[2]),
-    )
-
-
-_attention_ops = {impl: _attention_op(impl) for impl in ("torch", "reference")}
-_qkvpacked_ops = {impl: _qkvpacked_op(impl) for impl in ("torch", "reference")}
+    ),
+}
+_ATTENTION_OPS = {
+    (impl, function): _attention_op(impl, function, *definition)
+    for impl in ("torch", "reference")
+    for function, definition in _FUNCTIONS.items()
+}
 map_pool = _differentiable(
     "reference_map_pool(Tensor x, Tensor score_weight, Tensor cu_seqlens)",
     2,
@@ -115,33 +106,14 @@ map_pool = _differentiable(
 
 
 def attention(
-    impl: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
+    impl: str, function: str, arguments: tuple[Any, ...], options: AttentionOptions
 ) -> Tensor:
-    """:func:`slap_fast.ops.attention` by "torch" or "reference", without ``return_lse``."""
-    return _attention_ops[impl](q, k, v, cu_seqlens, options.cu_seqlens_k, *_flat(options))
-
-
-def attention_qkvpacked(
-    impl: str,
-    qkv: Tensor,
-    num_heads_kv: int,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
-) -> Tensor:
-    """:func:`slap_fast.ops.attention_qkvpacked`, likewise."""
-    return _qkvpacked_ops[impl](qkv, num_heads_kv, cu_seqlens, *_flat(options))
-
-
-def _flat(options: AttentionOptions) -> tuple[Any, ...]:
-    """As the operations take them: ``_OPTIONS``."""
+    """A function of :mod:`slap_fast.ops.attention` by "torch" or "reference"; no ``return_lse``."""
     if options.return_lse:
         raise NotImplementedError("return_lse: these engines have it outside torch.compile only")
+    *inputs, _ = arguments  # the engines need no max_seqlen
+    if function == "attention":
+        inputs.append(options.cu_seqlens_k)
     cos, sin = options.rope or (None, None)
-    return cos, sin, *options.window_size, options.causal, options.softmax_scale
+    scalars = *options.window_size, options.causal, options.softmax_scale
+    return _ATTENTION_OPS[impl, function](*inputs, cos, sin, *scalars)

@@ -67,11 +67,6 @@ def varlen() -> Varlen | None:
     return None
 
 
-def is_installed() -> bool:
-    """Whether flash-attn or torch has such kernels."""
-    return varlen() is not None
-
-
 def attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -82,11 +77,12 @@ def attention(
     if options.rope is not None:
         q, k = rotate(q, options.rope), rotate(k, options.rope)
     # Those functions leave rows past the last sequence undefined, in gradients too.
-    inside, inside_k = (_inside(x, starts) for x, starts in ((q, cu_seqlens), (k, cu_seqlens_k)))
-    q, k, v = (
-        torch.where(rows[:, None, None], x, 0)
-        for x, rows in ((q, inside), (k, inside_k), (v, inside_k))
+    inside, inside_k = (
+        torch.arange(len(x), device=x.device) < starts[-1]
+        for x, starts in ((q, cu_seqlens), (k, cu_seqlens_k))
     )
+    q = torch.where(inside[:, None, None], q, 0)
+    k, v = (torch.where(inside_k[:, None, None], x, 0) for x in (k, v))
     out, lse = varlen()(
         q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k,
         scale=options.softmax_scale, window=tuple(options.window_size), causal=options.causal,
@@ -96,11 +92,6 @@ def attention(
         return out
     # Their lse of a fully masked row is +inf.
     return out, lse.masked_fill(~inside | lse.isposinf(), -math.inf)
-
-
-def _inside(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """bool [T]: the rows of a sequence."""
-    return torch.arange(len(x), device=x.device) < cu_seqlens[-1]
 
 
 def attention_qkvpacked(
