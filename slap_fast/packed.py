@@ -20,10 +20,9 @@ def starts_of(lengths: Sequence[int] | Tensor, dtype: torch.dtype = torch.int32)
 
 def positions(lengths: Sequence[int] | Tensor) -> Tensor:
     """Lengths of B sequences -> int64 [T], the position of each token inside its sequence."""
-    lengths = torch.as_tensor(lengths, dtype=torch.int64)
-    starts = lengths.cumsum(0) - lengths
-    token = torch.arange(int(lengths.sum()), device=lengths.device)
-    return token - starts.repeat_interleave(lengths)
+    starts = starts_of(lengths, torch.int64)
+    token = torch.arange(int(starts[-1]), device=starts.device)
+    return token - starts[:-1].repeat_interleave(starts.diff())
 
 
 def patch_coords(lengths: Sequence[int] | Tensor, patches_per_column: int) -> Tensor:
@@ -142,8 +141,8 @@ class PackedBatch(NamedTuple):
             if sum(parts) != len(rows):
                 raise ValueError(f"{name}: found a sum of {sum(parts)}, expected {len(rows)} rows")
         if len(lengths) != len(text_lengths):
-            found = f"found {len(text_lengths)} captions"
-            raise ValueError(f"text_lengths: {found}, expected {len(lengths)}")
+            captions = f"{len(text_lengths)} captions"
+            raise ValueError(f"text_lengths: found {captions}, expected {len(lengths)}")
         text = PackedText.from_ids([part.tolist() for part in ids.split(list(text_lengths))])
         coords = patch_coords(lengths, patches_per_column)
         audio = PackedPatches(patches, coords, starts_of(lengths), max(lengths, default=0))

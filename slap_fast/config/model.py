@@ -36,8 +36,7 @@ class MelConfig:
     patch_freq: int = 16
     """Mel bins in a patch."""
     mean: float = -4.268
-    """Subtracted from the log-mel; 0 for the raw log-mel. AST's AudioSet figure (arXiv
-    2104.01778)."""
+    """Subtracted from the log-mel; 0 for the raw one. AST's AudioSet figure (arXiv 2104.01778)."""
     std: float = 4.569
     """The log-mel is divided by it after the mean; 1 for the raw log-mel. AST's AudioSet figure."""
 
@@ -227,6 +226,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         audio, text = self.audio.hidden_size, self.text.hidden_size
-        expected = f"audio.hidden_size {audio}, text.hidden_size {text}"
-        expected = f"a number, as the towers differ: {expected}"
+        sizes = f"audio.hidden_size {audio}, text.hidden_size {text}"
+        expected = f"a number, as the towers differ: {sizes}"
         check(self.embed_dim is not None or audio == text, "model.embed_dim", None, expected)

@@ -65,13 +65,13 @@ def override(config: Any, changes: dict[str, Any], path: str = "") -> Any:
     fields: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
-        head, _, rest = key.partition(".")
+        head, _, inner_key = key.partition(".")
         if head not in hints:
             raise ValueError(_unknown_setting(f"{path}{head}", head, hints))
-        if rest and not dataclasses.is_dataclass(hints[head]):
+        if inner_key and not dataclasses.is_dataclass(hints[head]):
             raise ValueError(f"{path}{head}: has no settings of its own, found {path}{key!r}")
-        if rest:
-            nested.setdefault(head, {})[rest] = value
+        if inner_key:
+            nested.setdefault(head, {})[inner_key] = value
         else:
             fields[head] = _parse(hints[head], value, f"{path}{head}")
     for head, inner in nested.items():

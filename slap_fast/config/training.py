@@ -51,8 +51,7 @@ class DataConfig:
     freq_mask_bins: int = 8
     """Longest span of bins."""
     cache_gb: float = 1.0
-    """Patches of clips that fit in this much memory are computed once and kept; 0 decodes every
-    time."""
+    """Memory for patches, GB: clips that fit are computed once; 0 decodes every time."""
     max_bad_share: float = 0.01
     """Training saves and stops when more than this share of the clips is bad, of the last 50,000 to
     100,000 (or of all, past 100)."""

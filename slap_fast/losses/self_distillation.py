@@ -72,8 +72,7 @@ def sinkhorn(
         over_ranks: the logsumexp over ranks, [K] -> [K], which makes their rows one batch
             (:func:`slap_fast.distributed.logsumexp`); such a call does not compile.
         chunk_size: rows of scores that exist at a time.
-        compiled: whether the work on a chunk of them is compiled; on a GPU it is whenever the call
-            is.
+        compiled: compiles the work on a chunk; on a GPU it is compiled whenever the call is.
 
     Returns:
         Targets whose rows sum to 1, and whose columns to about M / K.
@@ -84,11 +83,9 @@ def sinkhorn(
     if iterations < 1:
         raise ValueError(f"iterations: found {iterations}, expected at least 1")
     features, prototypes, temperature = _inputs(features, prototypes, temperature)
-    options = temperature, iterations, chunk_size, compiled or compilation.compiles_chunks(features)
-    if over_ranks is None:
-        bias = _bias_op(features, prototypes, *options)
-    else:
-        bias = _bias(features, prototypes, *options, over_ranks)
+    compiled = compiled or compilation.compiles_chunks(features)
+    arguments = features, prototypes, temperature, iterations, chunk_size, compiled
+    bias = _bias(*arguments, over_ranks) if over_ranks else _bias_op(*arguments)
     return Targets(features, prototypes, bias, temperature)
 
 

@@ -8,16 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slap_fast.ops import compiled_reference, dispatch, flash_attention, torch_attention
+from slap_fast.ops import compiled_reference, dispatch, flash_attention, torch_attention, validation
 from slap_fast.ops.attention_options import AttentionOptions
-from slap_fast.ops.validation import (
-    FLOATS,
-    check_rope,
-    check_schedule,
-    check_sequences,
-    check_tensor,
-    check_window,
-)
+from slap_fast.ops.validation import FLOATS, check_sequences, check_tensor
 from slap_fast.reference import attention as reference
 
 
@@ -89,8 +82,6 @@ def attention(
             raise ValueError(f"cu_seqlens_k: found {len(cu_seqlens_k)} entries, {expected}")
         if rope is not None:
             raise ValueError("rope: found tables, expected None with cu_seqlens_k: rotate before")
-    check_rope(rope, q)
-    check_window(window_size)
     options = AttentionOptions(
         cu_seqlens_k, max_seqlen_k, rope, window_size, causal, softmax_scale, return_lse
     )
@@ -121,8 +112,7 @@ def attention_qkvpacked(
     Args:
         qkv: [T, H + 2 Hkv, D]: H query heads, then Hkv key heads, then Hkv value heads.
         num_heads_kv: Hkv.
-        schedule: by :func:`attention_schedule`, for all calls with the same ``cu_seqlens``; None:
-            built in the call.
+        schedule: of ``cu_seqlens``, by :func:`attention_schedule`; None: built in the call.
 
     The other arguments and the result are those of :func:`attention`.
     """
@@ -134,8 +124,6 @@ def attention_qkvpacked(
             f"{qkv.shape[1]} heads are H + 2 Hkv, H a multiple of Hkv"
         )
     check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
-    check_rope(rope, qkv)
-    check_window(window_size)
     options = AttentionOptions(None, None, rope, window_size, causal, softmax_scale, return_lse)
     arguments = qkv, num_heads_kv, cu_seqlens, max_seqlen
     schedules = {"schedule": (schedule, cu_seqlens, len(qkv))}
@@ -169,8 +157,10 @@ def _run(
     options: AttentionOptions,
     schedules: dict[str, tuple[Tensor | None, Tensor | None, int]],
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Calls the engine's function. Each schedule has the starts and the number of rows it is of."""
+    """Checks options and schedules, which have their starts and rows, and calls the engine."""
     x = arguments[0]
+    validation.check_rope(options.rope, x)
+    validation.check_window(options.window_size)
     for name, (schedule, _, _) in schedules.items():
         if schedule is not None:
             check_tensor(name, schedule, (torch.int32,), ("tiles", 2), x.device)
@@ -182,7 +172,8 @@ def _run(
         for name, (schedule, starts, num_rows) in schedules.items():
             if schedule is not None:
                 make = functools.partial(kernels.schedule_tiles, starts, num_rows)
-                check_schedule(name, schedule, kernels.num_tiles(starts, num_rows), make)
+                num_tiles = kernels.num_tiles(starts, num_rows)
+                validation.check_schedule(name, schedule, num_tiles, make)
         tiles = {name: schedule for name, (schedule, _, _) in schedules.items()}
         return getattr(kernels, function)(*arguments, **options._asdict(), **tiles)
     if impl == "flash":

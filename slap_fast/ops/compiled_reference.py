@@ -37,22 +37,20 @@ def _differentiable(
             gradients = torch.autograd.grad(out, inputs, dout)
         return [x.contiguous() for x in gradients]
 
-    def fake_backward(dout: Tensor, *arguments: Any) -> list[Tensor]:
-        return [x.new_empty(x.shape) for x in arguments[:num_inputs]]
-
     op = register(f"{schema} -> Tensor", forward, fake)
     backward_op = register(
-        f"{name}_backward(Tensor dout, {parameters}) -> Tensor[]", backward, fake_backward
+        f"{name}_backward(Tensor dout, {parameters}) -> Tensor[]",
+        backward,
+        lambda dout, *arguments: [x.new_empty(x.shape) for x in arguments[:num_inputs]],
     )
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
-        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-        ctx.others = [x for x in inputs if not isinstance(x, Tensor)]
+        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
 
     def gradient(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
-        arguments = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
+        saved = zip(ctx.saved_tensors, ctx.others, strict=True)
+        arguments = [other if tensor is None else tensor for tensor, other in saved]
         return *backward_op(dout, *arguments), *(None,) * (len(arguments) - num_inputs)
 
     torch.library.register_autograd(f"slap_fast::{name}", gradient, setup_context=save_inputs)
@@ -105,9 +103,7 @@ map_pool = _differentiable(
 """x, score_weight, cu_seqlens -> pooled."""
 
 
-def attention(
-    impl: str, function: str, arguments: tuple[Any, ...], options: AttentionOptions
-) -> Tensor:
+def attention(impl: str, function: str, arguments: tuple, options: AttentionOptions) -> Tensor:
     """A function of :mod:`slap_fast.ops.attention` by "torch" or "reference"; no ``return_lse``."""
     if options.return_lse:
         raise NotImplementedError("return_lse: these engines have it outside torch.compile only")

@@ -1,7 +1,6 @@
 """``impl="flash"``: the varlen kernels of flash-attn or of torch, with rotary applied before.
 
-On request only, and as a peer to measure against. flash-attn where it imports, else
-``torch.nn.attention.varlen``.
+On request only, a peer to measure against: flash-attn, or else ``torch.nn.attention.varlen``.
 """
 
 from __future__ import annotations
@@ -24,12 +23,9 @@ def flash_attn_varlen() -> Varlen:
     """flash-attn's function as :func:`attention` calls it; raises where it does not import."""
     from flash_attn import flash_attn_varlen_func
 
-    def run(q, k, v, starts, starts_k, longest, longest_k, *, scale, window, causal):
-        out, lse, _ = flash_attn_varlen_func(
-            q, k, v, starts, starts_k, longest, longest_k, softmax_scale=scale,
-            causal=causal, window_size=window, return_attn_probs=True,
-        )  # fmt: skip
-        return out, lse
+    def run(*arguments, scale, window, causal):
+        options = {"softmax_scale": scale, "window_size": window, "causal": causal}
+        return flash_attn_varlen_func(*arguments, **options, return_attn_probs=True)[:2]
 
     return run
 
@@ -41,17 +37,14 @@ def torch_varlen() -> Varlen:
     # torch 2.11 has no such parameter.
     takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
-    def run(q, k, v, starts, starts_k, longest, longest_k, *, scale, window, causal):
-        group, options = q.shape[1] // k.shape[1], {}
+    def run(q, k, v, *lengths, scale, window, causal):
+        group = q.shape[1] // k.shape[1]
+        options = {"scale": scale, "window_size": (window[0], 0) if causal else window}
         if group > 1 and takes_groups:
-            options = {"enable_gqa": True}
+            options["enable_gqa"] = True
         elif group > 1:
             k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-        return varlen_attn(
-            q, k, v, starts, starts_k, longest, longest_k, scale=scale,
-            window_size=(window[0], 0) if causal else window,
-            return_aux=AuxRequest(lse=True), **options,
-        )  # fmt: skip
+        return varlen_attn(q, k, v, *lengths, return_aux=AuxRequest(lse=True), **options)
 
     return run
 

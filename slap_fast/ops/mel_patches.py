@@ -53,19 +53,12 @@ def mel_patches(
 
         return PackedPatches(*kernels.mel_patches(*clips, reference.constants, masks))
     if chosen == "cpp":
-        return _on_cpp(*clips, masks)
+        masks = torch.empty(0, 4, dtype=torch.int32) if masks is None else masks.contiguous()
+        arrays = (x.numpy() for x in (waveform.detach(), cu_samples, masks))
+        *arrays, max_seqlen = cpp_engine(config)(*arrays, torch.get_num_threads())
+        return PackedPatches(*map(torch.from_numpy, arrays), max_seqlen)
     engine = torch_mel_patches if chosen == "torch" else reference
     return PackedPatches(*engine.mel_patches(*clips, masks))
-
-
-def _on_cpp(
-    waveform: Tensor, cu_samples: Tensor, config: MelConfig, masks: Tensor | None
-) -> PackedPatches:
-    if masks is None:
-        masks = torch.empty(0, 4, dtype=torch.int32)
-    arrays = (x.numpy() for x in (waveform.detach(), cu_samples, masks.contiguous()))
-    *arrays, max_seqlen = cpp_engine(config)(*arrays, torch.get_num_threads())
-    return PackedPatches(*map(torch.from_numpy, arrays), max_seqlen)
 
 
 @functools.lru_cache(maxsize=16)

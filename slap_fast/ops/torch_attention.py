@@ -56,11 +56,7 @@ def _split(x: Tensor, dim: int, span: slice, size: int) -> Tensor:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """:func:`slap_fast.ops.attention`, which documents and checks the arguments.
-
-    The lengths come from ``cu_seqlens`` (a sync on a GPU); ``max_seqlen`` and ``max_seqlen_k`` are
-    for the kernels. With fp64 inputs ``lse`` is fp64 too.
-    """
+    """:func:`slap_fast.ops.attention`, with the lengths from ``cu_seqlens``: a GPU syncs."""
     starts_k, rope, num_rows = options.cu_seqlens_k, options.rope, len(q)
     lengths = cu_seqlens.diff().tolist()
     lengths_k = lengths if starts_k is None else starts_k.diff().tolist()
@@ -129,9 +125,10 @@ class _Band:
         hidden = (distance < -self.left) | (distance > self.right)
         self.bias = like.new_zeros(rows, self.origin + width).masked_fill_(hidden, -math.inf)
 
-    def blocks(self, num_rows: int, num_keys: int, step: int) -> Iterator[Block]:
-        """Runs of at most ``step`` rows; the last row is at the last key."""
-        for begin in range(0, num_rows, step):
+    def blocks(self, first_row: int, num_rows: int, num_keys: int, step: int) -> Iterator[Block]:
+        """Runs of at most ``step`` rows, without those before ``first_row``; the last row is at the
+        last key."""
+        for begin in range(first_row, num_rows, step):
             end = min(begin + step, num_rows)
             position = begin + num_keys - num_rows
             first = max(0, position - self.left)
@@ -150,10 +147,7 @@ def _batches(lengths: list[int], lengths_k: list[int], band: _Band, split: bool)
         masked = len_q if len_k == 0 else min(len_q, max(0, len_q - len_k - band.right))
         count, remaining = len_q - masked, len(list(same))
         step = (BLOCK if count > 2 * BLOCK else 2 * BLOCK) if split else count
-        blocks = [
-            (slice(rows.start + masked, rows.stop + masked), keys, bias)
-            for rows, keys, bias in band.blocks(count, len_k, max(1, step))
-        ]
+        blocks = list(band.blocks(masked, len_q, len_k, max(1, step)))
         while remaining:
             size = min(remaining, max(1, BATCH_ROWS // max(1, len_q)))
             rows, keys = slice(row, row + size * len_q), slice(key, key + size * len_k)

@@ -27,8 +27,7 @@ def mel_patches(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Arguments and results are those of :func:`slap_fast.reference.mel_patches.mel_patches`."""
     dtype = torch.float64 if waveform.dtype == torch.float64 else torch.float32
-    device = waveform.device
-    bounds = cu_samples.tolist()
+    device, bounds = waveform.device, cu_samples.tolist()
     bands, patch_time = config.patches_per_column, config.patch_time
     lengths = [config.num_patches(stop - start) for start, stop in itertools.pairwise(bounds)]
 

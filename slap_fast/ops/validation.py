@@ -128,6 +128,5 @@ def check_rope(rope: tuple[Tensor, Tensor] | None, q: Tensor) -> None:
 def check_window(window_size: tuple[int, int]) -> None:
     """FlashAttention's (left, right)."""
     if len(window_size) != 2 or any(int(size) != size or size < -1 for size in window_size):
-        raise ValueError(
-            f"window_size: found {window_size}, expected (left, right), each -1 (open) or more"
-        )
+        expected = "expected (left, right), each -1 (open) or more"
+        raise ValueError(f"window_size: found {window_size}, {expected}")

@@ -18,8 +18,8 @@ def map_pool(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor) -> Tensor:
     # neighbours. Without any sequence, an empty one keeps the gradients defined.
     sequences = x.split([*lengths, len(x) - sum(lengths)])[:-1] or (x[:0],)
     softmax_dtype = torch.promote_types(x.dtype, torch.float32)
-    pooled = []
-    for tokens in sequences:
-        scores = score_weight @ tokens.T
-        pooled.append(scores.to(softmax_dtype).softmax(-1).to(x.dtype) @ tokens)
+    pooled = [
+        (score_weight @ tokens.T).to(softmax_dtype).softmax(-1).to(x.dtype) @ tokens
+        for tokens in sequences
+    ]
     return torch.stack(pooled)[: len(lengths)]
