@@ -8,15 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
-
 from slap_fast.cli.inputs import Inputs, name_bad, open_inputs
-from slap_fast.cli.options import Model
+from slap_fast.cli.options import Model, Paths
 from slap_fast.console import emit, make_console, show_progress
 
 
 def embed(
-    paths: Positional[tuple[Path, ...]],
+    paths: Paths,
     model: Model,
     out: Path = Path("embeddings"),
     split: str | None = None,
@@ -31,8 +29,6 @@ def embed(
     Example: slap-fast embed --model runs/my/best --out vectors sounds/ one.wav
 
     Args:
-        paths: Audio files; folders of them, or of shards; manifests (.csv, .jsonl); .txt files
-            with a path on each line, or - for one on standard input.
         out: Folder for the three files.
         split: Of manifests and shards, only this split.
         json: Print the counts as JSON on stdout.
@@ -93,7 +89,7 @@ def _fingerprint(inputs: Inputs) -> str:
 
 
 def classify(
-    paths: Positional[tuple[Path, ...]],
+    paths: Paths,
     model: Model,
     labels: str,
     template: tuple[str, ...] = (),
@@ -106,8 +102,6 @@ def classify(
     Example: slap-fast classify --model runs/my/best --labels "dog,cat,rain" a.wav b.mp3
 
     Args:
-        paths: Audio files; folders of them, or of shards; manifests (.csv, .jsonl); .txt files
-            with a path on each line, or - for one on standard input.
         labels: Labels with commas between; or a .txt file of a label on each line, or a .json file
             of a list, or such a list itself: then a label may hold a comma.
         template: Prompts with {} for the label, averaged; by default the one of its authors.
@@ -158,7 +152,7 @@ def _json_labels(text: str) -> list[str]:
 
 
 def caption(
-    paths: Positional[tuple[Path, ...]],
+    paths: Paths,
     model: Model,
     num_beams: int = 3,
     json: bool = False,
@@ -170,8 +164,6 @@ def caption(
     Example: slap-fast caption --model runs/my/best a.wav b.mp3
 
     Args:
-        paths: Audio files; folders of them, or of shards; manifests (.csv, .jsonl); .txt files
-            with a path on each line, or - for one on standard input.
         num_beams: Hypotheses kept; 1 is greedy.
         json: Print {path: caption} as JSON on stdout.
     """

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from slap_fast.cli.options import Device, Settings, load_recipe, parse_setting, torch_device
+from slap_fast.cli.options import Config, Device, Settings, load_recipe, parse_setting, torch_device
 from slap_fast.console import emit, make_console, show_progress
 
 
 def train(
     data: str = "builtin",
-    config: str = "tiny",
+    config: Config = "tiny",
     out: Path = Path("runs/slap"),
     split: str | None = None,
     init: Path | None = None,
@@ -37,22 +37,17 @@ def train(
     Args:
         data: A JSONL or CSV manifest (path, caption), a folder of audio with captions beside it, a
             folder of shards, a YAML file that mixes several by weight, or "builtin".
-        config: A recipe (tiny, base) or a YAML file of settings.
         out: Folder for checkpoints, metrics and logs.
         split: Rows to train on; by default those of split "train" where there is one.
         init: Start from the weights of this model or run, with a new schedule (fine-tuning).
         resume: Go on with the run in --out, exactly where it stopped; its settings come from there.
-        device: Where to train.
         precision: Of the matrix products.
         seed: Of weights, order, crops and masks.
-        max_tokens: Most audio tokens (25 a second) in one forward pass; lower it when memory runs
-            out.
+        max_tokens: Most audio tokens (25 a second) in one forward pass; fewer take less memory.
         workers: Processes that decode, for each rank.
         rank_timeout: Under torchrun, seconds that a rank waits for the others before it gives up;
             rank 0's evaluations have to fit.
-        settings: Any other setting by its dotted name, such as steps=500 or loss.ssl=0; repeatable.
-        tokenizer: A tokenizer.json, its folder or a hub id; by default the pretrained text tower's,
-            or the bundled one.
+        tokenizer: A tokenizer.json, its folder or hub id; else the pretrained text tower's or ours.
         tensorboard: Also write TensorBoard events.
         json: Print the final card as JSON on stdout.
     """
@@ -68,30 +63,27 @@ def train(
     from slap_fast.training.state import begin, describe, restore, stored_config, stored_run
 
     if resume and (settings or init or seed is not None or precision is not None):
-        raise ValueError(
-            "--resume: found other settings beside it, expected none: a run keeps its own"
-        )
+        mistake = "found other settings beside it, expected none: a run keeps its own"
+        raise ValueError(f"--resume: {mistake}")
     if not resume and (out / "run.json").exists():
         raise ValueError(f"--out: {out} already holds a run; add --resume or choose another folder")
     folder = None
     invocation = {"data": data, "split": split, "tokenizer": tokenizer, "init": init and str(init)}
-    device_here = torch_device(device)
-    with distributed.process_group(rank_timeout, device_here):
+    run_device = torch_device(device)
+    with distributed.process_group(rank_timeout, run_device):
         if resume:
             stored, folder = stored_run(out)
             invocation, run_config = stored["plan"], stored_config(stored)
         else:
-            changes = dict(parse_setting(text) for text in settings)
+            changes = dict(map(parse_setting, settings))
             flags = {"precision": precision, "seed": seed, "max_tokens": max_tokens}
             changes |= {key: value for key, value in flags.items() if value is not None}
             run_config = override(load_recipe(config), changes)
-        decoder = IsolatedDecoder()
-        source = open_source(
-            invocation["data"], invocation["split"], fallback="train", decoder=decoder
-        )
-        validation = open_source(invocation["data"], None, fallback="validation")
+        data, split, decoder = invocation["data"], invocation["split"], IsolatedDecoder()
+        source = open_source(data, split, fallback="train", decoder=decoder)
+        validation = open_source(data, None, fallback="validation")
         initial = None if folder else invocation.get("init")
-        state, text_tokenizer = begin(run_config, invocation["tokenizer"], initial, device_here)
+        state, text_tokenizer = begin(run_config, invocation["tokenizer"], initial, run_device)
         if folder:
             restore(state, folder)
         lead = distributed.rank() == 0
@@ -114,9 +106,8 @@ def train(
             tensorboard=tensorboard,
         )
     if not finished:
-        console.print(
-            f"stopped at step {state.step}; go on with: slap-fast train --out {out} --resume"
-        )
+        resumption = f"slap-fast train --out {out} --resume"
+        console.print(f"stopped at step {state.step}; go on with: {resumption}")
         return 130
     if lead:
         card = read_json(out / "last" / "card.json")

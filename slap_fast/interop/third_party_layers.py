@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -107,8 +108,12 @@ def obstacle(module: nn.Module, candidate: Candidate) -> str | None:
         return "has no weights yet to compare with"
     if any(isinstance(child, nn.Dropout) and child.p for child in module.modules()):
         return "has dropout inside"
+    own = set(inspect.signature(type(module).forward).parameters)
+    more = own - set(inspect.signature(candidate.forward.func).parameters) - {"self"}
+    if len(own) > 2 and more - {"hidden_states", "x"}:
+        return f"its forward also takes {', '.join(sorted(more))}"
     difference = _difference(module, candidate)
-    if difference > TOLERANCE:
+    if not difference <= TOLERANCE:
         return f"computes something else: {difference:.1e} away on a random input"
     return None
 
@@ -128,5 +133,7 @@ def _difference(module: nn.Module, candidate: Candidate) -> float:
     try:
         expected = type(layer).forward(layer, x)
     except Exception:  # it takes more than one tensor, so it is another kind of layer
+        return float("inf")
+    if not isinstance(expected, Tensor) or expected.shape != x.shape:
         return float("inf")
     return float(((forward(x) - expected).norm(dim=-1) / expected.norm(dim=-1)).max())

@@ -10,6 +10,7 @@ except for batches that are packed by ``position_ids`` alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -121,8 +122,10 @@ def packed_mask(
         )
     same = q_length == kv_length
     if attention_mask is not None:
-        keys = PackedView.from_mask(attention_mask)
-        queries = keys if same else PackedView.from_mask(attention_mask[:, -q_length:])
+        # A cache of a sliding window holds fewer keys than the mask has positions.
+        mask = attention_mask[:, kv_offset : kv_offset + kv_length]
+        keys = PackedView.from_mask(mask)
+        queries = keys if same else PackedView.from_mask(mask[:, -q_length:])
     elif "packed_sequence_mask_function" in parts:
         queries = keys = PackedView.from_sequence_numbers(parts["packed_sequence_mask_function"])
     else:
@@ -217,6 +220,24 @@ def packed_attention(
         softmax_scale=scaling,
     )
     return queries.pad(out, len(query)), None
+
+
+@contextmanager
+def recorded() -> Iterator[list[nn.Module]]:
+    """The modules whose calls reach :func:`packed_attention`, while it lasts."""
+    from transformers import AttentionInterface
+
+    reached: list[nn.Module] = []
+
+    def attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        reached.append(module)
+        return packed_attention(module, *args, **kwargs)
+
+    AttentionInterface.register(NAME, attention)
+    try:
+        yield reached
+    finally:
+        AttentionInterface.register(NAME, packed_attention)
 
 
 def register() -> None:
