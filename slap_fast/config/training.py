@@ -58,8 +58,8 @@ class DataConfig:
     """Patches of clips that fit in this much memory are computed once and kept; 0 decodes every
     time."""
     max_bad_share: float = 0.01
-    """Training saves and stops when more than this share of the clips is bad, of the last 50,000 to
-    100,000 (or of all, past 100)."""
+    """Training saves and stops when more than this share of the distinct clips is bad, of the last
+    50,000 to 100,000 draws, once 20 of them are (or half of a smaller set)."""
 
     def __post_init__(self) -> None:
         check(

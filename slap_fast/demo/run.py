@@ -124,7 +124,7 @@ def _promises(
             last["ssl"],
             math.log(config.model.ssl.prototypes),
         ),
-        below("collapse alarms", sum(row["collapsed"] for row in history), 1.0),
+        below("collapse alarms", sum(row.get("collapsed", 0) for row in history), 1.0),
     ]
 
 

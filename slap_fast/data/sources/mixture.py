@@ -53,7 +53,7 @@ def _part(path: Path, entry: Any) -> Part:
     return Part(data if data == "builtin" else str(path.parent / data), float(weight))
 
 
-class _View(ClipSource):
+class View(ClipSource):
     """Clips of other sources."""
 
     def _at(self, index: int) -> tuple[ClipSource, int]:
@@ -89,7 +89,7 @@ class _View(ClipSource):
         return source.audio(own, start, end)
 
 
-class MixedClips(_View):
+class MixedClips(View):
     """Sources end to end; the trainer draws by their weights."""
 
     def __init__(self, sources: Sequence[ClipSource], weights: Sequence[float]) -> None:
@@ -112,7 +112,7 @@ class MixedClips(_View):
         return max(source.longest_seconds() for source in self.sources)
 
 
-class ChosenClips(_View):
+class ChosenClips(View):
     """Some clips of a source, in the order given."""
 
     def __init__(self, source: ClipSource, indices: Sequence[int]) -> None:
