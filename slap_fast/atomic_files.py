@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.sha256"
-_BLOCK = 1 << 20
 
 
 def write_folder(path: Path, write: Callable[[Path], None], *, keep_old: bool = False) -> None:
@@ -60,16 +59,15 @@ def write_manifest(folder: Path) -> None:
     lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
     manifest = folder / MANIFEST
     manifest.write_bytes(lines.encode("ascii"))
-    for file in (*files, manifest):
-        sync(file)
-    sync(folder)
+    for path in (*files, manifest, folder):
+        sync(path)
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 

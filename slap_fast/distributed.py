@@ -75,11 +75,8 @@ def exchange(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(data)]))
-    counts = [int(size) for size in sizes]
-    texts = _gather(data, counts).split(counts)
-    return [json.loads(bytes(text.tolist())) for text in texts]
+    counts = _gather(torch.tensor([len(data)]), [1] * world_size()).tolist()
+    return [json.loads(bytes(text.tolist())) for text in _gather(data, counts).split(counts)]
 
 
 def barrier() -> None:

@@ -20,10 +20,9 @@ def starts_of(lengths: Sequence[int] | Tensor, dtype: torch.dtype = torch.int32)
 
 def positions(lengths: Sequence[int] | Tensor) -> Tensor:
     """Lengths of B sequences -> int64 [T], the position of each token inside its sequence."""
-    lengths = torch.as_tensor(lengths, dtype=torch.int64)
-    starts = lengths.cumsum(0) - lengths
-    token = torch.arange(int(lengths.sum()), device=lengths.device)
-    return token - starts.repeat_interleave(lengths)
+    starts = starts_of(lengths, torch.int64)
+    token = torch.arange(int(starts[-1]), device=starts.device)
+    return token - starts[:-1].repeat_interleave(starts.diff())
 
 
 def patch_coords(lengths: Sequence[int] | Tensor, patches_per_column: int) -> Tensor:
@@ -33,8 +32,7 @@ def patch_coords(lengths: Sequence[int] | Tensor, patches_per_column: int) -> Te
 
 def column_and_band(position: Tensor, patches_per_column: int) -> Tensor:
     """Positions of patches inside their clips [T] -> int32 [T, 2], their (time, freq)."""
-    time_freq = [position // patches_per_column, position % patches_per_column]
-    return torch.stack(time_freq, dim=1).int()
+    return torch.stack([position // patches_per_column, position % patches_per_column], 1).int()
 
 
 class PackedPatches(NamedTuple):
@@ -138,31 +136,22 @@ class PackedBatch(NamedTuple):
         Raises:
             ValueError: lengths that do not add up, or do not pair.
         """
-        for name, rows, parts in (
-            ("lengths", patches, lengths),
-            ("text_lengths", ids, text_lengths),
-        ):
+        packs = ("lengths", patches, lengths), ("text_lengths", ids, text_lengths)
+        for name, rows, parts in packs:
             if sum(parts) != len(rows):
                 raise ValueError(f"{name}: found a sum of {sum(parts)}, expected {len(rows)} rows")
         if len(lengths) != len(text_lengths):
-            raise ValueError(
-                f"text_lengths: found {len(text_lengths)} captions, expected {len(lengths)}"
-            )
+            captions = f"{len(text_lengths)} captions"
+            raise ValueError(f"text_lengths: found {captions}, expected {len(lengths)}")
         text = PackedText.from_ids([part.tolist() for part in ids.split(list(text_lengths))])
         coords = patch_coords(lengths, patches_per_column)
         audio = PackedPatches(patches, coords, starts_of(lengths), max(lengths, default=0))
         if groups is None:
             groups = torch.arange(len(lengths))[:, None]
-        masked = mask_indices is not None
-        return cls(
-            audio,
-            text,
-            text.next_token_labels(),
-            groups,
-            mask_indices if masked else torch.zeros(0, dtype=torch.int64),
-            len(lengths) if masked else 0,
-            len(patches) if masked else 0,
-        )
+        masked = (mask_indices, len(lengths), len(patches))
+        if mask_indices is None:
+            masked = (torch.zeros(0, dtype=torch.int64), 0, 0)
+        return cls(audio, text, text.next_token_labels(), groups, *masked)
 
     @classmethod
     def empty(cls, patch_dim: int) -> PackedBatch:
@@ -185,8 +174,5 @@ class PackedBatch(NamedTuple):
         def move(value):
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
-        return PackedBatch(
-            PackedPatches(*map(move, self.audio)),
-            PackedText(*map(move, self.text)),
-            *map(move, self[2:]),
-        )
+        audio, text = PackedPatches(*map(move, self.audio)), PackedText(*map(move, self.text))
+        return PackedBatch(audio, text, *map(move, self[2:]))

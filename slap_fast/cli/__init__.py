@@ -17,19 +17,11 @@ from slap_fast.cli import data, demo, evaluate, export, infer, machine, train
 
 app = SubcommandApp()
 app.command(data.app, name="data", help="Check a collection, pack it into shards.")
-for command in (
-    demo.demo,
-    train.train,
-    evaluate.eval,
-    infer.embed,
-    infer.classify,
-    infer.caption,
-    export.export,
-    export.export_weights,
-    machine.plan,
-    machine.doctor,
-    machine.bench,
-):
+COMMANDS = (
+    demo.demo, train.train, evaluate.eval, infer.embed, infer.classify, infer.caption,
+    export.export, export.export_weights, machine.plan, machine.doctor, machine.bench,
+)  # fmt: skip
+for command in COMMANDS:
     app.command(command)
 
 
@@ -52,16 +44,12 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"slap-fast: error: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        text, causes = str(error), ("out of memory", "t allocate memory")
+        if isinstance(error, RuntimeError) and not any(cause in text for cause in causes):
             raise
         print(
             "slap-fast: error: out of memory; lower --max-tokens (a larger batch is then split and "
-            f"its gradients accumulated): {str(error).splitlines()[0]}",
+            f"its gradients accumulated): {text.partition(chr(10))[0]}",
             file=sys.stderr,
         )
         return 1
-
-
-def _out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "t allocate memory" in text

@@ -18,10 +18,7 @@ MAX_LISTED = 20
 
 @app.command
 def check(
-    data: Positional[str],
-    split: str | None = None,
-    workers: int = 2,
-    json: bool = False,
+    data: Positional[str], split: str | None = None, workers: int = 2, json: bool = False
 ) -> int:
     """List what is missing, corrupt, truncated, silent, too short, duplicate or mis-captioned.
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def demo(
-    out: Path = Path("runs/demo"),
-    workers: int = 2,
-    json: bool = False,
-) -> int:
+def demo(out: Path = Path("runs/demo"), workers: int = 2, json: bool = False) -> int:
     """Train a tiny model on the built-in sounds, evaluate it on unseen ones, write a report.
 
     Example: slap-fast demo

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from slap_fast.cli.options import ModelFolder
 from slap_fast.console import emit, make_console
 
 
-def export(model: Path, out: Path = Path("slap.onnx"), json: bool = False) -> int:
+def export(model: ModelFolder, out: Path = Path("slap.onnx"), json: bool = False) -> int:
     """Write a model's audio tower as an ONNX file or a torch.export program.
 
     It takes a waveform of any length and gives its embedding, as the model does: that is checked
@@ -17,7 +18,6 @@ def export(model: Path, out: Path = Path("slap.onnx"), json: bool = False) -> in
     Example: slap-fast export --model runs/my/best --out slap.onnx
 
     Args:
-        model: A model's folder, or a run's: its best checkpoint.
         out: The file to write; its name ends in .onnx or .pt2.
         json: Print what was written as JSON on stdout.
     """

@@ -6,14 +6,12 @@ import json as json_module
 import sys
 from pathlib import Path
 
-from tyro.conf import Positional
-
-from slap_fast.cli.options import Model
+from slap_fast.cli.options import Model, Paths
 from slap_fast.console import emit, make_console, show_progress
 
 
 def embed(
-    paths: Positional[tuple[Path, ...]],
+    paths: Paths,
     model: Model,
     out: Path = Path("embeddings"),
     json: bool = False,
@@ -26,7 +24,6 @@ def embed(
     Example: slap-fast embed --model runs/my/best --out vectors sounds/ one.wav
 
     Args:
-        paths: Audio files and folders.
         out: Folder for the three files.
         json: Print the counts as JSON on stdout.
     """
@@ -59,7 +56,7 @@ def embed(
 
 
 def classify(
-    paths: Positional[tuple[Path, ...]],
+    paths: Paths,
     model: Model,
     labels: str,
     template: tuple[str, ...] = (),
@@ -70,7 +67,6 @@ def classify(
     Example: slap-fast classify --model runs/my/best --labels "dog,cat,rain" a.wav b.mp3
 
     Args:
-        paths: Audio files and folders.
         labels: Labels with commas between.
         template: Prompts with {} for the label, averaged; by default the one of its authors.
         json: Print {path: {label: probability}} as JSON on stdout.
@@ -92,7 +88,7 @@ def classify(
 
 
 def caption(
-    paths: Positional[tuple[Path, ...]],
+    paths: Paths,
     model: Model,
     num_beams: int = 3,
     json: bool = False,
@@ -102,7 +98,6 @@ def caption(
     Example: slap-fast caption --model runs/my/best a.wav b.mp3
 
     Args:
-        paths: Audio files and folders.
         num_beams: Hypotheses kept; 1 is greedy.
         json: Print {path: caption} as JSON on stdout.
     """

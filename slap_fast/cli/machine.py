@@ -8,27 +8,20 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from slap_fast.cli.options import Settings, load_recipe, parse_setting
+from slap_fast.cli.options import Config, Settings, load_recipe, parse_setting
 from slap_fast.console import emit, make_console
 
 CHECKOUT = Path(__file__).parents[2]
 """The repository, where it was installed by ``pip install -e .``; else site-packages."""
 
 
-def plan(
-    gpu: str,
-    config: str = "base",
-    settings: Settings = (),
-    json: bool = False,
-) -> int:
+def plan(gpu: str, config: Config = "base", settings: Settings = (), json: bool = False) -> int:
     """How much of a GPU's memory a run would take, and the largest batch that fits: an estimate.
 
     Example: slap-fast plan --gpu 24GB --config base
 
     Args:
         gpu: Its memory, such as 24GB or 80GiB.
-        config: A recipe (tiny, base) or a YAML file of settings.
-        settings: Any other setting by its dotted name, such as compile=true; repeatable.
         json: Print the plan as JSON on stdout.
     """
     from slap_fast.config import override
@@ -53,9 +46,7 @@ def doctor(parity: bool = False, json: bool = False) -> int:
     """
     from slap_fast.diagnostics import doctor
 
-    report = doctor.report()
-    if parity:
-        report = doctor.parity(report)
+    report = doctor.parity(doctor.report()) if parity else doctor.report()
     if not json:
         doctor.render(report)
     emit(report, json)
@@ -91,8 +82,8 @@ def bench(
             "pip install -e . (a wheel holds no benchmarks)"
         )
     # Relative to the user's folder; the suite is a module of the checkout and runs there.
-    options = ["--out", str(out.resolve()), "--minutes", str(minutes)]
-    options += ["--wheels", str(wheels.resolve())] if wheels else []
-    options += ["--again"] * again + ["--dry-run"] * dry_run
-    command = [sys.executable, "-m", "benchmarks.suite", *steps, *options]
+    command = [sys.executable, "-m", "benchmarks.suite", *steps]
+    command += ["--out", str(out.resolve()), "--minutes", str(minutes)]
+    command += ["--wheels", str(wheels.resolve())] if wheels else []
+    command += ["--again"] * again + ["--dry-run"] * dry_run
     return subprocess.run(command, cwd=CHECKOUT).returncode

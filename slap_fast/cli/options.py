@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 if TYPE_CHECKING:
     import torch
@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from slap_fast.config import TrainConfig
     from slap_fast.inference.audio_text import AudioTextModel
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
+Paths = Annotated[Positional[tuple[Path, ...]], arg(help="Audio files and folders.")]
+ModelFolder = Annotated[Path, arg(help="A model's folder, or a run's: its best checkpoint.")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], arg(help="Where to run.")]
+Config = Annotated[str, arg(help="A recipe (tiny, base) or a YAML file of settings.")]
+SETTINGS_HELP = "Any other setting by its dotted name, such as steps=500 or loss.ssl=0; repeatable."
+Settings = Annotated[
+    UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help=SETTINGS_HELP)
+]
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ def train(
             With it, --data (moved), --device, --workers, --precision, --max-tokens and a few
             settings act, steps among them: more of them extend a run. "--resume auto" starts the
             run where there is none yet, so that one command does for a restart policy.
-        device: Where to train.
         precision: Of the matrix products.
         seed: Of weights, order, crops and masks.
         max_tokens: Most audio tokens (25 a second) in one forward pass; lower it when memory runs
@@ -67,7 +66,6 @@ def train(
         workers: Processes that decode, for each rank.
         rank_timeout: Under torchrun, seconds that a rank waits for the others before it gives up;
             rank 0's evaluations have to fit.
-        settings: Any other setting by its dotted name, such as steps=500 or loss.ssl=0; repeatable.
         tokenizer: A tokenizer.json, its folder or a hub id; by default the pretrained text tower's,
             or the bundled one.
         tensorboard: Also write TensorBoard events.

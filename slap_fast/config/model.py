@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from slap_fast.config.parsing import check, check_choices
+from slap_fast.config.parsing import check, check_choices, check_positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +36,22 @@ class MelConfig:
     patch_freq: int = 16
     """Mel bins in a patch."""
     mean: float = -4.268
-    """Subtracted from the log-mel; 0 for the raw log-mel. AST's AudioSet figure (arXiv
-    2104.01778)."""
+    """Subtracted from the log-mel; 0 for the raw one. AST's AudioSet figure (arXiv 2104.01778)."""
     std: float = 4.569
     """The log-mel is divided by it after the mean; 1 for the raw log-mel. AST's AudioSet figure."""
 
     def __post_init__(self) -> None:
         check_choices(self, "mel.")
-        for name in ("sample_rate", "hop_length", "n_mels", "patch_time", "patch_freq"):
-            check(getattr(self, name) > 0, f"mel.{name}", getattr(self, name), "a positive number")
-        check(
-            0 < self.win_length <= self.n_fft, "mel.win_length", self.win_length, "1 .. mel.n_fft"
-        )
-        check(
-            self.n_mels % self.patch_freq == 0,
-            "mel.n_mels",
-            self.n_mels,
-            f"a multiple of mel.patch_freq {self.patch_freq}",
-        )
-        check(
-            0 <= self.f_min < self.f_max <= self.sample_rate / 2,
-            "mel.f_min, mel.f_max",
-            (self.f_min, self.f_max),
-            f"0 <= f_min < f_max <= {self.sample_rate / 2}",
-        )
-        check(self.std > 0, "mel.std", self.std, "a positive number")
+        names = ("sample_rate", "hop_length", "n_mels", "patch_time", "patch_freq")
+        check_positive(self, "mel.", *names)
+        fits = 0 < self.win_length <= self.n_fft
+        check(fits, "mel.win_length", self.win_length, "1 .. mel.n_fft")
+        expected = f"a multiple of mel.patch_freq {self.patch_freq}"
+        check(self.n_mels % self.patch_freq == 0, "mel.n_mels", self.n_mels, expected)
+        edges, nyquist = (self.f_min, self.f_max), self.sample_rate / 2
+        expected = f"0 <= f_min < f_max <= {nyquist}"
+        check(0 <= self.f_min < self.f_max <= nyquist, "mel.f_min, mel.f_max", edges, expected)
+        check_positive(self, "mel.", "std")
 
     @property
     def patch_dim(self) -> int:
@@ -117,14 +108,10 @@ class AudioEncoderConfig:
     """Epsilon of every RMSNorm."""
 
     def __post_init__(self) -> None:
-        check(
-            self.hidden_size % (4 * self.num_heads) == 0,
-            "audio.hidden_size",
-            self.hidden_size,
-            f"a multiple of 4 x audio.num_heads = {4 * self.num_heads}",
-        )
-        check(self.num_layers > 0, "audio.num_layers", self.num_layers, "a positive number")
-        check(self.global_every > 0, "audio.global_every", self.global_every, "a positive number")
+        expected = f"a multiple of 4 x audio.num_heads = {4 * self.num_heads}"
+        fits = self.hidden_size % (4 * self.num_heads) == 0
+        check(fits, "audio.hidden_size", self.hidden_size, expected)
+        check_positive(self, "audio.", "num_layers", "global_every")
         check(self.local_window >= 0, "audio.local_window", self.local_window, ">= 0")
 
 
@@ -171,12 +158,9 @@ class CaptionDecoderConfig:
     """Epsilon of every RMSNorm."""
 
     def __post_init__(self) -> None:
-        check(
-            self.hidden_size % (2 * self.num_heads) == 0,
-            "caption.hidden_size",
-            self.hidden_size,
-            f"a multiple of 2 x caption.num_heads = {2 * self.num_heads}",
-        )
+        expected = f"a multiple of 2 x caption.num_heads = {2 * self.num_heads}"
+        fits = self.hidden_size % (2 * self.num_heads) == 0
+        check(fits, "caption.hidden_size", self.hidden_size, expected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,10 +225,7 @@ class ModelConfig:
     """The learned logit scale is clamped to at most this."""
 
     def __post_init__(self) -> None:
-        check(
-            self.embed_dim is not None or self.audio.hidden_size == self.text.hidden_size,
-            "model.embed_dim",
-            None,
-            f"a number, as the towers differ: audio.hidden_size {self.audio.hidden_size}, "
-            f"text.hidden_size {self.text.hidden_size}",
-        )
+        audio, text = self.audio.hidden_size, self.text.hidden_size
+        sizes = f"audio.hidden_size {audio}, text.hidden_size {text}"
+        expected = f"a number, as the towers differ: {sizes}"
+        check(self.embed_dim is not None or audio == text, "model.embed_dim", None, expected)

@@ -19,9 +19,16 @@ def check(condition: bool, name: str, value: Any, expected: str) -> None:
         raise ValueError(f"{name}: found {value!r}, expected {expected}")
 
 
+def check_positive(config: Any, section: str, *names: str) -> None:
+    """Raises ValueError for a field that is not above 0; ``section`` is the prefix of its name,
+    such as ``mel.``."""
+    for name in names:
+        value = getattr(config, name)
+        check(value > 0, f"{section}{name}", value, "a positive number")
+
+
 def check_choices(config: Any, section: str = "") -> None:
-    """Raises ValueError for a field outside the Literal of its type hint; ``section`` is the prefix
-    of its name, such as ``mel.``."""
+    """Raises ValueError for a field outside the Literal of its type hint, likewise."""
     for name, hint in _type_hints(type(config)).items():
         if typing.get_origin(hint) is Literal:
             value, choices = getattr(config, name), typing.get_args(hint)
@@ -58,13 +65,13 @@ def override(config: Any, changes: dict[str, Any], path: str = "") -> Any:
     fields: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
-        head, _, rest = key.partition(".")
+        head, _, inner_key = key.partition(".")
         if head not in hints:
             raise ValueError(_unknown_setting(f"{path}{head}", head, hints))
-        if rest and not dataclasses.is_dataclass(hints[head]):
+        if inner_key and not dataclasses.is_dataclass(hints[head]):
             raise ValueError(f"{path}{head}: has no settings of its own, found {path}{key!r}")
-        if rest:
-            nested.setdefault(head, {})[rest] = value
+        if inner_key:
+            nested.setdefault(head, {})[inner_key] = value
         else:
             fields[head] = _parse(hints[head], value, f"{path}{head}")
     for head, inner in nested.items():
@@ -91,27 +98,20 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
         return value
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
-        check(
-            isinstance(items, (list, tuple)) and len(items) == len(arguments),
-            path,
-            value,
-            f"{len(arguments)} values",
-        )
+        fits = isinstance(items, (list, tuple)) and len(items) == len(arguments)
+        check(fits, path, value, f"{len(arguments)} values")
         return tuple(_parse(a, v, path) for a, v in zip(arguments, items, strict=True))
     if hint is bool:
         booleans = {True: True, False: False, "true": True, "false": False}
         check(isinstance(value, (bool, str)) and value in booleans, path, value, "true or false")
         return booleans[value]
-    if isinstance(value, bool):
-        raise ValueError(f"{path}: found {value!r}, expected {hint.__name__}")
+    check(not isinstance(value, bool), path, value, hint.__name__)
     try:
         number = hint(value)
     except (TypeError, ValueError):
         raise ValueError(f"{path}: found {value!r}, expected {hint.__name__}") from None
-    if hint is str and not isinstance(value, str):
-        raise ValueError(f"{path}: found {value!r}, expected a string")
-    if hint is int and isinstance(value, float) and value != number:
-        raise ValueError(f"{path}: found {value!r}, expected an integer")
-    if hint is float:
-        check(math.isfinite(number), path, value, "a finite number")
+    check(hint is not str or isinstance(value, str), path, value, "a string")
+    rounded = hint is int and isinstance(value, float) and value != number
+    check(not rounded, path, value, "an integer")
+    check(hint is not float or math.isfinite(number), path, value, "a finite number")
     return number

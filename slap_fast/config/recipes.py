@@ -14,11 +14,9 @@ from slap_fast.config.training import TrainConfig
 
 
 def slap_base() -> TrainConfig:
-    """The paper's configuration (arXiv 2601.12594, section 3), ModernBERT-base as the text
-    tower."""
-    return TrainConfig(
-        model=ModelConfig(text=TextEncoderConfig(pretrained="answerdotai/ModernBERT-base"))
-    )
+    """The paper's configuration (arXiv 2601.12594, section 3), with ModernBERT-base for text."""
+    text = TextEncoderConfig(pretrained="answerdotai/ModernBERT-base")
+    return TrainConfig(model=ModelConfig(text=text))
 
 
 def slap_tiny() -> TrainConfig:
@@ -27,27 +25,20 @@ def slap_tiny() -> TrainConfig:
     A run this short cannot spend what the paper's can: frames are 20 ms apart, which halves the
     tokens, and a quarter of the clips are masked.
     """
-    return TrainConfig(
-        model=ModelConfig(
-            mel=MelConfig(hop_length=320),
-            audio=AudioEncoderConfig(
-                hidden_size=128, num_layers=3, num_heads=4, intermediate_size=256
-            ),
-            text=TextEncoderConfig(
-                vocab_size=2048,
-                hidden_size=128,
-                num_layers=3,
-                num_heads=4,
-                intermediate_size=192,
-                max_tokens=96,
-            ),
-            caption=CaptionDecoderConfig(
-                hidden_size=128, num_layers=2, num_heads=4, intermediate_size=256
-            ),
-            ssl=SelfDistillationConfig(
-                mask_clips=0.25, prototypes=256, head_hidden_size=256, bottleneck_size=64
-            ),
+    size = {"hidden_size": 128, "num_heads": 4}
+    model = ModelConfig(
+        mel=MelConfig(hop_length=320),
+        audio=AudioEncoderConfig(**size, num_layers=3, intermediate_size=256),
+        text=TextEncoderConfig(
+            **size, vocab_size=2048, num_layers=3, intermediate_size=192, max_tokens=96
         ),
+        caption=CaptionDecoderConfig(**size, num_layers=2, intermediate_size=256),
+        ssl=SelfDistillationConfig(
+            mask_clips=0.25, prototypes=256, head_hidden_size=256, bottleneck_size=64
+        ),
+    )
+    return TrainConfig(
+        model=model,
         steps=360,
         batch_size=64,
         max_tokens=65_536,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from slap_fast.config.model import ModelConfig
-from slap_fast.config.parsing import check, check_choices
+from slap_fast.config.parsing import check, check_choices, check_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +29,8 @@ class LossConfig:
         for name in ("contrastive", "ssl", "caption"):
             value = getattr(self, name)
             check(value >= 0 and math.isfinite(value), f"loss.{name}", value, "a number >= 0")
-        check(
-            self.contrastive + self.ssl + self.caption > 0,
-            "loss",
-            (self.contrastive, self.ssl, self.caption),
-            "at least one weight above 0",
-        )
+        weights = (self.contrastive, self.ssl, self.caption)
+        check(sum(weights) > 0, "loss", weights, "at least one weight above 0")
         check_choices(self, "loss.")
 
 
@@ -55,19 +51,14 @@ class DataConfig:
     freq_mask_bins: int = 8
     """Longest span of bins."""
     cache_gb: float = 1.0
-    """Patches of clips that fit in this much memory are computed once and kept; 0 decodes every
-    time."""
+    """Memory for patches, GB: clips that fit are computed once; 0 decodes every time."""
     max_bad_share: float = 0.01
     """Training saves and stops when more than this share of the distinct clips is bad, of the last
     50,000 to 100,000 draws, once 20 of them are (or half of a smaller set)."""
 
     def __post_init__(self) -> None:
-        check(
-            0 < self.min_seconds < self.max_seconds,
-            "data.min_seconds, data.max_seconds",
-            (self.min_seconds, self.max_seconds),
-            "0 < min_seconds < max_seconds",
-        )
+        limits, name = (self.min_seconds, self.max_seconds), "data.min_seconds, data.max_seconds"
+        check(0 < limits[0] < limits[1], name, limits, "0 < min_seconds < max_seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +118,8 @@ class TrainConfig:
     the ranks (FSDP2), as are gradients, optimiser and teacher."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "max_tokens", "log_every", "save_every"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        names = ("steps", "batch_size", "max_tokens", "log_every", "save_every")
+        check_positive(self, "", *names)
         check(math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "a positive, finite number")
         check(0 <= self.ema_momentum <= 1, "ema_momentum", self.ema_momentum, "0 .. 1")
         check(self.max_skipped_steps >= 0, "max_skipped_steps", self.max_skipped_steps, ">= 0")

@@ -1,7 +1,4 @@
-"""What training hides from the student: SpecAugment spans, and the patches of the masked loss.
-
-Both are functions of the generator alone, over a whole packed batch at once.
-"""
+"""What training hides from the student: SpecAugment spans, and the patches of the masked loss."""
 
 from __future__ import annotations
 
@@ -41,10 +38,10 @@ def spec_augment(
 
     Returns a copy of the same kind and dtype, on the same device.
     """
-    lengths, coords = np.diff(_numpy(cu_seqlens)), _numpy(coords)
+    lengths, bands = np.diff(_numpy(cu_seqlens)), config.patches_per_column
     clip = np.repeat(np.arange(len(lengths)), lengths)
-    column, band = coords[: len(clip)].T
-    masks = draw_masks(
+    column, band = _numpy(coords)[: len(clip)].T
+    spans = draw_masks(
         cu_seqlens,
         config,
         time_masks=time_masks,
@@ -53,19 +50,13 @@ def spec_augment(
         freq_mask_bins=freq_mask_bins,
         rng=rng,
     )
-    columns = lengths.max(initial=0) // config.patches_per_column
-    inside_time = np.zeros((len(lengths), columns * config.patch_time), bool)
-    inside_freq = np.zeros((len(lengths), config.n_mels), bool)
-    for one, axis, start, stop in masks:
-        (inside_freq if axis else inside_time)[one, start:stop] = True
-    whole = torch.as_tensor(patches)
-    in_time = inside_time.reshape(len(lengths), columns, config.patch_time)[clip, column]
-    bands = config.patches_per_column
-    in_freq = inside_freq.reshape(len(lengths), bands, config.patch_freq)[clip, band]
-    in_time, in_freq = (torch.from_numpy(m).to(whole.device) for m in (in_time, in_freq))
-    hidden = (in_time[:, :, None] | in_freq[:, None, :]).flatten(1)
-    filled = torch.where(hidden, value, whole[: len(clip)])
-    out = torch.cat([filled, whole[len(clip) :]]) if len(clip) < len(whole) else filled
+    frames = np.zeros((len(lengths), lengths.max(initial=0) // bands, config.patch_time), bool)
+    bins = np.zeros((len(lengths), bands, config.patch_freq), bool)
+    for i, axis, start, stop in spans:
+        (bins if axis else frames)[i].reshape(-1)[start:stop] = True
+    hidden = frames[clip, column][:, :, None] | bins[clip, band][:, None, :]
+    out = torch.as_tensor(patches).clone()
+    out[: len(clip)].masked_fill_(torch.from_numpy(hidden).flatten(1).to(out.device), value)
     return out if isinstance(patches, torch.Tensor) else out.numpy()
 
 
@@ -101,8 +92,7 @@ def mask_indices(
     """
     bounds = _numpy(cu_seqlens).astype(np.int64)
     lengths = np.diff(bounds)
-    counts = np.clip(np.rint(ratio * lengths).astype(np.int64), 1, None)
-    counts = np.minimum(counts, np.maximum(lengths - 1, 0))
+    counts = np.clip(np.rint(ratio * lengths).astype(np.int64), 1, np.maximum(lengths - 1, 0))
     clip = np.repeat(np.arange(len(lengths)), lengths)
     shuffled = np.argsort(clip + rng.random(len(clip)))
     rank = np.arange(len(clip)) - bounds[:-1][clip]
@@ -117,8 +107,7 @@ def _spans(
     for span in spans:
         length = rng.integers(0, longest, endpoint=True)
         start = rng.integers(0, sizes - length, endpoint=True)
-        span[:, 0], span[:, 1] = np.arange(len(sizes)), axis
-        span[:, 2], span[:, 3] = start, start + length
+        span.T[:] = np.broadcast_arrays(np.arange(len(sizes)), axis, start, start + length)
     return spans.reshape(-1, 4)
 
 

@@ -121,29 +121,30 @@ class TrainSteps(Dataset):
         return StepData(batches, len(share), bad, bad_indices, warned)
 
     def _clip(self, epoch: int, index: int) -> _Clip:
-        config, mel = self.config, self.config.model.mel
+        config, data = self.config, self.config.data
+        mel, ssl = config.model.mel, config.model.ssl
         rng = np.random.default_rng((config.seed, epoch, index))
         captions = self.source.captions(index)
         caption = captions[rng.integers(len(captions))]
-        start, end = _crop(self.source.seconds(index), config.data.max_seconds, rng)
+        seconds, start, end = self.source.seconds(index), 0.0, None
+        if seconds > data.max_seconds:
+            start = rng.uniform(0.0, seconds - data.max_seconds)
+            end = start + data.max_seconds
         cached = self.cache.get(index) if self.cache is not None and end is None else None
         patches, warnings = cached or decode_patches(self.source, mel, index, start, end)
-        one = pack_patches([patches], mel)
+        packed = pack_patches([patches], mel)
         augmented = spec_augment(
-            one.patches,
-            one.coords,
-            one.cu_seqlens,
+            *packed[:3],
             mel,
-            time_masks=config.data.time_masks,
-            time_mask_share=config.data.time_mask_share,
-            freq_masks=config.data.freq_masks,
-            freq_mask_bins=config.data.freq_mask_bins,
+            time_masks=data.time_masks,
+            time_mask_share=data.time_mask_share,
+            freq_masks=data.freq_masks,
+            freq_mask_bins=data.freq_mask_bins,
             rng=rng,
         )
         mask = np.zeros(0, dtype=np.int64)
-        ssl = config.model.ssl
         if config.loss.ssl and rng.random() < ssl.mask_clips:
-            mask = mask_indices(one.cu_seqlens, ssl.mask_ratio, rng)
+            mask = mask_indices(packed.cu_seqlens, ssl.mask_ratio, rng)
         keys = dict.fromkeys(self.source.caption_key(index, text) for text in (caption, *captions))
         return _Clip(augmented, caption, list(keys), mask, warnings)
 
@@ -153,36 +154,19 @@ class TrainSteps(Dataset):
         text = PackedText.from_ids(self.tokenizer.encode([clip.caption for clip in clips]))
         groups = [[_number(key) for key in clip.caption_keys] for clip in clips]
         width = max(map(len, groups))
-        groups = [row + row[:1] * (width - len(row)) for row in groups]
+        groups = torch.tensor([keys + keys[:1] * (width - len(keys)) for keys in groups])
         starts = audio.cu_seqlens.tolist()
-        masks = [
-            torch.as_tensor(clip.mask) + start for clip, start in zip(clips, starts, strict=False)
-        ]
+        masks = [clip.mask + start for clip, start in zip(clips, starts, strict=False)]
+        masked = torch.from_numpy(np.concatenate(masks))
         masked_clips = sum(len(clip.mask) > 0 for clip in clips)
-        return PackedBatch(
-            audio,
-            text,
-            text.next_token_labels(),
-            torch.tensor(groups),
-            torch.cat(masks),
-            masked_clips,
-            starts[masked_clips],
-        )
+        counts = masked_clips, starts[masked_clips]
+        return PackedBatch(audio, text, text.next_token_labels(), groups, masked, *counts)
 
 
 def _number(caption_key: Hashable) -> int:
     """A hash of 63 bits that is the same in every process, unlike Python's own of a string."""
     digest = hashlib.blake2b(repr(caption_key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _crop(
-    seconds: float, max_seconds: float, rng: np.random.Generator
-) -> tuple[float, float | None]:
-    if seconds <= max_seconds:
-        return 0.0, None
-    start = rng.uniform(0.0, seconds - max_seconds)
-    return start, start + max_seconds
 
 
 def steps_from(
@@ -196,13 +180,6 @@ def steps_from(
     on_gpu = device is not None and device.type == "cuda"
     if data.cache is not None and data.cache.is_complete and not on_gpu:
         workers = 0
-    return iter(
-        worker_loader(
-            data,
-            workers,
-            sampler=range(first, len(data)),
-            pin_memory=on_gpu,
-            # Its own: starting draws a number, and torch's generator belongs to the training state.
-            generator=torch.Generator(),
-        )
-    )
+    options = {"sampler": range(first, len(data)), "pin_memory": on_gpu}
+    # Starting draws a number, and torch's own generator belongs to the training state.
+    return iter(worker_loader(data, workers, generator=torch.Generator(), **options))

@@ -14,9 +14,10 @@ import math
 import os
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from slap_fast.data.audio.formats import BY_SUFFIX
 
@@ -67,21 +68,20 @@ def read_manifest(
     ManifestError; audio that is missing is no error here.
     """
     path = Path(path)
+    readers, suffix = {".csv": _csv_fields, ".jsonl": _jsonl_fields}, path.suffix.lower()
     if path.is_dir():
-        entries, folder = _folder_fields(path), str(path)
-    elif path.suffix.lower() in (".jsonl", ".csv"):
-        entries = _csv_fields(path) if path.suffix.lower() == ".csv" else _jsonl_fields(path)
-        folder = str(path.parent)
+        rows = _merge(str(path), _folder_fields(path), bad)
+    elif suffix in readers:
+        rows = _merge(str(path.parent), readers[suffix](path), bad)
     else:
         raise ManifestError(f"{path}: expected a folder, or a file that ends in .jsonl or .csv")
-    rows = _merge(folder, entries, bad)
     if not rows and not bad:
         raise ManifestError(f"{path}: found no rows, expected at least one")
     splits = {row.split for row in rows}
     if split is None or splits <= {None}:
         return rows
     if split not in splits:
-        names = ", ".join(sorted(name for name in splits if name is not None))
+        names = ", ".join(sorted(splits - {None}))
         raise ManifestError(f"{path}: found no rows of split {split!r}, there are: {names}")
     return [row for row in rows if row.split == split]
 
@@ -101,9 +101,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _not_utf8(text: str) -> str:
-    """The first byte of a text from :func:`_lines` that was not UTF-8; empty where all was."""
-    if text.isascii():
-        return ""
+    """The first byte that was not UTF-8, or JSON's half of a surrogate pair; empty for none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -138,12 +136,8 @@ def _csv_fields(path: Path) -> Entries:
         except StopIteration:
             return
         except csv.Error as error:
-            expected = "quotes and commas that match"
-            yield (
-                path,
-                reader.line_num,
-                _error(path, reader.line_num, f"invalid CSV ({error})", expected),
-            )
+            line, expected = reader.line_num, "quotes and commas that match"
+            yield path, line, _error(path, line, f"invalid CSV ({error})", expected)
             continue
         line = reader.line_num
         if header is None:
@@ -160,12 +154,11 @@ def _csv_fields(path: Path) -> Entries:
 def _folder_fields(folder: Path) -> Entries:
     for audio in audio_files(folder):
         json_file, text_file = audio.with_suffix(".json"), audio.with_suffix(".txt")
-        name = str(audio.relative_to(folder))
-        if json_file.exists() or text_file.exists():
-            sidecar = json_file if json_file.exists() else text_file
+        sidecar = json_file if json_file.exists() else text_file
+        if sidecar.exists():
             fields = fields_of(sidecar, "".join(_lines(sidecar)))
             if not isinstance(fields, ManifestError):
-                fields["path"] = name
+                fields["path"] = str(audio.relative_to(folder))
             yield sidecar, 1, fields
         else:
             expected = f"expected {text_file.name} or {json_file.name}"
@@ -187,17 +180,18 @@ def row_of(manifest: Path, line: int, folder: str, fields: dict[str, Any]) -> Ro
     """Makes a row of a manifest's fields. Raises ManifestError."""
     for column in ("path", "caption"):
         if column not in fields:
-            _fail(manifest, line, f"no {column!r}", f"it among the columns: {', '.join(fields)}")
+            expected = f"it among the columns: {', '.join(fields)}"
+            raise _error(manifest, line, f"no {column!r}", expected)
     path, captions = fields["path"], fields["caption"]
-    if not isinstance(path, str) or not path.strip() or "\0" in path or not _is_unicode(path):
-        _fail(manifest, line, f"path {path!r}", "the name of a file")
+    if not isinstance(path, str) or not path.strip() or "\0" in path or _not_utf8(path):
+        raise _error(manifest, line, f"path {path!r}", "the name of a file")
     captions = captions if isinstance(captions, list) else [captions]
     if not captions:
-        _fail(manifest, line, "no captions", "at least one", "E_CAPTION_EMPTY")
+        raise _error(manifest, line, "no captions", "at least one", "E_CAPTION_EMPTY")
     start = _number(manifest, line, fields, "start") or 0.0
     end = _number(manifest, line, fields, "end")
     if end is not None and end <= start:
-        _fail(manifest, line, f"end {end:g}", f"more than start {start:g}")
+        raise _error(manifest, line, f"end {end:g}", f"more than start {start:g}")
     return Row(
         path=Path(os.path.join(folder, path.strip())),
         captions=tuple([_caption(manifest, line, caption) for caption in captions]),
@@ -212,30 +206,24 @@ def row_of(manifest: Path, line: int, folder: str, fields: dict[str, Any]) -> Ro
 
 def _caption(manifest: Path, line: int, caption: Any) -> str:
     if not isinstance(caption, str):
-        _fail(manifest, line, f"caption {caption!r}", "text", "E_CAPTION_TYPE")
+        raise _error(manifest, line, f"caption {caption!r}", "text", "E_CAPTION_TYPE")
     caption = caption.strip()
     if not caption:
-        _fail(manifest, line, "caption ''", "text that is not empty", "E_CAPTION_EMPTY")
+        raise _error(manifest, line, "caption ''", "text that is not empty", "E_CAPTION_EMPTY")
     if len(caption) > MAX_CAPTION:
-        expected = f"at most {MAX_CAPTION:,}"
-        _fail(manifest, line, f"a caption of {len(caption):,} characters", expected,
-              "E_CAPTION_LONG")  # fmt: skip
-    if "\0" in caption or not _is_unicode(caption):
-        _fail(manifest, line, f"caption {caption[:80]!r}", "Unicode text", "E_CAPTION_TEXT")
+        length, longest = f"a caption of {len(caption):,} characters", f"at most {MAX_CAPTION:,}"
+        raise _error(manifest, line, length, longest, "E_CAPTION_LONG")
+    if "\0" in caption or _not_utf8(caption):
+        raise _error(manifest, line, f"caption {caption[:80]!r}", "Unicode text", "E_CAPTION_TEXT")
     return caption if caption.isascii() else unicodedata.normalize("NFC", caption)
-
-
-def _is_unicode(text: str) -> bool:
-    """False where JSON escapes made half a surrogate pair."""
-    return not _not_utf8(text)
 
 
 def _name(manifest: Path, line: int, fields: dict[str, Any], column: str) -> str | None:
     value = fields.get(column)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not _is_unicode(str(value)):
-        _fail(manifest, line, f"{column} {value!r}", "text")
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or _not_utf8(str(value)):
+        raise _error(manifest, line, f"{column} {value!r}", "text")
     return str(value).strip() or None
 
 
@@ -243,13 +231,10 @@ def _number(manifest: Path, line: int, fields: dict[str, Any], column: str) -> f
     value = fields.get(column)
     if value is None or value == "":
         return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        _fail(manifest, line, f"{column} {value!r}", "a number of seconds")
-    return number
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return float(value)
+    raise _error(manifest, line, f"{column} {value!r}", "a number of seconds")
 
 
 def _merge(folder: str, entries: Entries, bad: list[ManifestError] | None) -> list[Row]:
@@ -274,7 +259,7 @@ def _add_captions(manifest: Path, first: Row, row: Row) -> Row:
         value, expected = getattr(row, column), getattr(first, column)
         if value != expected:
             expected = f"{expected!r}, as line {first.line} says of {row.path.name}"
-            _fail(manifest, row.line, f"{column} {value!r}", expected)
+            raise _error(manifest, row.line, f"{column} {value!r}", expected)
     return replace(first, captions=first.captions + row.captions)
 
 
@@ -283,12 +268,6 @@ def _error(
 ) -> ManifestError:
     message = " ".join(f"found {found}, expected {expected}".split())  # values may hold newlines
     return ManifestError(f"{manifest}, line {line}: {message}", code, line)
-
-
-def _fail(
-    manifest: Path, line: int, found: str, expected: str, code: str = "E_MANIFEST"
-) -> NoReturn:
-    raise _error(manifest, line, found, expected, code)
 
 
 def audio_files(path: str | os.PathLike) -> list[Path]:

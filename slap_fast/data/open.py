@@ -46,9 +46,7 @@ def open_source(
     path = Path(data)
     if str(data) == "builtin":
         name = split or fallback
-        if name not in BUILTIN_SIZES:
-            raise ValueError(f"split: found {name!r}, expected one of {tuple(BUILTIN_SIZES)}")
-        return BuiltinClips(SoundSet(name, BUILTIN_SIZES[name]), sample_rate)
+        return BuiltinClips(SoundSet(name, BUILTIN_SIZES.get(name, 0)), sample_rate)
     names = SYNONYMS.get(fallback, (fallback,))
     if path.suffix in (".yaml", ".yml"):
         parts = read_mix(path)

@@ -52,8 +52,7 @@ class Order:
         weights: of each source, > 0: its share of the draws is weight / sum. Draws of the sources
             interleave as evenly as they can, so every batch has the mix.
 
-    Raises:
-        ValueError: a source that would get no draw, or is empty.
+    Raises ValueError where a source is empty, or would get no draw.
     """
 
     def __init__(self, seed: int, sizes: Sequence[int], weights: Sequence[float]) -> None:
@@ -63,11 +62,11 @@ class Order:
                 f"weights: found {list(weights)} for sources of {list(sizes)} clips, expected each "
                 f"at least 1/{SLOTS} of the sum, and no empty source"
             )
-        self.seed, self.sizes, self.slots = seed, sizes, np.array(slots)
+        self.seed, self.sizes, self.slots = seed, sizes, slots
         self.bases = np.cumsum([0, *sizes])
         source = np.repeat(np.arange(len(sizes)), slots)
         number = np.concatenate([np.arange(n) for n in slots])
-        order = np.argsort((number + 0.5) / self.slots[source], kind="stable")
+        order = np.argsort((number + 0.5) / slots[source], kind="stable")
         self._source, self._number = source[order], number[order]
 
     def draw(self, first: int, count: int) -> list[tuple[int, int]]:
@@ -79,15 +78,14 @@ class Order:
         index = np.empty(count, dtype=np.int64)
         for s, e in set(zip(source.tolist(), epoch.tolist(), strict=True)):
             chosen = (source == s) & (epoch == e)
-            own = permute(position[chosen], self.sizes[s], (self.seed, s, e))
-            index[chosen] = self.bases[s] + own
+            shuffled = permute(position[chosen], self.sizes[s], (self.seed, s, e))
+            index[chosen] = self.bases[s] + shuffled
         return list(zip(epoch.tolist(), index.tolist(), strict=True))
 
 
-def _apportion(weights: Sequence[float]) -> list[int]:
+def _apportion(weights: Sequence[float]) -> np.ndarray:
     """SLOTS slots in proportion to the weights: the largest remainders are rounded up."""
     exact = np.array(weights, dtype=float) * (SLOTS / math.fsum(weights))
     slots = np.floor(exact).astype(int)
-    for k in np.argsort(slots - exact, kind="stable")[: SLOTS - slots.sum()]:
-        slots[k] += 1
-    return slots.tolist()
+    slots[np.argsort(slots - exact, kind="stable")[: SLOTS - slots.sum()]] += 1
+    return slots

@@ -6,6 +6,7 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -64,13 +65,18 @@ class EncodedClips(ClipSource):
 
     def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
         source, first, last = self.item(index)
-        last = last if end is None else first + end
+        options = {"start": first + start, "end": last if end is None else first + end}
         try:
-            return self.decoder.decode(
-                source, sample_rate=self.sample_rate, start=first + start, end=last
-            )
+            return self.decoder.decode(source, sample_rate=self.sample_rate, **options)
         except AudioError as error:
             raise error.named(self.name(index)) from None
+
+    def header_seconds(self, source: Path | bytes) -> float:
+        """Duration that a file's header declares; 0 where it cannot be read."""
+        try:
+            return self.decoder.probe(source).seconds
+        except AudioError:
+            return 0.0
 
 
 class BadClip(NamedTuple):
@@ -93,16 +99,11 @@ class BadClip(NamedTuple):
 def bad_clip(source: ClipSource, index: int, error: AudioError) -> BadClip:
     """The record of a bad clip."""
     shard, key = os.path.split(source.name(index))
-    try:
-        size, digest = _fingerprint(source.item(index)[0])
-    except (OSError, AudioError):
-        size, digest = 0, ""
+    size, digest = 0, ""
+    with suppress(OSError, AudioError):
+        audio = source.item(index)[0]
+        if isinstance(audio, Path) and audio.is_file():  # reading a pipe would block
+            audio = audio.read_bytes()
+        if not isinstance(audio, Path):
+            size, digest = len(audio), hashlib.sha1(audio, usedforsecurity=False).hexdigest()[:8]
     return BadClip(shard, key, error.code, size, digest, str(error))
-
-
-def _fingerprint(audio: Path | bytes) -> tuple[int, str]:
-    if isinstance(audio, Path):
-        if not audio.is_file():
-            return 0, ""
-        audio = audio.read_bytes()
-    return len(audio), hashlib.sha1(audio, usedforsecurity=False).hexdigest()[:8]

@@ -6,8 +6,9 @@ import copy
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +46,7 @@ class Problem(NamedTuple):
     kind: str
     """A value of KINDS, or "corrupt"."""
     code: str
-    """E_... or W_..., as in :mod:`slap_fast.data.audio.decode`; here also E_DUPLICATE and
-    E_CAPTION_FILENAME."""
+    """E_... or W_..., as in :mod:`slap_fast.data.audio.decode`, E_DUPLICATE, E_CAPTION_FILENAME."""
     name: str
     """The file, the shard, or the clip in a shard."""
     line: int
@@ -91,27 +91,27 @@ def validate(
     problems: list[Problem] = []
     if (data / INDEX).exists():
         problems += _bad_shards(data, progress)
-        source = ShardClips(data, split)
-        clips = _in_order(len(source), _ShardReader(source), workers, progress)
+        clips = _in_order(ShardClips(data, split), workers, progress)
     else:
         bad: list[ManifestError] = []
         rows = read_manifest(data, split, bad=bad)
         problems += [_problem(error.code, str(data), error.line, str(error)) for error in bad]
-        clips = _in_order(len(rows), _FileReader(rows), workers, progress)
+        clips = _in_order(rows, workers, progress)
     firsts: dict[str, _Clip] = {}
     count, seconds, notes = 0, 0.0, Counter[str]()
     for clip in clips:
-        count += 1
+        count, line = count + 1, 0
         if clip.row is not None:
+            line = clip.row.line
             problems += _bad_captions(clip.name, clip.row)
-        line = 0 if clip.row is None else clip.row.line
         if isinstance(clip.result, AudioError):
             problems.append(_problem(clip.result.code, clip.name, line, str(clip.result)))
             continue
         seconds += clip.result.seconds
-        notes.update(code for code in clip.result.warnings if code in NOTES)
         for code in clip.result.warnings:
-            if code not in NOTES:
+            if code in NOTES:
+                notes[code] += 1
+            else:
                 problems.append(_problem(code, clip.name, line, f"{clip.name}: {_MESSAGES[code]}"))
         first = firsts.setdefault(clip.result.digest, clip)
         if first is not clip and "W_SILENT" not in clip.result.warnings:
@@ -128,8 +128,8 @@ _MESSAGES = {
 
 
 def _name_and_split(clip: _Clip) -> str:
-    split = clip.row.split if clip.row is not None else None
-    return clip.name if split is None else f"{clip.name} (split {split})"
+    has_split = clip.row is not None and clip.row.split is not None
+    return f"{clip.name} (split {clip.row.split})" if has_split else clip.name
 
 
 def _problem(code: str, name: str, line: int, message: str) -> Problem:
@@ -149,60 +149,28 @@ def _bad_captions(name: str, row: Row) -> Iterator[Problem]:
             yield _problem("E_DUPLICATE", name, row.line, message)
 
 
-class _FileReader:
-    """Clips of a manifest."""
+class _Reader(threading.local):
+    """Per thread a decoder's process, and a copy of the source, which keeps its last clip."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
+    def __init__(self, clips: list[Row] | ShardClips, at_end: ExitStack) -> None:
+        self.clips, self.decoder = copy.copy(clips), IsolatedDecoder()
+        at_end.callback(self.decoder.close)
 
-    def __call__(self, index: int, decoder: IsolatedDecoder) -> _Clip:
-        row = self.rows[index]
+    def read(self, index: int) -> _Clip:
+        row = None if isinstance(self.clips, ShardClips) else self.clips[index]
+        name = self.clips.name(index) if row is None else str(row.path)
         try:
-            result = decoder.inspect(row.path, start=row.start, end=row.end)
-        except AudioError as error:
-            result = error
-        return _Clip(str(row.path), row, result)
-
-
-class _ShardReader:
-    """Clips of shards; each thread has a source of its own, as a source keeps its last clip."""
-
-    def __init__(self, source: ShardClips) -> None:
-        self._source, self._local = source, threading.local()
-
-    def __call__(self, index: int, decoder: IsolatedDecoder) -> _Clip:
-        if not hasattr(self._local, "source"):
-            self._local.source = copy.copy(self._source)
-        source, row = self._local.source, None
-        name = source.name(index)
-        try:
-            audio, row = source.clip(index)
-            return _Clip(name, row, decoder.inspect(audio, start=row.start, end=row.end))
+            audio, row = self.clips.clip(index) if row is None else (row.path, row)
+            return _Clip(name, row, self.decoder.inspect(audio, start=row.start, end=row.end))
         except AudioError as error:
             return _Clip(name, row, error.named(name))
 
 
-def _in_order(
-    count: int, read: Callable[[int, IsolatedDecoder], _Clip], workers: int, progress: bool
-) -> Iterator[_Clip]:
-    """Yields the clips, read by ``workers`` threads with a decoder's process each."""
-    local, decoders = threading.local(), []
-
-    def work(index: int) -> _Clip:
-        if not hasattr(local, "decoder"):
-            local.decoder = IsolatedDecoder()
-            decoders.append(local.decoder)
-        return read(index, local.decoder)
-
-    bar = tqdm(total=count, desc="checking", unit="clip", disable=not progress)
-    try:
-        with bar, ThreadPoolExecutor(max(1, workers)) as pool:
-            for clip in pool.map(work, range(count)):
-                bar.update()
-                yield clip
-    finally:
-        for decoder in decoders:
-            decoder.close()
+def _in_order(clips: list[Row] | ShardClips, workers: int, progress: bool) -> Iterator[_Clip]:
+    """Yields the clips, read by ``workers`` threads."""
+    with ExitStack() as at_end, ThreadPoolExecutor(max(1, workers)) as pool:
+        results = pool.map(_Reader(clips, at_end).read, range(len(clips)))
+        yield from tqdm(results, "checking", len(clips), unit="clip", disable=not progress)
 
 
 def _bad_shards(folder: Path, progress: bool) -> Iterator[Problem]:
@@ -212,15 +180,15 @@ def _bad_shards(folder: Path, progress: bool) -> Iterator[Problem]:
     expected += [(shard.name, shard.bytes, shard.sha256) for shard in index.shards]
     for name, size, digest in tqdm(expected, desc="hashing", unit="file", disable=not progress):
         path = folder / name
-        code, found = "", ""
         if not path.is_file():
-            code, found = "E_SHARD_MISSING", "no such file"
+            code, fault = "E_SHARD_MISSING", "no such file"
         elif size is not None and os.stat(path).st_size < size:
-            code, found = "E_SHARD_TRUNCATED", f"{os.stat(path).st_size} bytes of {size}"
+            code, fault = "E_SHARD_TRUNCATED", f"{os.stat(path).st_size} bytes of {size}"
         elif file_sha256(path) != digest:
-            code, found = "E_SHARD_CORRUPT", "not the bytes that were packed"
-        if code:
-            yield _problem(code, str(path), 0, f"{path}: {code}: {found}")
+            code, fault = "E_SHARD_CORRUPT", "not the bytes that were packed"
+        else:
+            continue
+        yield _problem(code, str(path), 0, f"{path}: {code}: {fault}")
 
 
 def to_json(report: Report) -> dict[str, Any]:

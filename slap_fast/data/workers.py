@@ -19,10 +19,8 @@ def worker_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
     ending = multiprocessing.RawValue(ctypes.c_bool)
     # Runs before multiprocessing's own exit handler, which sends SIGTERM and waits for the end.
     atexit.register(setattr, ending, "value", True)
-    start = functools.partial(_start_worker, ending)
-    return DataLoader(
-        dataset, batch_size=None, num_workers=workers, worker_init_fn=start, **options
-    )
+    options["worker_init_fn"] = functools.partial(_start_worker, ending)
+    return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
 
 
 def _start_worker(ending: Any, _: int) -> None:

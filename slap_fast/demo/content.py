@@ -44,3 +44,8 @@ class Promise(NamedTuple):
     passed: bool
     at_least: bool
     """True: ``value >= threshold`` is wanted. False: ``value < threshold``."""
+
+    @property
+    def wanted(self) -> str:
+        """The threshold in words."""
+        return f"{'at least' if self.at_least else 'below'} {self.threshold:.3g}"

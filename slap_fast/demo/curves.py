@@ -35,12 +35,9 @@ def curve(history: list[dict[str, float]], key: str, title: str, question: str) 
         f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
         for tick in y_ticks
     ]
-    marks += [
-        f'<text x="{x(tick):.1f}" y="{height - 26}" text-anchor="middle">{tick:g}</text>'
-        for tick in x_ticks
-    ]
-    middle = x(x_ticks[-1] / 2)
-    marks.append(f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">step</text>')
+    labels = [(x(tick), height - 26, f"{tick:g}") for tick in x_ticks]
+    for place, y_text, text in [*labels, (x(x_ticks[-1] / 2), height - 6, "step")]:
+        marks.append(f'<text x="{place:.1f}" y="{y_text}" text-anchor="middle">{text}</text>')
     line, pen = "", "M"
     for step, value in rows:
         if math.isfinite(value):

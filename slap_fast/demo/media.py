@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-import wave
 
 import numpy as np
+import soundfile
 
 from slap_fast.demo.content import ReportClip
 
@@ -19,11 +19,9 @@ MAX_COLUMNS = 640
 
 def embedded_clips(clips: list[ReportClip]) -> str:
     """Audio and spectrograms as base64 in inert script elements, by the number of the clip."""
-    points = [list(bytes.fromhex(colour)) for colour in _MAGMA]
+    points = np.array([list(bytes.fromhex(colour)) for colour in _MAGMA])
     positions, levels = np.linspace(0, 1, len(points)), np.linspace(0, 1, 256)
-    palette = np.stack(
-        [np.interp(levels, positions, channel) for channel in zip(*points, strict=True)], 1
-    )
+    palette = np.stack([np.interp(levels, positions, channel) for channel in points.T], 1)
     blocks = [_block("palette", np.rint(palette).astype(np.uint8).tobytes())]
     for i, clip in enumerate(clips):
         picture = _spectrogram(clip.log_mel)
@@ -41,11 +39,8 @@ def _block(name: str, content: bytes, attributes: str = "") -> str:
 def _wav(waveform: np.ndarray, sample_rate: int) -> bytes:
     """A mono 16-bit WAV file; what lies beyond full scale is clipped."""
     file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(sample_rate)
-        out.writeframes(np.rint(np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes())
+    samples = np.rint(np.clip(waveform, -1, 1) * 32767).astype(np.int16)
+    soundfile.write(file, samples, sample_rate, format="WAV")
     return file.getvalue()
 
 

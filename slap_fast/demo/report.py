@@ -44,10 +44,8 @@ def write_report(
         sections.facts(facts, card),
         sections.NEXT,
     ]
-    style, script = (
-        Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8")
-        for kind in ("css", "js")
-    )
+    assets = (Path(__file__).with_name(name) for name in ("report.css", "report.js"))
+    style, script = (asset.read_text(encoding="utf-8") for asset in assets)
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -45,9 +45,8 @@ def run(out: Path, *, workers: int, json: bool) -> int:
     console = make_console(json)
     if out.exists():
         if not (out / "run.json").exists() and any(out.iterdir()):
-            raise ValueError(
-                f"--out: {out} holds other files, expected a new folder or an old demo"
-            )
+            expected = "expected a new folder or an old demo"
+            raise ValueError(f"--out: {out} holds other files, {expected}")
         shutil.rmtree(out)
     # A few epochs of clean, generated scenes leave nothing for SpecAugment to prevent.
     config = override(slap_tiny(), {"data.time_masks": 0, "data.freq_masks": 0})
@@ -102,36 +101,27 @@ def _promises(
     first, last = history[0], history[-1]
     t2a, caption = card["retrieval"]["t2a"], card["caption"]
 
-    def at_least(name: str, value: float, threshold: float) -> Promise:
-        return Promise(name, value, threshold, value >= threshold, True)
-
-    def below(name: str, value: float, threshold: float) -> Promise:
-        return Promise(name, value, threshold, value < threshold, False)
-
-    return [
-        at_least("text-to-audio R@1", t2a["R@1"], 0.40),
-        at_least("text-to-audio R@10", t2a["R@10"], 0.90),
-        at_least("zero-shot accuracy", card["zero_shot"]["accuracy"], 0.90),
-        at_least(
-            "CIDEr-D over that of shuffled captions",
-            caption["CIDEr-D"] / max(caption["CIDEr-D_shuffled"], 1e-9),
-            2.0,
-        ),
-        below("contrastive loss, last over first", last["contrastive"] / first["contrastive"], 1.0),
-        below("caption loss, last over first", last["caption"] / first["caption"], 1.0),
-        below(
-            "self-supervised loss, against ln(prototypes)",
-            last["ssl"],
-            math.log(config.model.ssl.prototypes),
-        ),
-        below("collapse alarms", sum(row.get("collapsed", 0) for row in history), 1.0),
-    ]
+    over_shuffled = caption["CIDEr-D"] / max(caption["CIDEr-D_shuffled"], 1e-9)
+    uniform = math.log(config.model.ssl.prototypes)
+    at_least = (
+        ("text-to-audio R@1", t2a["R@1"], 0.40),
+        ("text-to-audio R@10", t2a["R@10"], 0.90),
+        ("zero-shot accuracy", card["zero_shot"]["accuracy"], 0.90),
+        ("CIDEr-D over that of shuffled captions", over_shuffled, 2.0),
+    )
+    below = (
+        ("contrastive loss, last over first", last["contrastive"] / first["contrastive"], 1.0),
+        ("caption loss, last over first", last["caption"] / first["caption"], 1.0),
+        ("self-supervised loss, against ln(prototypes)", last["ssl"], uniform),
+        ("collapse alarms", sum(row.get("collapsed", 0) for row in history), 1.0),
+    )
+    promises = [Promise(*figure, figure[1] >= figure[2], True) for figure in at_least]
+    return promises + [Promise(*figure, figure[1] < figure[2], False) for figure in below]
 
 
 def _examples(slap: Slap, source: BuiltinClips) -> tuple[list[ReportClip], list[ReportQuery]]:
     """A few clips with what the model says of them, and the clips it finds for their captions."""
-    every = max(1, len(source) // EXAMPLES)
-    indices = list(range(0, len(source), every))[:EXAMPLES]
+    indices = range(0, len(source), max(1, len(source) // EXAMPLES))[:EXAMPLES]
     items = [source.item(i) for i in indices]
     vectors = slap.embed_audio(items)
     captions = slap.caption(items, num_beams=3)
@@ -156,30 +146,22 @@ def _examples(slap: Slap, source: BuiltinClips) -> tuple[list[ReportClip], list[
         )
     texts = [clip.captions[-1] for clip in clips[:4]]
     similarity = slap.similarity(vectors, slap.embed_text(texts))
-    queries = [
-        ReportQuery(
-            text,
-            [
-                (int(i), float(similarity[i, j]), int(i) == j)
-                for i in (-similarity[:, j]).argsort()[:3]
-            ],
-        )
-        for j, text in enumerate(texts)
-    ]
+    queries = []
+    for j, (text, cosines) in enumerate(zip(texts, similarity.T, strict=True)):
+        best = (-cosines).argsort()[:3].tolist()
+        queries.append(ReportQuery(text, [(i, float(cosines[i]), i == j) for i in best]))
     return clips, queries
 
 
 def _render_examples(clips: list[ReportClip], queries: list[ReportQuery], console: Console) -> None:
-    table = Table(title="unseen scenes", show_lines=True)
-    for column in ("what it is", "what the model says", "zero-shot label"):
-        table.add_column(column)
+    columns = ("what it is", "what the model says", "zero-shot label")
+    table = Table(*columns, title="unseen scenes", show_lines=True)
     for clip in clips[:5]:
         label, probability = clip.labels[0]
         table.add_row(clip.captions[0], clip.generated, f"{label} {probability:.0%}")
     console.print(table)
-    table = Table(title="search: the best of the example clips for a caption", show_lines=True)
-    for column in ("query", "found", "cosine"):
-        table.add_column(column)
+    title = "search: the best of the example clips for a caption"
+    table = Table("query", "found", "cosine", title=title, show_lines=True)
     for query in queries:
         index, cosine, hit = query.results[0]
         mark = "" if hit else " (wrong)"
@@ -190,7 +172,6 @@ def _render_examples(clips: list[ReportClip], queries: list[ReportQuery], consol
 def _render_promises(promises: list[Promise], console: Console) -> None:
     table = Table("check", "value", "wanted", "")
     for promise in promises:
-        threshold = f"{'at least' if promise.at_least else 'below'} {promise.threshold:.3g}"
         mark = Text("ok", "green") if promise.passed else Text("missed", "red")
-        table.add_row(promise.name, f"{promise.value:.3g}", threshold, mark)
+        table.add_row(promise.name, f"{promise.value:.3g}", promise.wanted, mark)
     console.print(table)

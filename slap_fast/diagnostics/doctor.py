@@ -11,14 +11,11 @@ import sysconfig
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
-
-if TYPE_CHECKING:
-    import torch
-    from rich.console import Console
+from typing import Literal, NamedTuple, TypedDict
 
 Status = Literal["ok", "missing", "optional"]
 REBUILD = "pip install --no-deps -e ."
+REINSTALL = f"reinstall slap-fast: {REBUILD}"
 COMPILER = {
     "Linux": "apt-get install g++ python3-dev, or your distribution's",
     "Darwin": "xcode-select --install",
@@ -98,11 +95,10 @@ def report() -> Report:
 
     Nothing that is broken raises: it becomes a component that is missing.
     """
+    python = platform.python_version()
     components = [
-        _component(
-            "Python", platform.python_version(), sys.version_info >= (3, 10), "Python >= 3.10"
-        ),
-        *(_package(package) for package in PACKAGES),
+        _component("Python", python, sys.version_info >= (3, 10), "Python >= 3.10"),
+        *map(_package, PACKAGES),
         _extension(),
         *_gpus(),
         _tokenizer(),
@@ -120,16 +116,16 @@ def parity(report: Report) -> Report:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures: list[Parity] = [
-        {
-            "operation": figure.op,
-            "runs": figure.impl,
-            "case": figure.case,
-            "figure": figure.figure.name,
-            "found": figure.figure.value,
-            "allowed": figure.figure.allowed,
-            "status": "ok" if figure.figure.passed else "wrong",
-        }
-        for figure in parity.run(device)
+        Parity(
+            operation=op,
+            runs=impl,
+            case=case,
+            figure=figure.name,
+            found=figure.value,
+            allowed=figure.allowed,
+            status="ok" if figure.passed else "wrong",
+        )  # fmt: skip
+        for op, impl, case, figure in parity.run(device)
     ]
     ok = report["ok"] and all(figure["status"] == "ok" for figure in figures)
     return {**report, "ok": ok, "parity": figures}
@@ -143,7 +139,7 @@ def exit_code(report: Report) -> int:
 def render(report: Report) -> None:
     """Prints the report as a table, and the remedies below it, on stderr: stdout is for results."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     colours = {"ok": "green", "missing": "red", "optional": "yellow"}
@@ -157,66 +153,50 @@ def render(report: Report) -> None:
         if component["todo"]:
             # Not wrapped, so that a command can be copied whole.
             console.print(Text(f"{component['name']}: {component['todo']}"), soft_wrap=True)
-    if report["parity"] is not None:
-        _render_parity(report["parity"], console)
-
-
-def _render_parity(figures: list[Parity], console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
+    figures = report["parity"]
     if not figures:
-        console.print("Nothing to compare: everything runs the reference here.")
+        if figures is not None:
+            console.print("Nothing to compare: everything runs the reference here.")
         return
-    table = Table("operation", "runs", "case", "figure", title="against the reference in fp64")
-    for name in ("found", "allowed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("found", "allowed"))
+    columns = ("operation", "runs", "case", "figure", *numbers, Column("status", no_wrap=True))
+    table = Table(*columns, title="against the reference in fp64")
     for figure in figures:
         names = (figure["operation"], figure["runs"], figure["case"], figure["figure"])
-        numbers = (f"{figure['found']:.2g}", f"{figure['allowed']:.2g}")
         status = Text(figure["status"], "green" if figure["status"] == "ok" else "red")
-        table.add_row(*names, *numbers, status)
+        table.add_row(*names, f"{figure['found']:.2g}", f"{figure['allowed']:.2g}", status)
     console.print(table)
     wrong = sorted({figure["operation"] for figure in figures if figure["status"] == "wrong"})
+    todo = "wrong here: please report it with this table, and use impl='reference'"
     for operation in wrong:
-        todo = "wrong here: please report it with this table, and use impl='reference'"
         console.print(Text(f"{operation}: {todo}"), soft_wrap=True)
     if not wrong:
         console.print(f"All {len(figures)} figures are within what rounding allows.")
 
 
 def _component(
-    name: str, found: str, ok: bool, todo: str, otherwise: Status = "missing"
+    name: str, found: str, ok: bool = True, todo: str = "", otherwise: Status = "missing"
 ) -> Component:
-    return {
-        "name": name,
-        "found": found,
-        "status": "ok" if ok else otherwise,
-        "todo": "" if ok else todo,
-    }
+    status = "ok" if ok else otherwise
+    return {"name": name, "found": found, "status": status, "todo": "" if ok else todo}
 
 
 def _package(package: Package) -> Component:
     needed = package.extra is None and (package.name != "triton" or sys.platform == "linux")
-    requirement = f"'{package.name}>={package.minimum}'"
+    todo = f"pip install '{package.name}>={package.minimum}'"
     if package.extra:
-        todo = f"pip install {requirement} for {package.purpose}"
-    elif needed:
-        todo = f"pip install {requirement}"
-    else:
+        todo += f" for {package.purpose}"
+    elif not needed:
         todo = "only on Linux; the reference runs"
-    otherwise: Status = "missing" if needed else "optional"
     try:
         import_module(package.module)
-        installed = version(package.name)
+        found = version(package.name)
+        ok = _numbers(found) >= _numbers(package.minimum)
     except Exception as error:  # a broken package raises anything, OSError too
-        return _component(
-            package.name, _load_failure(error, package.module), False, todo, otherwise
-        )
-    if _numbers(installed) < _numbers(package.minimum):
-        return _component(package.name, f"{installed}, too old", False, todo, otherwise)
-    return _component(package.name, installed, True, "")
+        found, ok = _load_failure(error, package.module), False
+    else:
+        found += "" if ok else ", too old"
+    return _component(package.name, found, ok, todo, "missing" if needed else "optional")
 
 
 def _load_failure(error: Exception, module: str) -> str:
@@ -234,7 +214,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _extension() -> Component:
     try:
         path = import_module("slap_fast._C").__file__
-        return _component("slap_fast._C", f"built: {Path(str(path)).name}", True, "")
+        return _component("slap_fast._C", f"built: {Path(str(path)).name}")
     except ImportError as error:
         found = _load_failure(error, "slap_fast._C")
     if found == "not installed":
@@ -244,50 +224,45 @@ def _extension() -> Component:
 
 
 def _why_not_built() -> str:
-    others = sorted(Path(__file__).parents[1].glob("_C.*"))
-    if others:
+    if others := sorted(Path(__file__).parents[1].glob("_C.*")):
         return f"built for another Python: {others[0].name}"
-    configured = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "cl"
-    if shutil.which(configured.split()[0]) is None:
-        return f"not built: no C++ compiler ({configured.split()[0]})"
+    compiler = (os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "cl").split()[0]
+    if shutil.which(compiler) is None:
+        return f"not built: no C++ compiler ({compiler})"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "not built: no Python headers (Python.h)"
-    return f"not built: pip install -v shows why ({configured.split()[0]} exists)"
+    return f"not built: pip install -v shows why ({compiler} exists)"
 
 
 def _gpus() -> list[Component]:
-    name, cpu = "GPU", "not needed: everything runs on the CPU"
+    cpu = "not needed: everything runs on the CPU"
     try:
         import torch
 
         if not torch.cuda.is_available():
             built = torch.version.cuda or torch.version.hip
             found = "none" if built else "none: this torch is a CPU build"
-            return [_component(name, found, False, cpu, "optional")]
-        return [
-            _gpu(f"{name} {i}", torch.cuda.get_device_properties(i))
-            for i in range(torch.cuda.device_count())
-        ]
+            return [_component("GPU", found, False, cpu, "optional")]
+        components = []
+        for i in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(i)
+            gib = gpu.total_memory / 2**30
+            found = f"{gpu.name}, capability {gpu.major}.{gpu.minor}, {gib:.0f} GiB"
+            todo = "the kernels need capability 8.0"
+            components.append(_component(f"GPU {i}", found, gpu.major >= 8, todo, "optional"))
+        return components
     except Exception as error:
-        return [_component(name, _load_failure(error, "torch"), False, cpu, "optional")]
-
-
-def _gpu(name: str, device: torch.cuda._CudaDeviceProperties) -> Component:
-    gib = device.total_memory / 2**30
-    found = f"{device.name}, capability {device.major}.{device.minor}, {gib:.0f} GiB"
-    return _component(name, found, device.major >= 8, "the kernels need capability 8.0", "optional")
+        return [_component("GPU", _load_failure(error, "torch"), False, cpu, "optional")]
 
 
 def _tokenizer() -> Component:
     try:
         from slap_fast.models.tokenizer import CaptionTokenizer
 
-        found = f"{CaptionTokenizer.load(None, max_tokens=256).vocab_size} tokens"
-        return _component("tokenizer", found, True, "")
+        tokenizer = CaptionTokenizer.load(None, max_tokens=256)
+        return _component("tokenizer", f"{tokenizer.vocab_size} tokens")
     except Exception as error:
-        return _component(
-            "tokenizer", _load_failure(error, ""), False, f"reinstall slap-fast: {REBUILD}"
-        )
+        return _component("tokenizer", _load_failure(error, ""), False, REINSTALL)
 
 
 def _operations() -> list[Component]:
@@ -297,11 +272,7 @@ def _operations() -> list[Component]:
         from slap_fast.ops.dispatch import which
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        chosen = which(device=device)
-        return [
-            _component(f"ops.{op}", f"{runs} ({device})", True, "") for op, runs in chosen.items()
-        ]
+        chosen = which(device=device).items()
+        return [_component(f"ops.{op}", f"{runs} ({device})") for op, runs in chosen]
     except Exception as error:
-        return [
-            _component("ops", _load_failure(error, ""), False, f"reinstall slap-fast: {REBUILD}")
-        ]
+        return [_component("ops", _load_failure(error, ""), False, REINSTALL)]

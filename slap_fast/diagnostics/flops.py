@@ -52,8 +52,7 @@ def forward(config: ModelConfig, loss: LossConfig, shape: StepShape) -> dict[str
     decoder, logits, contrastive; a loss of weight 0 has none."""
     audio, ssl, c = config.audio, config.ssl, config.audio.hidden_size
     patches, tokens, clips = sum(shape.audio), sum(shape.text), len(shape.audio)
-    masked_audio = shape.audio[: shape.masked_clips]
-    width = ssl.head_hidden_size
+    masked_audio, width = shape.audio[: shape.masked_clips], ssl.head_hidden_size
     head = c * width + width * width + width * ssl.bottleneck_size
     prototypes = 2 * shape.masked * (head + ssl.bottleneck_size * ssl.prototypes)
     passes = _passes(config, loss, shape)
@@ -62,14 +61,12 @@ def forward(config: ModelConfig, loss: LossConfig, shape: StepShape) -> dict[str
         stages["prototypes"] = prototypes
         stages["teacher"] = audio_encoder(config, masked_audio) + prototypes
     if loss.contrastive:
-        text, size = config.text, config.text.hidden_size
-        shared = config.embed_dim or c
+        text, size, shared = config.text, config.text.hidden_size, config.embed_dim or c
         project = config.embed_dim is not None
         stages["audio_head"] = _pool(c, audio.num_heads, patches, clips)
         stages["audio_head"] += 2 * clips * c * shared * project
-        layers = 2 * tokens * (4 * size**2 + 3 * size * text.intermediate_size)
-        stages["text"] = text.num_layers * layers
-        stages["text"] += _pool(size, text.num_heads, tokens, clips)
+        layer = 2 * tokens * (4 * size**2 + 3 * size * text.intermediate_size)
+        stages["text"] = text.num_layers * layer + _pool(size, text.num_heads, tokens, clips)
         stages["text"] += 2 * clips * size * shared * project
         for i in range(text.num_layers):
             side = None if i % text.global_every == 0 else text.local_attention // 2

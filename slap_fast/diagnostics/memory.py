@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from slap_fast.config import ModelConfig, TrainConfig
 from slap_fast.losses import captioning, self_distillation
@@ -61,7 +60,8 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Counts the parameters of each part and of the teacher; allocates no weights."""
     with torch.device("meta"):
         model = SlapModel(config)
-    counts = {name: _count(part) for name, part in model.named_children()}
+    parts = model.named_children()
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts}
     counts["teacher"] = counts["audio_encoder"] + counts["prototype_head"]
     return counts
 
@@ -99,9 +99,8 @@ def estimate_memory(config: TrainConfig, memory: float) -> dict[str, Any]:
     # are kept.
     features = masked * ssl.bottleneck_size
     if config.grad_cache and masked:
-        fixed["teacher's features of the whole batch"] = (
-            product_bytes * features * config.batch_size * clip
-        )
+        kept = product_bytes * features * config.batch_size * clip
+        fixed["teacher's features of the whole batch"] = kept
     per_token = {
         "activations, audio": product_bytes * saved.audio_token + 4 * model.mel.patch_dim,
         "activations, separate pass": masked_clips * product_bytes * saved.masked_pass_token,
@@ -109,8 +108,9 @@ def estimate_memory(config: TrainConfig, memory: float) -> dict[str, Any]:
         "teacher's features": features * (4 if product_bytes == 4 else 6),
         "activations, text": product_bytes * saved.text_token * TOKENS_PER_CAPTION / clip,
     }
-    left = memory - sum(fixed.values())
-    tokens = max(0, int(left / sum(per_token.values())))
+    tokens = max(0, int((memory - sum(fixed.values())) / sum(per_token.values())))
+    mixed = "bf16 under autocast, parameters and AdamW in fp32"
+    precision = "fp32" if product_bytes == 4 else mixed
     return {
         "memory": memory,
         "trained_parameters": trained,
@@ -121,12 +121,7 @@ def estimate_memory(config: TrainConfig, memory: float) -> dict[str, Any]:
         "seconds_of_audio": tokens / clip * SECONDS_PER_CLIP,
         "assumptions": [
             f"clips of {SECONDS_PER_CLIP:g} s ({clip} tokens), captions of {TOKENS_PER_CAPTION}",
-            f"{masked:.0%} of the patches are masked; precision "
-            + (
-                "fp32"
-                if product_bytes == 4
-                else "bf16 under autocast, parameters and AdamW in fp32"
-            ),
+            f"{masked:.0%} of the patches are masked; precision {precision}",
             f"compile={str(config.compile).lower()}, attention and pooling fused, one rank",
             f"{RESERVED:.0%} of the memory is the driver's and fragments",
             "all parameters are trained",
@@ -172,7 +167,3 @@ def render(estimate: dict[str, Any], console: Any) -> None:
         )
     for assumption in estimate["assumptions"]:
         console.print(f"assumed: {assumption}")
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

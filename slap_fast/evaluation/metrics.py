@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 import numpy as np
 
 Tokens = tuple[str, ...]
+Vector = tuple[dict[Tokens, float], list[float], int]
+"""(n-gram -> tf-idf, its norm for each n, number of words)."""
 
 
 def retrieval(
@@ -23,8 +25,7 @@ def retrieval(
 
     A query is a hit at k when any of its positives is among the first k. Its AP@10 is the sum of
     the precisions at the ranks (up to 10) of its positives, divided by min(positives, 10). Among
-    equal scores the negatives come first: with one score for all pairs, a query hits at k only if
-    fewer than k negatives exist. A positive whose score is NaN is never found.
+    equal scores the negatives come first; a positive whose score is NaN is never found.
 
     Args:
         similarity: float [Q, N], larger is closer.
@@ -59,18 +60,14 @@ def _relevant(
     if isinstance(positives, np.ndarray):
         relevant = positives
         if relevant.dtype != bool or relevant.shape != shape:
-            raise ValueError(
-                f"positives: found {relevant.dtype} {relevant.shape}, expected bool, as similarity"
-            )
+            given = f"{relevant.dtype} {relevant.shape}"
+            raise ValueError(f"positives: found {given}, expected bool, as similarity")
     else:
-        relevant = np.zeros(shape, dtype=bool)
-        for row, columns in enumerate(positives):
-            wrong = [column for column in columns if not 0 <= column < shape[1]]
-            if wrong:
-                raise ValueError(
-                    f"positives[{start + row}]: found {wrong[0]}, expected 0 .. {shape[1] - 1}"
-                )
-            relevant[row, list(columns)] = True
+        relevant, end = np.zeros(shape, dtype=bool), shape[1]
+        for row, columns in enumerate(positives, start):
+            if wrong := [column for column in columns if not 0 <= column < end]:
+                raise ValueError(f"positives[{row}]: found {wrong[0]}, expected 0 .. {end - 1}")
+            relevant[row - start, list(columns)] = True
     none = np.flatnonzero(~relevant.any(1))
     if len(none):
         raise ValueError(f"positives[{start + none[0]}]: found none, expected at least one")
@@ -136,13 +133,11 @@ def _right(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
             f"scores, targets: found shapes {scores.shape}, {targets.shape}, "
             "expected [N, L] and [N], none 0"
         )
-    if targets.min() < 0 or targets.max() >= scores.shape[1]:
-        raise ValueError(
-            f"targets: found {targets.min()} .. {targets.max()}, "
-            f"expected 0 .. {scores.shape[1] - 1}"
-        )
+    smallest, largest, last = targets.min(), targets.max(), scores.shape[1] - 1
+    if smallest < 0 or largest > last:
+        raise ValueError(f"targets: found {smallest} .. {largest}, expected 0 .. {last}")
     own = np.take_along_axis(scores, targets[:, None], axis=1)
-    return ((scores < own).sum(1) == scores.shape[1] - 1) & ~np.isnan(own[:, 0])
+    return ((scores < own).sum(1) == last) & ~np.isnan(own[:, 0])
 
 
 def tokenize(caption: str) -> list[str]:
@@ -190,29 +185,24 @@ def cider_d(
     for item, captions in enumerate(references):
         if isinstance(captions, str) or not len(captions):
             raise ValueError(f"references[{item}]: found {captions!r}, expected a list of captions")
-    reference_counts = [
-        [_ngrams(tokenize(caption)) for caption in captions] for captions in references
-    ]
+    reference_counts = [[_ngrams(tokenize(text)) for text in captions] for captions in references]
     frequency = Counter(ngram for counts in reference_counts for ngram in set().union(*counts))
     log_items = math.log(len(candidates))
     idf = {ngram: log_items - math.log(count) for ngram, count in frequency.items()}
 
-    def vector(counts: Counter[Tokens]) -> tuple[dict[Tokens, float], list[float], int]:
-        """(n-gram -> tf-idf, its norm for each n, number of words)."""
+    def vector(counts: Counter[Tokens]) -> Vector:
         weights = {ngram: count * idf.get(ngram, log_items) for ngram, count in counts.items()}
-        squares, length = [0.0] * 4, 0
+        squares = [0.0] * 4
         for ngram, weight in weights.items():
             squares[len(ngram) - 1] += weight * weight
-            length += counts[ngram] if len(ngram) == 1 else 0
-        return weights, [math.sqrt(square) for square in squares], length
+        length = sum(count for ngram, count in counts.items() if len(ngram) == 1)
+        return weights, list(map(math.sqrt, squares)), length
 
     scores = np.zeros(len(candidates))
     for item, (candidate, captions) in enumerate(zip(candidates, reference_counts, strict=True)):
-        candidate_vector = vector(_ngrams(tokenize(candidate)))
-        scores[item] = 10 * sum(
-            _similarity(candidate_vector, vector(counts)) for counts in captions
-        )
-        scores[item] /= len(captions)
+        generated = vector(_ngrams(tokenize(candidate)))
+        total = sum(_similarity(generated, reference) for reference in map(vector, captions))
+        scores[item] = 10 * total / len(captions)
     return float(scores.mean()), scores
 
 
@@ -220,10 +210,7 @@ def _ngrams(words: Sequence[str]) -> Counter[Tokens]:
     return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
 
 
-def _similarity(
-    candidate: tuple[dict[Tokens, float], list[float], int],
-    reference: tuple[dict[Tokens, float], list[float], int],
-) -> float:
+def _similarity(candidate: Vector, reference: Vector) -> float:
     """Mean over n of the clipped cosine, times a penalty on the difference of lengths."""
     weights, norms, length = candidate
     ref_weights, ref_norms, ref_length = reference
@@ -232,9 +219,6 @@ def _similarity(
         if ngram in ref_weights:
             # Clipped, so that repeating a word of the reference earns nothing.
             products[len(ngram) - 1] += min(weight, ref_weights[ngram]) * ref_weights[ngram]
-    cosines = (
-        product / (a * b)
-        for product, a, b in zip(products, norms, ref_norms, strict=True)
-        if a and b
-    )
+    parts = zip(products, norms, ref_norms, strict=True)
+    cosines = (product / (a * b) for product, a, b in parts if a and b)
     return sum(cosines) / 4 * math.exp(-((length - ref_length) ** 2) / (2 * 6.0**2))

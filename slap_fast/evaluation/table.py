@@ -5,21 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def render(card: dict[str, Any], console: Console) -> None:
     """Prints the card of :func:`slap_fast.evaluation.card.evaluate`, chance beside the figures."""
-    table = Table(title=f"{card['n']} of {card['n_expected']} clips evaluated")
-    for column, justify in (
-        ("task", "left"),
-        ("figure", "left"),
-        ("", "right"),
-        ("chance", "right"),
-    ):
-        table.add_column(column, justify=justify)
-    names = {"t2a": "text to audio", "a2t": "audio to text"}
-    for side, name in names.items():
+    numbers = (Column(name, justify="right") for name in ("", "chance"))
+    title = f"{card['n']} of {card['n_expected']} clips evaluated"
+    table = Table("task", "figure", *numbers, title=title)
+    for side, name in (("t2a", "text to audio"), ("a2t", "audio to text")):
         for key, value in card["retrieval"][side].items():
             chance = card["retrieval"]["chance"][side].get(key)
             table.add_row(name, key, f"{value:.1%}", "" if chance is None else f"{chance:.1%}")

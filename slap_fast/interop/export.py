@@ -7,6 +7,7 @@ everything is dense: the front end is a convolution, attention has a mask, the p
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import logging
 from collections.abc import Callable
@@ -67,42 +68,28 @@ class FrontEnd(nn.Module):
         return patches[0].flatten(1).T
 
 
-class DenseAttention(nn.Module):
-    """An :class:`Attention` for a run of one sequence."""
-
-    def __init__(self, packed: Attention) -> None:
-        super().__init__()
-        self.packed = packed
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], _: Segments) -> Tensor:
-        """x [T, C] -> [T, C]."""
-        qkv = self.packed.qkv_proj(x).unflatten(-1, (3, self.packed.num_heads, -1))
-        q, k, v = qkv.unbind(1)
-        q, k, v = (y.transpose(0, 1)[None] for y in (rotate(q, rope), rotate(k, rope), v))
-        mask, (left, right) = None, self.packed.window_size
-        if left != -1:
-            token = torch.arange(x.shape[0], device=x.device)
-            distance = token - token[:, None]
-            mask = (distance >= -left) & (distance <= right)
-        out = F.scaled_dot_product_attention(q, k, v, mask)
-        return self.packed.out_proj(out[0].transpose(0, 1).flatten(1))
+def dense_attention(
+    packed: Attention, x: Tensor, rope: tuple[Tensor, Tensor], _: Segments
+) -> Tensor:
+    """The forward of an :class:`Attention` for a run of one sequence: x [T, C] -> [T, C]."""
+    q, k, v = packed.qkv_proj(x).unflatten(-1, (3, packed.num_heads, -1)).unbind(1)
+    q, k, v = (y.transpose(0, 1)[None] for y in (rotate(q, rope), rotate(k, rope), v))
+    mask, (left, right) = None, packed.window_size
+    if left != -1:
+        token = torch.arange(x.shape[0], device=x.device)
+        distance = token - token[:, None]
+        mask = (distance >= -left) & (distance <= right)
+    out = F.scaled_dot_product_attention(q, k, v, mask)
+    return packed.out_proj(out[0].transpose(0, 1).flatten(1))
 
 
-class DensePooling(nn.Module):
-    """The pooling of a :class:`MAPHead` for a run of one sequence."""
-
-    def __init__(self, packed: nn.Module) -> None:
-        super().__init__()
-        self.packed = packed
-
-    def forward(self, probe: Tensor, x: Tensor, _: Tensor | None) -> Tensor:
-        """probe [1, 1, C], x [T, C] -> [1, C]."""
-        packed = self.packed
-        weights = packed.in_proj_weight.chunk(3)
-        qkv = (F.linear(y, w) for y, w in zip((probe[0], x, x), weights, strict=True))
-        q, k, v = (y.unflatten(-1, (packed.num_heads, -1)).transpose(0, 1)[None] for y in qkv)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return packed.out_proj(out[0].transpose(0, 1).flatten(1))
+def dense_pooling(packed: Any, probe: Tensor, x: Tensor, _: Tensor | None) -> Tensor:
+    """The pooling of a :class:`MAPHead` for a run of one sequence: x [T, C] -> [1, C]."""
+    weights = packed.in_proj_weight.chunk(3)
+    qkv = (F.linear(y, w) for y, w in zip((probe[0], x, x), weights, strict=True))
+    q, k, v = (y.unflatten(-1, (packed.num_heads, -1)).transpose(0, 1)[None] for y in qkv)
+    out = F.scaled_dot_product_attention(q, k, v)
+    return packed.out_proj(out[0].transpose(0, 1).flatten(1))
 
 
 class ClipEmbedder(nn.Module):
@@ -115,8 +102,8 @@ class ClipEmbedder(nn.Module):
         self.head = copy.deepcopy(model.audio_head)
         self.projection = copy.deepcopy(model.audio_projection)
         for layer in self.encoder.layers:
-            layer.attention = DenseAttention(layer.attention)
-        self.head.attention = DensePooling(self.head.attention)
+            layer.attention.forward = functools.partial(dense_attention, layer.attention)
+        self.head.attention.forward = functools.partial(dense_pooling, self.head.attention)
         self.eval().requires_grad_(False)
 
     def forward(self, waveform: Tensor) -> Tensor:

@@ -58,5 +58,4 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     width = mel.win_length if mel.preset == "kaldi" else 0
     middle = ((mel.patch_time - 1) * mel.hop_length + width) / 2
     samples = torch.arange(embeddings.shape[1], device=embeddings.device) * step + middle
-    milliseconds = 1000 * samples / mel.sample_rate
-    return embeddings, milliseconds.expand(len(audio), -1)
+    return embeddings, (1000 * samples / mel.sample_rate).expand(len(audio), -1)

@@ -14,8 +14,8 @@ tags: [audio, clap, slap, slap-fast, language-audio-pretraining]
 
 # SLAP, trained with slap-fast
 
-A language-audio model (SLAP, arXiv 2601.12594) for clips of any length at {rate} Hz: {layers} audio
-layers of width {width}, embeddings of width {dim}.
+A language-audio model (SLAP, arXiv 2601.12594) for clips of any length at {mel.sample_rate} Hz:
+{audio.num_layers} audio layers of width {audio.hidden_size}, embeddings of width {dim}.
 
 ```python
 import slap_fast.interop.transformers  # registers the classes
@@ -32,12 +32,8 @@ print(classify("a.wav", candidate_labels=["a dog barks", "rain"]))
 
 def model_card(config: ModelConfig, card: dict[str, Any]) -> str:
     """Markdown with the hub's YAML head; ``card`` is that of ``slap-fast eval``, or empty."""
-    head = _HEAD.format(
-        rate=config.mel.sample_rate,
-        layers=config.audio.num_layers,
-        width=config.audio.hidden_size,
-        dim=config.embed_dim or config.audio.hidden_size,
-    )
+    audio = config.audio
+    head = _HEAD.format(mel=config.mel, audio=audio, dim=config.embed_dim or audio.hidden_size)
     figures = list(_figures(card))
     if not figures:
         return head + "not run\n"

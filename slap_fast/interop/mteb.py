@@ -60,11 +60,7 @@ def undecoded(inputs: DataLoader) -> DataLoader:
     rows = inputs.dataset.select_columns("audio")
     if isinstance(rows.features["audio"], datasets.Audio):
         rows = rows.cast_column("audio", datasets.Audio(decode=False))
-    return DataLoader(rows, batch_size=inputs.batch_size, collate_fn=_collate)
-
-
-def _collate(rows: list[dict[str, Any]]) -> list[Any]:
-    return [row["audio"] for row in rows]
+    return DataLoader(rows, inputs.batch_size, collate_fn=lambda rows: [x["audio"] for x in rows])
 
 
 def _meta(name: str, revision: str | None, slap: Slap) -> ModelMeta:

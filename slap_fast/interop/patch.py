@@ -1,7 +1,7 @@
 """``slap_fast.patch(model)``: slow parts of a third-party model on slap-fast's operations.
 
-One instance is changed, never a class: parameters, state dict, hooks and types stay. Only known
-parts are replaced, and a part that can run alone only if it gives the same numbers on a random
+One instance is changed, never a class: parameters, state dict, hooks and types stay. A part is
+replaced only if the model, or the layer alone, gives the same numbers and gradients on random
 input. The report lists what was changed, what was not, and why; ``undo()`` restores the model.
 """
 
@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from slap_fast import losses
 from slap_fast.interop import third_party_layers
+from slap_fast.interop.probe import Probe, one_line, unready
 from slap_fast.models import hf_attention
 
 
@@ -65,14 +66,12 @@ class PatchReport:
             counts[c.option, "yes" if c.changed else "no", c.kind, c.why] += 1
         lines = [("option", "changed", "parts", "how, or why not")]
         lines += [(o, yes, f"{n} x {kind}", why) for (o, yes, kind, why), n in counts.items()]
-        widths = [max(len(line[i]) for line in lines) for i in range(3)]
-        return "\n".join(
-            "  ".join([*(x.ljust(w) for x, w in zip(line, widths, strict=False)), line[3]])
-            for line in lines
-        )
+        w = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(f"{o:{w[0]}}  {c:{w[1]}}  {p:{w[2]}}  {why}" for o, c, p, why in lines)
 
-    def _note(self, option: str, name: str, module: nn.Module, changed: bool, why: str) -> None:
-        self.changes.append(Change(option, name, type(module).__name__, changed, why))
+    def _note(self, option: str, name: str, module: Any, obstacle: str | None, how: str) -> None:
+        kind = type(module).__name__
+        self.changes.append(Change(option, name, kind, obstacle is None, obstacle or how))
 
 
 def patch(
@@ -91,32 +90,26 @@ def patch(
             ``cu_seq_lens_q`` batches stay packed.
         rms_norm: RMSNorm modules, on one fused operation.
         swiglu: SwiGLU modules, with one stored activation less.
-        linear_cross_entropy: the loss of ``labels``, without the logits: of a batch with labels the
-            output's ``logits`` is then None.
+        linear_cross_entropy: the loss of ``labels``, without the logits, which raise when they are
+            read. Without gradients, as in an evaluation, the model's own forward runs.
 
     Returns:
-        The report: print it, and ``undo()`` it.
+        The report: print it, and ``undo()`` it. Whatever the model's code raises, nothing is raised
+        here, and no part is left half changed.
     """
     options = {"attention": attention, "rms_norm": rms_norm, "swiglu": swiglu}
     report = PatchReport()
-    if attention:
-        _patch_attention(model, report)
-    for name, module in model.named_modules():
-        for candidate in third_party_layers.candidates(module):
-            if options[candidate.option]:
-                _patch_layer(name, module, candidate, report)
-    if linear_cross_entropy:
-        _patch_loss(model, report)
+    try:
+        if attention:
+            _patch_attention(model, report)
+        _patch_layers(model, [option for option, wanted in options.items() if wanted], report)
+        if linear_cross_entropy:
+            _patch_loss(model, report)
+    except Exception as error:  # whatever its code raises: a model is patched right or not at all
+        report.undo()
+        report.changes.clear()
+        report._note("patch", "", model, f"raised {one_line(error)}", "")
     return report
-
-
-def _patch_layer(
-    name: str, module: nn.Module, candidate: third_party_layers.Candidate, report: PatchReport
-) -> None:
-    why = third_party_layers.obstacle(module, candidate)
-    report._note(candidate.option, name, module, why is None, why or candidate.description)
-    if why is None:
-        _set_forward(module, candidate.forward, report)
 
 
 def _set_forward(module: nn.Module, forward: Callable[..., Any], report: PatchReport) -> None:
@@ -128,41 +121,89 @@ def _set_forward(module: nn.Module, forward: Callable[..., Any], report: PatchRe
 def _patch_attention(model: nn.Module, report: PatchReport) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            report._note("attention", name, module, False, "torch's own is not replaced")
+            report._note("attention", name, module, "torch's own is not replaced", "")
     transformers = sys.modules.get("transformers")
     if transformers is None:  # never imported, so the model is none of its
         return
     hf_attention.register()
-    # A config may be shared with other models: this one gets its own.
+    _copy_configs(model, report)
+    for root_name, root in _roots(model):
+        probe: Probe | None = None
+        for group, parts in _attention_groups(root, root_name):
+            how = f"packed attention for transformers' {group.config._attn_implementation}"
+            obstacle = _attention_obstacle(group)
+            if obstacle is None:
+                probe = probe or Probe(root, [part for _, part in parts])
+                obstacle = _switch(root, group, probe)
+            for part_name, part in parts:
+                report._note("attention", part_name, part, obstacle, how)
+
+
+def _copy_configs(model: nn.Module, report: PatchReport) -> None:
+    """Gives a model configs of its own, which other models may share."""
     copies: dict[int, Any] = {}
     for module in model.modules():
         config = module.__dict__.get("config")
-        if isinstance(config, transformers.PreTrainedConfig):
+        if isinstance(config, sys.modules["transformers"].PreTrainedConfig):
             module.config = copy.deepcopy(config, copies)
             report._undo.append(functools.partial(setattr, module, "config", config))
-    seen: set[int] = set()
+
+
+def _roots(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The transformers models in a module that are in no other, with their paths."""
+    kind = sys.modules["transformers"].PreTrainedModel
+    roots: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, transformers.PreTrainedModel) or id(module.config) in seen:
+        if isinstance(module, kind) and not any(_is_in(name, root) for root in roots):
+            roots.append(name)
+            yield name, module
+
+
+def _is_in(name: str, root: str) -> bool:
+    return not root or name == root or name.startswith(f"{root}.")
+
+
+def _attention_groups(
+    root: Any, root_name: str
+) -> Iterator[tuple[Any, list[tuple[str, nn.Module]]]]:
+    """Parts of a model that share a config, and so an attention: (the model of it, its attention
+    modules by path)."""
+    seen: set[int] = set()
+    for module in root.modules():
+        if not isinstance(module, sys.modules["transformers"].PreTrainedModel):
+            continue
+        if id(module.config) in seen:
             continue
         seen.add(id(module.config))
+        prefix = f"{root_name}." if root_name else ""
         parts = [
-            child
-            for child in module.modules()
+            (prefix + name, child)
+            for name, child in root.named_modules()
             if type(child).__name__.endswith("Attention")
             and getattr(child, "config", module.config) is module.config
+            and any(child is own for own in module.modules())
         ]
-        if not parts:
-            continue
-        replaced = module.config._attn_implementation
-        obstacle = _attention_obstacle(module)
-        if obstacle is None:
-            module.set_attn_implementation({"": hf_attention.NAME})
-            obstacle = (
-                None if module.config._attn_implementation == hf_attention.NAME else "refused it"
-            )
-        why = obstacle or f"packed attention for transformers' {replaced}"
-        for part in parts:
-            report._note("attention", name, part, obstacle is None, why)
+        if parts:
+            yield module, parts
+
+
+def _switch(root: Any, group: Any, probe: Probe) -> str | None:
+    """Sets a group's attention to ours and keeps it only if the model's numbers stay; else says why
+    not."""
+    configs = [m.config for m in root.modules() if "config" in m.__dict__]
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        group.set_attn_implementation({"": hf_attention.NAME})
+        with hf_attention.recorded() as reached:
+            obstacle = probe.obstacle()
+        if obstacle is None and not reached:
+            obstacle = "no call reaches transformers' attention interface"
+    except Exception as error:  # whatever its code raises
+        obstacle = f"raises {one_line(error)}"
+    if obstacle is not None:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+    return obstacle
 
 
 def _attention_obstacle(module: Any) -> str | None:
@@ -171,50 +212,104 @@ def _attention_obstacle(module: Any) -> str | None:
     for key, value in module.config.to_dict().items():
         if "att" in key and "drop" in key and isinstance(value, float) and value > 0:
             return f"config.{key} is {value}, and packed attention has no dropout"
-    return None
+    return unready(module)
+
+
+def _patch_layers(model: nn.Module, options: list[str], report: PatchReport) -> None:
+    for name, module in model.named_modules():
+        for candidate in third_party_layers.candidates(module):
+            if candidate.option in options:
+                obstacle = third_party_layers.obstacle(module, candidate)
+                report._note(candidate.option, name, module, obstacle, candidate.description)
+                if obstacle is None:
+                    _set_forward(module, candidate.forward, report)
 
 
 def _patch_loss(model: Any, report: PatchReport) -> None:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(head, nn.Linear):
         return
-    loss = model.loss_function
-    shift = {"ForCausalLMLoss": True, "ForMaskedLMLoss": False}.get(loss.__name__)
+    shift = {"ForCausalLMLoss": True, "ForMaskedLMLoss": False}.get(model.loss_function.__name__)
     obstacle = None
     if shift is None:
-        obstacle = f"its loss is {loss.__name__}"
+        obstacle = f"its loss is {model.loss_function.__name__}"
     elif head.bias is not None:
         obstacle = "the output layer has a bias, which the fused loss has not"
     elif "forward" in model.__dict__:
         obstacle = "its forward was replaced before"
     else:
-        forward = functools.partial(_loss_without_logits, model, model.forward, head, shift)
-        difference = _loss_difference(model, forward)
-        if difference > third_party_layers.TOLERANCE:
-            obstacle = f"the loss differs by {difference:.1e} on eight tokens"
-    why = obstacle or "loss in chunks, no logits kept"
-    report._note("linear_cross_entropy", "", model, obstacle is None, why)
+        obstacle = unready(model) or _loss_obstacle(model, shift)
+    report._note("linear_cross_entropy", "", model, obstacle, "loss in chunks, no logits kept")
     if obstacle is None:
+        forward = functools.partial(
+            _forward_with_chunked_loss, model, model.forward, model.loss_function, shift
+        )
         _set_forward(model, forward, report)
 
 
-def _loss_without_logits(
+def _forward_with_chunked_loss(
+    model: Any,
+    forward: Callable[..., Any],
+    loss_function: Callable[..., Any],
+    shift: bool,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """The model's forward; of a batch with labels, under grad, its loss without logits.
+
+    Its own forward runs where the logits are needed (no gradient: evaluation; a tuple), and where
+    the loss or the output layer are no longer those that were proven.
+    """
+    arguments = inspect.signature(forward).bind(*args, **kwargs).arguments
+    arguments |= arguments.pop("kwargs", {})
+    head = model.get_output_embeddings()
+    if (
+        arguments.get("labels") is None
+        or not torch.is_grad_enabled()
+        or arguments.get("return_dict", model.config.return_dict) is False
+        or model.loss_function is not loss_function
+        or type(head) is not nn.Linear
+        or head._forward_hooks
+        or head._forward_pre_hooks
+    ):
+        return forward(*args, **kwargs)
+    return _without_logits(_run_without_logits(model, forward, head, shift, *args, **kwargs))
+
+
+def _run_without_logits(
     model: Any, forward: Callable[..., Any], head: nn.Linear, shift: bool, *args: Any, **kwargs: Any
 ) -> Any:
-    """Runs the model's own forward; with labels, its output layer passes the hidden states on to
-    the loss."""
-    arguments = inspect.signature(forward).bind(*args, **kwargs).arguments
-    if arguments.get("labels") is None:
-        return forward(*args, **kwargs)
+    """Runs the model's own forward; its output layer passes the hidden states on to the loss."""
     loss = functools.partial(_chunked_loss, head.weight, shift)
-    with _swapped(head, "forward", _identity), _swapped(model, "_loss_function", loss):
-        out = forward(*args, **{**kwargs, "return_dict": True})
-    out.logits = None
-    return out if kwargs.get("return_dict", True) else out.to_tuple()
+    with _swapped(head, "forward", lambda hidden: hidden), _swapped(model, "_loss_function", loss):
+        return forward(*args, **kwargs)
 
 
-def _identity(hidden: Tensor) -> Tensor:
-    return hidden
+def _without_logits(output: Any) -> Any:
+    """The same output, whose ``logits``, which were never made, raise when they are read."""
+    OrderedDict.pop(output, "logits")
+    del output.__dict__["logits"]
+    output.__class__ = _output_without_logits(type(output))
+    return output
+
+
+@functools.cache
+def _output_without_logits(kind: type[Any]) -> type[Any]:
+    def no_logits(_: Any) -> None:
+        raise RuntimeError(
+            f"{kind.__name__}.logits: patch(linear_cross_entropy=True) makes none of a batch with "
+            "labels under grad: call the model under torch.no_grad(), or without labels"
+        )
+
+    def item(self: Any, key: Any) -> Any:
+        if key == 0:
+            return self.loss
+        if isinstance(key, str) and key != "logits":
+            return kind.__getitem__(self, key)
+        return no_logits(self)
+
+    methods = {"__getitem__": item, "to_tuple": no_logits, "logits": property(no_logits)}
+    return type(kind.__name__, (kind,), methods)
 
 
 def _chunked_loss(
@@ -243,24 +338,31 @@ def _chunked_loss(
 @contextmanager
 def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Sets an instance attribute for the duration."""
-    before = owner.__dict__.get(name)
+    before = {key: owner.__dict__[key] for key in (name,) if key in owner.__dict__}
     owner.__dict__[name] = value
     try:
         yield
     finally:
-        if before is None:
-            del owner.__dict__[name]
-        else:
-            owner.__dict__[name] = before
+        del owner.__dict__[name]
+        owner.__dict__.update(before)
 
 
 @torch.no_grad()
-def _loss_difference(model: Any, forward: Callable[..., Any]) -> float:
-    training = model.training
+def _loss_obstacle(model: Any, shift: bool) -> str | None:
+    """Says why the loss must stay the model's own; None if eight tokens give the same one."""
+    training, head = model.training, model.get_output_embeddings()
     model.eval()
     try:
-        ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
-        expected = model.forward(input_ids=ids, labels=ids).loss
-        return float((forward(input_ids=ids, labels=ids).loss - expected).abs() / expected)
+        ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+        expected = model(input_ids=ids, labels=ids).loss
+        loss = _run_without_logits(
+            model, model.forward, head, shift, input_ids=ids, labels=ids
+        ).loss
+    except Exception as error:  # whatever its code raises
+        return f"raises {one_line(error)}"
     finally:
         model.train(training)
+    difference = float((loss - expected).abs() / expected)
+    if not difference <= third_party_layers.TOLERANCE:
+        return f"the loss differs by {difference:.1e} on eight tokens"
+    return None

@@ -9,12 +9,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, processors
 from torch import nn
-from transformers import (
-    BatchFeature,
-    FeatureExtractionMixin,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-)
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from slap_fast.config import MelConfig, from_dict, to_dict
 from slap_fast.data.audio.decode import as_waveform
@@ -29,12 +25,10 @@ class SlapFeatureExtractor(FeatureExtractionMixin):
     model_input_names = ["input_features", "input_features_mask"]
 
     def __init__(self, mel: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         config = MelConfig() if mel is None else from_dict(MelConfig, mel, "mel.")
         self.mel = to_dict(config)
         self.sampling_rate, self.feature_size = config.sample_rate, config.patch_dim
-        for derived in ("sampling_rate", "feature_size"):
-            kwargs.pop(derived, None)
-        super().__init__(**kwargs)
 
     def __call__(
         self,
@@ -58,14 +52,10 @@ class SlapFeatureExtractor(FeatureExtractionMixin):
             slap_fast.AudioError: not finite, out of range, too short.
         """
         mel = from_dict(MelConfig, self.mel)
-        clips = [raw_speech] if _is_waveform(raw_speech) else raw_speech
+        clips = [raw_speech] if np.ndim(raw_speech[0]) == 0 else raw_speech
         rate = sampling_rate or mel.sample_rate
-        patches = [
-            clip_patches(
-                as_waveform(np.asarray(clip), rate, sample_rate=mel.sample_rate), mel
-            ).patches
-            for clip in clips
-        ]
+        waveforms = (as_waveform(clip, rate, sample_rate=mel.sample_rate) for clip in clips)
+        patches = [clip_patches(waveform, mel).patches for waveform in waveforms]
         lengths = torch.tensor([len(clip) for clip in patches])
         if packed:
             data = {"input_features": torch.cat(patches), "audio_cu_seqlens": starts_of(lengths)}
@@ -76,10 +66,6 @@ class SlapFeatureExtractor(FeatureExtractionMixin):
         if return_tensors == "pt":
             return BatchFeature(data)
         return BatchFeature({k: v.numpy() for k, v in data.items()}, tensor_type=return_tensors)
-
-
-def _is_waveform(audio: Any) -> bool:
-    return np.ndim(audio[0]) == 0
 
 
 class SlapProcessor(ProcessorMixin):

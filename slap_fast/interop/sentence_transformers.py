@@ -58,10 +58,9 @@ class SlapModule(InputModule):
         return {"modality": modality, **pack_patches(clips, mel)._asdict()}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Tensor | Any]:
-        kind, embed = {
-            "text": (PackedText, self.model.embed_text),
-            "audio": (PackedPatches, self.model.embed_audio),
-        }[features["modality"]]
+        kind, embed = PackedText, self.model.embed_text
+        if features["modality"] == "audio":
+            kind, embed = PackedPatches, self.model.embed_audio
         packed = kind(**{name: features[name] for name in kind._fields})
         return {**features, "sentence_embedding": embed(packed)}
 

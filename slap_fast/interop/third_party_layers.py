@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -51,11 +52,10 @@ def candidates(module: nn.Module) -> Iterator[Candidate]:
         forward = functools.partial(_rms_norm, module, eps)
         yield Candidate("rms_norm", forward, (8, len(module.weight)), "torch's fused rms_norm")
     for names in _SWIGLU_PARTS:
-        parts = [getattr(module, name, None) for name in names]
-        if all(isinstance(part, nn.Linear) for part in parts):
+        if _has_linear(module, *names):
             forward = functools.partial(_swiglu, module, names)
-            description = "SwiGLU, one activation less kept"
-            yield Candidate("swiglu", forward, (8, parts[0].in_features), description)
+            shape = (8, getattr(module, names[0]).in_features)
+            yield Candidate("swiglu", forward, shape, "SwiGLU, one activation less kept")
             return
     if _has_linear(module, "qkv", "proj") and isinstance(getattr(module, "num_heads", None), int):
         forward = functools.partial(_self_attention, module)
@@ -108,8 +108,12 @@ def obstacle(module: nn.Module, candidate: Candidate) -> str | None:
         return "has no weights yet to compare with"
     if any(isinstance(child, nn.Dropout) and child.p for child in module.modules()):
         return "has dropout inside"
+    own = set(inspect.signature(type(module).forward).parameters)
+    more = own - set(inspect.signature(candidate.forward.func).parameters) - {"self"}
+    if len(own) > 2 and more - {"hidden_states", "x"}:
+        return f"its forward also takes {', '.join(sorted(more))}"
     difference = _difference(module, candidate)
-    if difference > TOLERANCE:
+    if not difference <= TOLERANCE:
         return f"computes something else: {difference:.1e} away on a random input"
     return None
 
@@ -125,11 +129,11 @@ def _difference(module: nn.Module, candidate: Candidate) -> float:
     for parameter in layer.parameters():
         random = torch.randn(parameter.shape, generator=generator)
         parameter.copy_(random / parameter.shape[-1] ** 0.5)
-    forward: Callable[[Tensor], Tensor] = functools.partial(
-        candidate.forward.func, layer, *candidate.forward.args[1:]
-    )
+    forward = functools.partial(candidate.forward.func, layer, *candidate.forward.args[1:])
     try:
         expected = type(layer).forward(layer, x)
     except Exception:  # it takes more than one tensor, so it is another kind of layer
+        return float("inf")
+    if not isinstance(expected, Tensor) or expected.shape != x.shape:
         return float("inf")
     return float(((forward(x) - expected).norm(dim=-1) / expected.norm(dim=-1)).max())

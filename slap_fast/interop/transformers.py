@@ -9,20 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
@@ -36,19 +27,17 @@ from slap_fast.models.tokenizer import CaptionTokenizer
 from slap_fast.packed import PackedPatches, PackedText, column_and_band, positions, starts_of
 
 
-class SlapConfig(PreTrainedConfig):
+class SlapConfig(transformers.PreTrainedConfig):
     """A :class:`slap_fast.config.ModelConfig` in transformers' form: one mapping, ``slap``."""
 
     model_type = "slap"
 
     def __init__(self, slap: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         model = ModelConfig() if slap is None else from_dict(ModelConfig, slap, "slap.")
         self.slap = to_dict(model)
         self.projection_dim = model.embed_dim or model.audio.hidden_size
         self.hidden_size, self.vocab_size = model.audio.hidden_size, model.text.vocab_size
-        for derived in ("projection_dim", "hidden_size", "vocab_size"):
-            kwargs.pop(derived, None)
-        super().__init__(**kwargs)
 
     @property
     def model(self) -> ModelConfig:
@@ -76,7 +65,7 @@ class SlapOutput(ModelOutput):
     """Dense and pooled."""
 
 
-class SlapModel(PreTrainedModel):
+class SlapModel(transformers.PreTrainedModel):
     """:class:`slap_fast.models.slap.SlapModel`, held as ``slap``.
 
     Padded inputs are [B, L, ...] with a mask, 1 where a token is real; packed ones have all clips
@@ -123,16 +112,13 @@ class SlapModel(PreTrainedModel):
             ``pooler_output`` [B, E], unit norm, and ``last_hidden_state``: [B, L, C], 0 at the
             padding, or [T, C].
         """
-        patches, sequences = _unpad(
-            "input_features", input_features, input_features_mask, audio_cu_seqlens, packed_ndim=2
-        )
-        bands = self.config.model.mel.patches_per_column
-        coords = column_and_band(sequences.positions, bands)
-        patches = patches.to(self.slap.audio_encoder.patch_embedding.weight.dtype)
-        audio = PackedPatches(patches, coords, sequences.cu_seqlens, sequences.max_seqlen)
+        run = _unpad("input_features", input_features, input_features_mask, audio_cu_seqlens, 2)
+        coords = column_and_band(run.positions, self.config.model.mel.patches_per_column)
+        patches = run.tokens.to(self.slap.audio_encoder.patch_embedding.weight.dtype)
+        audio = PackedPatches(patches, coords, run.cu_seqlens, run.max_seqlen)
         features = self.slap.audio_encoder(audio)
-        pooled = self.slap.pool_audio(features, sequences.cu_seqlens)
-        return BaseModelOutputWithPooling(sequences.pad(features), pooled)
+        pooled = self.slap.pool_audio(features, run.cu_seqlens)
+        return BaseModelOutputWithPooling(run.pad(features), pooled)
 
     def get_text_features(
         self,
@@ -142,14 +128,11 @@ class SlapModel(PreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Token ids to embeddings: int64 [B, L] with a mask [B, L], or packed [T]; see
         :meth:`get_audio_features`."""
-        ids, sequences = _unpad(
-            "input_ids", input_ids, attention_mask, text_cu_seqlens, packed_ndim=1
-        )
-        positions = sequences.positions.int()[:, None]
-        text = PackedText(ids, positions, sequences.cu_seqlens, sequences.max_seqlen)
+        run = _unpad("input_ids", input_ids, attention_mask, text_cu_seqlens, 1)
+        text = PackedText(run.tokens, run.positions.int()[:, None], run.cu_seqlens, run.max_seqlen)
         features = self.slap.text_encoder(text)
-        pooled = self.slap.pool_text(features, sequences.cu_seqlens)
-        return BaseModelOutputWithPooling(sequences.pad(features), pooled)
+        pooled = self.slap.pool_text(features, run.cu_seqlens)
+        return BaseModelOutputWithPooling(run.pad(features), pooled)
 
     def forward(
         self,
@@ -164,67 +147,62 @@ class SlapModel(PreTrainedModel):
     ) -> SlapOutput | tuple[Any, ...]:
         """Encodes one side, or both with their similarity; ``return_loss`` adds the contrastive
         loss, clip i belonging to text i."""
-        audio = text = loss = logits = None
+        values: dict[str, Any] = {}
         if input_features is not None:
             audio = self.get_audio_features(input_features, input_features_mask, audio_cu_seqlens)
+            values |= {"audio_embeds": audio.pooler_output, "audio_model_output": audio}
         if input_ids is not None:
             text = self.get_text_features(input_ids, attention_mask, text_cu_seqlens)
-        if audio is not None and text is not None:
-            pair = (audio.pooler_output, text.pooler_output)
-            logits = self.slap.logit_scale * pair[0] @ pair[1].T
+            values |= {"text_embeds": text.pooler_output, "text_model_output": text}
+        if input_features is not None and input_ids is not None:
+            pair, scale = (audio.pooler_output, text.pooler_output), self.slap.logit_scale
+            logits = scale * pair[0] @ pair[1].T
+            values |= {"logits_per_audio": logits, "logits_per_text": logits.T}
             if return_loss:
-                loss = losses.contrastive_loss(*pair, self.slap.logit_scale)
-        out = SlapOutput(
-            loss=loss,
-            logits_per_audio=logits,
-            logits_per_text=None if logits is None else logits.T,
-            text_embeds=None if text is None else text.pooler_output,
-            audio_embeds=None if audio is None else audio.pooler_output,
-            text_model_output=text,
-            audio_model_output=audio,
-        )
+                values["loss"] = losses.contrastive_loss(*pair, scale)
+        out = SlapOutput(**values)
         return out if return_dict is not False else out.to_tuple()
 
 
-class _Sequences:
-    """Bounds of a batch's sequences in its packed run; ``order`` and ``shape`` lead back to the
-    padded batch, if it was one."""
+class _Run(NamedTuple):
+    """A batch's real tokens end to end, where its sequences begin, and the way back."""
 
-    def __init__(self, cu_seqlens: Tensor, max_seqlen: int, order: Tensor | None, shape: Any):
-        self.cu_seqlens, self.max_seqlen = cu_seqlens, max_seqlen
-        self._order, self._shape = order, shape
-        self.positions = positions(cu_seqlens.diff())
+    tokens: Tensor
+    """[T, ...]."""
+    cu_seqlens: Tensor
+    max_seqlen: int
+    mask: Tensor | None = None
+    """bool [B, L], true at the real tokens of the padded batch that this was, if it was one."""
+
+    @property
+    def positions(self) -> Tensor:
         """int64 [T], of each token in its own sequence."""
+        return positions(self.cu_seqlens.diff())
 
     def pad(self, x: Tensor) -> Tensor:
         """[T, C] -> [B, L, C] with zeros at the padding; packed batches stay [T, C]."""
-        if self._shape is None:
+        if self.mask is None:
             return x
-        batch_size, length = self._shape
-        out = x.new_zeros(batch_size * length, x.shape[-1])
-        return out.index_copy(0, self._order, x).unflatten(0, (batch_size, length))
+        return x.new_zeros(*self.mask.shape, x.shape[-1]).masked_scatter(self.mask[..., None], x)
 
 
 def _unpad(
     name: str, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, packed_ndim: int
-) -> tuple[Tensor, _Sequences]:
-    """Takes the real tokens of a batch, end to end."""
+) -> _Run:
     if x.ndim == packed_ndim:
         if cu_seqlens is None:
             raise ValueError(f"{name}: found a packed run of shape {list(x.shape)}, without the "
                              "cu_seqlens that say where each sequence begins")  # fmt: skip
-        return x, _Sequences(cu_seqlens, int(cu_seqlens.diff().max()), None, None)
+        return _Run(x, cu_seqlens, int(cu_seqlens.diff().max()))
     if mask is None:
-        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        mask = torch.ones(x.shape[:2], device=x.device)
     if mask.shape != x.shape[:2]:
         raise ValueError(
             f"{name}: found a mask of shape {list(mask.shape)}, expected {list(x.shape[:2])}"
         )
+    mask = mask.bool()
     lengths = mask.sum(1)
-    cu_seqlens = starts_of(lengths)
-    order = mask.flatten().nonzero().flatten()
-    sequences = _Sequences(cu_seqlens, int(lengths.max()), order, mask.shape)
-    return x.flatten(0, 1)[order], sequences
+    return _Run(x[mask], starts_of(lengths), int(lengths.max()), mask)
 
 
 def from_native(
@@ -245,8 +223,10 @@ def convert(folder: str | Path, out: str | Path) -> None:
     processor.save_pretrained(out)
 
 
-AutoConfig.register("slap", SlapConfig)
-AutoModel.register(SlapConfig, SlapModel)
-AutoFeatureExtractor.register(SlapConfig, SlapFeatureExtractor)
-AutoTokenizer.register(SlapConfig, fast_tokenizer_class=PreTrainedTokenizerFast)
-AutoProcessor.register(SlapConfig, SlapProcessor)
+transformers.AutoConfig.register("slap", SlapConfig)
+transformers.AutoModel.register(SlapConfig, SlapModel)
+transformers.AutoFeatureExtractor.register(SlapConfig, SlapFeatureExtractor)
+transformers.AutoTokenizer.register(
+    SlapConfig, fast_tokenizer_class=transformers.PreTrainedTokenizerFast
+)
+transformers.AutoProcessor.register(SlapConfig, SlapProcessor)

@@ -49,9 +49,8 @@ def caption_loss(
     if impl == "liger":
         total = _liger_cross_entropy(hidden, weight, labels, ignore_index)
     elif impl == "blockwise":
-        total = chunked.cross_entropy(
-            hidden, weight, LabelTargets(labels, ignore_index), chunk_size
-        )[0]
+        targets = LabelTargets(labels, ignore_index)
+        total = chunked.cross_entropy(hidden, weight, targets, chunk_size)[0]
     else:
         raise ValueError(f"impl: found {impl!r}, expected blockwise or liger")
     return total / (labels != ignore_index).sum().clamp(min=1)
@@ -77,7 +76,5 @@ def _liger_cross_entropy(
         raise ValueError(f"impl: found liger for {hidden.dtype}, {expected}at most float32")
     if not len(hidden):  # Liger divides by the number of rows
         return (hidden.sum() + weight.sum()).float() * 0.0
-    return liger_fused_linear_cross_entropy(
-        hidden, weight, labels, ignore_index=ignore_index, reduction="sum",
-        accum_dtype=torch.float32,
-    )  # fmt: skip
+    options = {"ignore_index": ignore_index, "reduction": "sum", "accum_dtype": torch.float32}
+    return liger_fused_linear_cross_entropy(hidden, weight, labels, **options)

@@ -26,34 +26,25 @@ from slap_fast.registration import register
 class LabelTargets(NamedTuple):
     """The class of each row."""
 
-    labels: Tensor
-    """int64 [N], 0 .. V - 1 or ``ignore_index``."""
-    ignore_index: int
-    """The label of rows without loss and gradient."""
+    labels: Tensor  # int64 [N], 0 .. V - 1 or ignore_index
+    ignore_index: int  # the label of rows without loss and gradient
 
 
 class TeacherTargets(NamedTuple):
     """softmax(features @ prototypes.T / teacher_temperature - bias)."""
 
-    features: Tensor
-    """[N, D]."""
-    prototypes: Tensor
-    """[V, D]."""
-    bias: Tensor
-    """[V]."""
-    teacher_temperature: Tensor
-    """0-d."""
-    student_temperature: float
-    """Divides the logits."""
+    features: Tensor  # [N, D]
+    prototypes: Tensor  # [V, D]
+    bias: Tensor  # [V]
+    teacher_temperature: Tensor  # 0-d
+    student_temperature: float  # divides the logits
 
 
 class GroupTargets(NamedTuple):
     """A row and a column match when their groups have a number in common."""
 
-    row_groups: Tensor
-    """int64 [N, M]."""
-    column_groups: Tensor
-    """int64 [V, L]."""
+    row_groups: Tensor  # int64 [N, M]
+    column_groups: Tensor  # int64 [V, L]
 
 
 SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int"}
@@ -77,9 +68,7 @@ def _linear_loss(
     """
     fields = get_type_hints(targets_type)
 
-    def of_chunk(
-        logits: Tensor, targets: tuple[Any, ...], dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+    def of_chunk(logits: Tensor, targets: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         sums, dlogits = loss_and_gradient(logits.to(dtype), targets)
         return sums, dlogits.to(logits.dtype)
 

@@ -38,15 +38,12 @@ def contrastive_loss(
         ValueError: shapes that do not fit.
     """
     audio, text, groups = _pairs(audio_features, text_features, groups)
+    own = groups[:, :1]
+    directions = (audio, text, GroupTargets(groups, own)), (text, audio, GroupTargets(own, groups))
     with torch.autocast(audio.device.type, enabled=False):
         total = sum(
-            chunked.group_cross_entropy(
-                logit_scale * rows, columns, GroupTargets(row_groups, column_groups), chunk_size
-            )[0]
-            for rows, columns, row_groups, column_groups in (
-                (audio, text, groups, groups[:, :1]),
-                (text, audio, groups[:, :1], groups),
-            )
+            chunked.group_cross_entropy(logit_scale * rows, columns, targets, chunk_size)[0]
+            for rows, columns, targets in directions
         )
     return total / (2 * max(1, len(audio)))
 
@@ -66,14 +63,11 @@ def sigmoid_contrastive_loss(
     logit. Returns 0-d fp32 (fp64 for fp64), in nats: the sum over the B x B pairs / B; 0 for B = 0.
     """
     audio, text, groups = _pairs(audio_features, text_features, groups)
-    ones = torch.ones_like(audio[:, :1])
+    ones, targets = torch.ones_like(audio[:, :1]), GroupTargets(groups, groups[:, :1])
     with torch.autocast(audio.device.type, enabled=False):
-        total = chunked.group_sigmoid(
-            torch.cat((logit_scale * audio, logit_bias * ones), 1),
-            torch.cat((text, ones), 1),
-            GroupTargets(groups, groups[:, :1]),
-            chunk_size,
-        )[0]
+        rows = torch.cat((logit_scale * audio, logit_bias * ones), 1)
+        columns = torch.cat((text, ones), 1)
+        total = chunked.group_sigmoid(rows, columns, targets, chunk_size)[0]
     return total / max(1, len(audio))
 
 

@@ -72,8 +72,7 @@ def sinkhorn(
         over_ranks: the logsumexp over ranks, [K] -> [K], which makes their rows one batch
             (:func:`slap_fast.distributed.logsumexp`); such a call does not compile.
         chunk_size: rows of scores that exist at a time.
-        compiled: whether the work on a chunk of them is compiled; on a GPU it is whenever the call
-            is.
+        compiled: compiles the work on a chunk; on a GPU it is compiled whenever the call is.
 
     Returns:
         Targets whose rows sum to 1, and whose columns to about M / K.
@@ -83,14 +82,10 @@ def sinkhorn(
     """
     if iterations < 1:
         raise ValueError(f"iterations: found {iterations}, expected at least 1")
-    dtype = compute_dtype(features)
-    features, prototypes = (x.detach().to(dtype) for x in (features, prototypes))
-    temperature = _scalar(temperature, features)
-    options = temperature, iterations, chunk_size, compiled or compilation.compiles_chunks(features)
-    if over_ranks is None:
-        bias = _bias_op(features, prototypes, *options)
-    else:
-        bias = _bias(features, prototypes, *options, over_ranks)
+    features, prototypes, temperature = _inputs(features, prototypes, temperature)
+    compiled = compiled or compilation.compiles_chunks(features)
+    arguments = features, prototypes, temperature, iterations, chunk_size, compiled
+    bias = _bias(*arguments, over_ranks) if over_ranks else _bias_op(*arguments)
     return Targets(features, prototypes, bias, temperature)
 
 
@@ -105,11 +100,9 @@ def _bias(
 ) -> Tensor:
     """[K]: logarithm of the product of all that a column of exp(scores) is divided by."""
     chunk_masses = compilation.compile_for_any_size(_masses) if compiled else _masses
-    bias = None
+    bias, dtype = None, accumulation_dtype(features)
     for _ in range(iterations):
-        masses = features.new_full(
-            (len(prototypes),), -math.inf, dtype=accumulation_dtype(features)
-        )
+        masses = features.new_full((len(prototypes),), -math.inf, dtype=dtype)
         for chunk in features.split(chunk_size):
             masses = torch.logaddexp(masses, chunk_masses(chunk, prototypes, temperature, bias))
         masses = over_ranks(masses)
@@ -145,9 +138,7 @@ def centered_targets(
 
     features [M, D] and prototypes [K, D] are the teacher's, center [K].
     """
-    dtype = compute_dtype(features)
-    features, prototypes = (x.detach().to(dtype) for x in (features, prototypes))
-    temperature = _scalar(temperature, features)
+    features, prototypes, temperature = _inputs(features, prototypes, temperature)
     return Targets(features, prototypes, center / temperature, temperature)
 
 
@@ -190,17 +181,11 @@ def self_distillation_loss(
     Raises:
         ValueError: shapes that do not fit.
     """
-    target_sizes, sizes = (
-        [len(x), len(y)] for x, y in (targets[:2], (student_features, prototypes))
-    )
+    target_sizes, sizes = list(map(len, targets[:2])), [len(student_features), len(prototypes)]
     if target_sizes != sizes:
         raise ValueError(f"targets: found {target_sizes} rows and prototypes, expected {sizes}")
-    sums = chunked.distillation(
-        student_features,
-        prototypes,
-        TeacherTargets(*targets, student_temperature=temperature),
-        chunk_size,
-    )
+    all_targets = TeacherTargets(*targets, student_temperature=temperature)
+    sums = chunked.distillation(student_features, prototypes, all_targets, chunk_size)
     return sums[0] / max(1, len(student_features)), _health(sums.detach(), student_features)
 
 
@@ -238,8 +223,14 @@ def collapsed(health: Mapping[str, Tensor]) -> Tensor:
     )
 
 
-def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    """0-d, in the dtype of ``like``'s softmax."""
-    if isinstance(value, Tensor):
-        return value.to(like.device, accumulation_dtype(like))
-    return like.new_full((), value, dtype=accumulation_dtype(like))  # no copy from the host
+def _inputs(
+    features: Tensor, prototypes: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both in the compute dtype, without gradient, and the temperature in that of the softmax."""
+    dtype = compute_dtype(features)
+    features, prototypes = (x.detach().to(dtype) for x in (features, prototypes))
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(features.device, accumulation_dtype(features))
+    else:  # no copy from the host
+        temperature = features.new_full((), temperature, dtype=accumulation_dtype(features))
+    return features, prototypes, temperature

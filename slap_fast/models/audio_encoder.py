@@ -54,15 +54,9 @@ class AudioEncoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, audio: PackedPatches, mask_indices: Tensor | None = None) -> Tensor:
-        """Encodes a packed run of clips.
-
-        Args:
-            audio: patches [T, patch_dim], floating point, with their coords and cu_seqlens.
-            mask_indices: int64 [M], positions whose patch is replaced by the learned mask token.
-
-        Returns:
-            Dense features [T, C], normalised, in the parameters' dtype or autocast's.
-        """
+        """audio with T patches, floating point -> dense features [T, C], normalised, in the
+        parameters' dtype or autocast's; the learned mask token replaces the patches at
+        ``mask_indices``, int64 [M]."""
         x = self.patch_embedding(audio.patches.to(compute_dtype(self.patch_embedding.weight)))
         if mask_indices is not None:
             token = self.mask_token.to(x.dtype).expand(len(mask_indices), -1)

@@ -34,15 +34,8 @@ class AudioTower(nn.Module):
             self.projection = nn.Linear(size, embed_dim, bias=False)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """B clips to embeddings.
-
-        Args:
-            waveform: [num_samples] float32 in -1 .. 1 or int16, all clips end to end.
-            lengths: int64 [B], samples of each clip.
-
-        Returns:
-            [B, E], unit norm.
-        """
+        """waveform [num_samples] float32 in -1 .. 1 or int16, all clips end to end, and lengths
+        int64 [B], samples of each clip -> embeddings [B, E], unit norm."""
         audio = ops.mel_patches(waveform, starts_of(lengths, torch.int64), self.mel)
         pooled = self.head(self.encoder(audio), audio.cu_seqlens)
         return F.normalize(self.projection(pooled), dim=-1)

@@ -16,58 +16,40 @@ class DecodingState:
     """Cross-attention keys and values of B clips, and a cache that grows by one token a step."""
 
     def __init__(self, decoder: CaptionDecoder, audio_features: Tensor, context: Segments) -> None:
-        self.keys_values = [
-            layer.cross_attention.keys_values(audio_features) for layer in decoder.layers
-        ]
-        self.context = context
-        self.length = 0
-        self._cache: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
+        layers = decoder.layers
+        self.keys_values = [layer.cross_attention.keys_values(audio_features) for layer in layers]
+        self.context, self.length = context, 0
+        self._cache: list[Tensor | None] = [None] * len(layers)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends k, v [N, H, D] and returns all so far, each [N, H, t, D]."""
-        k, v = k[:, :, None], v[:, :, None]
-        if self._cache[layer] is not None:
-            past_k, past_v = self._cache[layer]
-            k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
-        self._cache[layer] = (k, v)
-        return k, v
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> Tensor:
+        """Appends k, v [N, H, D] and returns all so far, [2, N, H, t, D]."""
+        past, new = self._cache[layer], torch.stack([k, v])[..., None, :]
+        self._cache[layer] = new if past is None else torch.cat([past, new], dim=-2)
+        return self._cache[layer]
 
     def reorder(self, hypotheses: Tensor) -> None:
         """Keeps the hypotheses of these indices, int64 [N], as beam search picks them."""
-        self._cache = [(k[hypotheses], v[hypotheses]) for k, v in self._cache]
+        self._cache = [keys_values[:, hypotheses] for keys_values in self._cache]
 
 
 @torch.no_grad()
 def decode_step(decoder: CaptionDecoder, ids: Tensor, state: DecodingState) -> Tensor:
-    """One more token for every hypothesis.
-
-    Args:
-        decoder: the decoder.
-        ids: int64 [B, K], the last token of K hypotheses of each of B clips.
-        state: advanced in place.
-
-    Returns:
-        Log-probabilities of the next token, fp32 [B, K, V].
-    """
-    clips, width = ids.shape
-    device = ids.device
+    """ids int64 [B, K], the last token of K hypotheses of each of B clips -> log-probabilities of
+    the next one, fp32 [B, K, V]; ``state`` is advanced in place."""
+    (clips, width), device = ids.shape, ids.device
     position = torch.full((1, 1), state.length, dtype=torch.int32, device=device)
     rope = ops.rope_tables(position, decoder.head_dim, decoder.config.rope_theta)
     # The K hypotheses of a clip are K queries to the same keys.
-    starts = torch.arange(clips + 1, dtype=torch.int32, device=device) * width
-    segments = Segments(starts, width)
+    segments = Segments(torch.arange(clips + 1, dtype=torch.int32, device=device) * width, width)
     x = decoder.token_embedding(ids.flatten())
-    for i, layer in enumerate(decoder.layers):
+    for i, (layer, keys_values) in enumerate(zip(decoder.layers, state.keys_values, strict=True)):
         attention = layer.attention
         qkv = attention.qkv_proj(layer.attention_norm(x))
         q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
-        q, k = rotate(q, rope), rotate(k, rope)
-        k, v = state.extend(i, k, v)
-        out = F.scaled_dot_product_attention(q[:, :, None], k, v)[:, :, 0]
+        k, v = state.extend(i, rotate(k, rope), v)
+        out = F.scaled_dot_product_attention(rotate(q, rope)[:, :, None], k, v)[:, :, 0]
         x = x + attention.out_proj(out.flatten(1))
-        x = x + layer.cross_attention(
-            layer.cross_norm(x), segments, state.keys_values[i], state.context
-        )
+        x = x + layer.cross_attention(layer.cross_norm(x), segments, keys_values, state.context)
         x = x + layer.mlp(layer.mlp_norm(x))
     state.length += 1
     logits = decoder.norm(x) @ decoder.token_embedding.weight.T
@@ -89,7 +71,6 @@ def generate(
     """Captions of B clips by beam search (greedy with one beam), all clips in lockstep.
 
     Args:
-        decoder: the decoder.
         audio_features: dense features [Tk, context_size].
         context: the clips' segments.
         start_id: the token every caption begins with.
@@ -101,38 +82,29 @@ def generate(
     Returns:
         B lists of token ids, without start and end.
     """
-    clips = len(context.cu_seqlens) - 1
-    device = audio_features.device
+    clips, device = len(context.cu_seqlens) - 1, audio_features.device
     state = DecodingState(decoder, audio_features, context)
     ids = torch.full((clips, 1), start_id, device=device)
-    scores = torch.zeros(clips, 1, device=device)
-    done = torch.zeros(clips, 1, dtype=torch.bool, device=device)
-    lengths = torch.zeros(clips, 1, device=device)
+    scores, lengths = torch.zeros(2, clips, 1, device=device)
+    done = torch.zeros_like(ids, dtype=torch.bool)
     history = ids.new_empty(clips, 1, 0)
     clip = torch.arange(clips, device=device)[:, None]
+    # A finished hypothesis repeats its end token, at no cost.
+    vocab = decoder.token_embedding.num_embeddings
+    only_end = torch.full((vocab,), -torch.inf, device=device)
+    only_end[end_id] = 0.0
     for _ in range(max_tokens):
-        log_probs = decode_step(decoder, ids, state)
-        vocab = log_probs.shape[-1]
-        # A finished hypothesis repeats its end token, at no cost.
-        only_end = torch.full((vocab,), -torch.inf, device=device)
-        only_end[end_id] = 0.0
-        log_probs = torch.where(done[..., None], only_end, log_probs)
-        width = ids.shape[1]
-        total = scores[..., None] + log_probs
-        steps = lengths + (~done).float()
-        ranked = total / steps.clamp(min=1)[..., None] ** length_penalty
-        best = ranked.flatten(1).topk(min(num_beams, width * vocab), dim=1).indices
+        log_probs = torch.where(done[..., None], only_end, decode_step(decoder, ids, state))
+        total, steps = scores[..., None] + log_probs, lengths + ~done
+        ranked = (total / steps[..., None] ** length_penalty).flatten(1)
+        best = ranked.topk(min(num_beams, ranked.shape[1])).indices
         parent, ids = best // vocab, best % vocab
-        scores = total.flatten(1).gather(1, best)
-        lengths = steps.gather(1, parent)
+        scores, lengths = total.flatten(1).gather(1, best), steps.gather(1, parent)
         done = done.gather(1, parent) | (ids == end_id)
-        history = torch.cat(
-            [history.gather(1, parent[..., None].expand(-1, -1, history.shape[2])), ids[..., None]],
-            dim=2,
-        )
-        state.reorder((clip * width + parent).flatten())
-        if bool(done.all()):
+        history = torch.cat([history[clip, parent], ids[..., None]], dim=2)
+        state.reorder((clip * total.shape[1] + parent).flatten())
+        if done.all():
             break
     best = (scores / lengths**length_penalty).argmax(1)
-    chosen = history[torch.arange(clips, device=device), best].tolist()
+    chosen = history[clip[:, 0], best].tolist()
     return [ids[: ids.index(end_id)] if end_id in ids else ids for ids in chosen]

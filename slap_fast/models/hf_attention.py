@@ -10,6 +10,7 @@ except for batches that are packed by ``position_ids`` alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class PackedView(NamedTuple):
     """L, which no sequence exceeds."""
 
     @classmethod
-    def without_padding(cls, batch_size: int, length: int, device: torch.device) -> PackedView:
+    def unpadded(cls, batch_size: int, length: int, device: torch.device) -> PackedView:
         """B sequences of L tokens each."""
         starts = torch.arange(batch_size + 1, device=device, dtype=torch.int32) * length
         return cls(None, starts, length)
@@ -52,8 +53,7 @@ class PackedView(NamedTuple):
     def from_mask(cls, mask: Tensor) -> PackedView:
         """B sequences of the tokens where ``mask``, bool [B, L], is true; left or right padded."""
         starts = starts_of(mask.sum(1))
-        # A stable sort, not nonzero: its shape depends on no value, so it needs no sync and
-        # compiles.
+        # A stable sort, not nonzero, whose shape would depend on values: a sync, a graph break.
         order = (~mask).flatten().to(torch.uint8).argsort(stable=True)
         return cls(order, starts, mask.shape[1])
 
@@ -120,20 +120,19 @@ def packed_mask(
             f"attention mask: found one made by {', '.join(sorted(unknown))}, expected padding, "
             "packing, causal or a sliding window; patch(..., attention=False) leaves it alone"
         )
+    same = q_length == kv_length
     if attention_mask is not None:
-        keys = PackedView.from_mask(attention_mask)
-        queries = (
-            keys if q_length == kv_length else PackedView.from_mask(attention_mask[:, -q_length:])
-        )
+        # A cache of a sliding window holds fewer keys than the mask has positions.
+        mask = attention_mask[:, kv_offset : kv_offset + kv_length]
+        keys = PackedView.from_mask(mask)
+        queries = keys if same else PackedView.from_mask(mask[:, -q_length:])
     elif "packed_sequence_mask_function" in parts:
         queries = keys = PackedView.from_sequence_numbers(parts["packed_sequence_mask_function"])
     else:
-        queries = keys = PackedView.without_padding(batch_size, q_length, device)
-        if q_length != kv_length:
-            keys = PackedView.without_padding(batch_size, kv_length, device)
-    windowed = any(name.startswith("sliding") for name in parts)
+        keys = PackedView.unpadded(batch_size, kv_length, device)
+        queries = keys if same else PackedView.unpadded(batch_size, q_length, device)
     causal = None if compiling else "causal_mask_function" in parts
-    return PackedMask(queries, keys, causal, windowed)
+    return PackedMask(queries, keys, causal, any(name.startswith("sliding") for name in parts))
 
 
 def _mask_parts(mask_function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
@@ -203,9 +202,7 @@ def packed_attention(
     elif attention_mask is not None:
         queries, keys = attention_mask.queries, attention_mask.keys
     else:
-        queries, keys = (
-            PackedView.without_padding(len(x), x.shape[2], x.device) for x in (query, key)
-        )
+        queries, keys = (PackedView.unpadded(len(x), x.shape[2], x.device) for x in (query, key))
     # Under autocast a rotation in fp32 leaves q and k in fp32, beside v in the autocast dtype.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
     side = -1 if sliding_window is None else sliding_window - 1
@@ -223,6 +220,24 @@ def packed_attention(
         softmax_scale=scaling,
     )
     return queries.pad(out, len(query)), None
+
+
+@contextmanager
+def recorded() -> Iterator[list[nn.Module]]:
+    """The modules whose calls reach :func:`packed_attention`, while it lasts."""
+    from transformers import AttentionInterface
+
+    reached: list[nn.Module] = []
+
+    def attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        reached.append(module)
+        return packed_attention(module, *args, **kwargs)
+
+    AttentionInterface.register(NAME, attention)
+    try:
+        yield reached
+    finally:
+        AttentionInterface.register(NAME, packed_attention)
 
 
 def register() -> None:

@@ -6,6 +6,7 @@ unless asked, as in the paper (arXiv 2601.12594, section 3).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -110,9 +111,7 @@ class Attention(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.window_size = window_size
-        self.causal = causal
+        self.num_heads, self.window_size, self.causal = num_heads, window_size, causal
         self.qkv_proj = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
@@ -144,8 +143,7 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """context [Tk, context_size] -> k, v, each [Tk, H, D]."""
-        k, v = self.kv_proj(context).unflatten(-1, (2 * self.num_heads, -1)).chunk(2, dim=1)
-        return k, v
+        return self.kv_proj(context).unflatten(-1, (2 * self.num_heads, -1)).chunk(2, dim=1)
 
     def forward(
         self, x: Tensor, segments: Segments, keys_values: tuple[Tensor, Tensor], context: Segments
@@ -202,16 +200,6 @@ class _ProbeAttention(nn.Module):
         return self.out_proj(values)
 
 
-class _Mlp(nn.Module):
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class MAPHead(nn.Module):
     """Multi-head attention pooling with a learned probe, then a norm + MLP residual.
 
@@ -234,7 +222,9 @@ class MAPHead(nn.Module):
         self.attention = _ProbeAttention(hidden_size, num_heads, bias)
         make_norm = RMSNorm if norm == "rms" else nn.LayerNorm
         self.layernorm = make_norm(hidden_size, eps=eps)
-        self.mlp = _Mlp(hidden_size, intermediate_size, bias)
+        fc1 = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        fc2 = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, gelu=nn.GELU("tanh"), fc2=fc2))
 
     def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
         """x [T, C], cu_seqlens int32 [B + 1] -> pooled [B, C]."""

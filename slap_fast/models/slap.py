@@ -21,7 +21,6 @@ from slap_fast.models.layers import MAPHead, Segments, init_weights
 from slap_fast.models.text_encoder import TextEncoder
 from slap_fast.packed import PackedBatch, PackedPatches, PackedText
 
-_MAP_EXPANSION = 4
 ALL_LOSSES = LossConfig()
 
 
@@ -80,9 +79,9 @@ class SlapModel(nn.Module):
         self.config = config
         audio, text = config.audio.hidden_size, config.text.hidden_size
         self.audio_encoder = AudioEncoder(config.audio, config.mel)
-        self.audio_head = MAPHead(audio, config.audio.num_heads, _MAP_EXPANSION * audio)
+        self.audio_head = MAPHead(audio, config.audio.num_heads, 4 * audio)
         self.text_encoder = TextEncoder(config.text)
-        self.text_head = MAPHead(text, config.text.num_heads, _MAP_EXPANSION * text)
+        self.text_head = MAPHead(text, config.text.num_heads, 4 * text)
         for head in (self.audio_head, self.text_head):
             init_weights(head, 1)
         self.audio_projection = self.text_projection = nn.Identity()
@@ -106,15 +105,10 @@ class SlapModel(nn.Module):
         self.caption_decoder.requires_grad_(loss.caption > 0)
         self.audio_encoder.mask_token.requires_grad_(loss.ssl > 0)
         contrastive = loss.contrastive > 0
-        for module in (
-            self.audio_head,
-            self.text_encoder,
-            self.text_head,
-            self.audio_projection,
-            self.text_projection,
-        ):
-            module.requires_grad_(contrastive)
-        self.log_logit_scale.requires_grad_(contrastive)
+        for part in (self.audio_head, self.audio_projection, self.log_logit_scale):
+            part.requires_grad_(contrastive)
+        for part in (self.text_encoder, self.text_head, self.text_projection):
+            part.requires_grad_(contrastive)
         self.logit_bias.requires_grad_(contrastive and loss.contrastive_kind == "sigmoid")
 
     def pool_audio(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -136,34 +130,23 @@ class SlapModel(nn.Module):
     def forward(self, batch: PackedBatch, loss: LossConfig = ALL_LOSSES) -> SlapOutput:
         """One student pass over a packed batch: what every loss with a weight needs."""
         audio, text = batch.audio, batch.text
-        audio_features = text_features = hidden = weight = student = prototypes = None
-        masked = features = None
+        embeddings = caption = student = None, None
         shared = self.config.ssl.student_pass == "shared"
         if loss.ssl:
             masked = self.audio_encoder(audio if shared else batch.masked_audio, batch.mask_indices)
-            student = self.prototype_head(masked[batch.mask_indices])
-            prototypes = self.prototype_head.prototypes
+            head = self.prototype_head
+            student = head(masked[batch.mask_indices]), head.prototypes
         if loss.contrastive or loss.caption:
             features = masked if shared and loss.ssl else self.audio_encoder(audio)
         if loss.contrastive:
-            audio_features = self.pool_audio(features, audio.cu_seqlens)
-            text_features = self.embed_text(text)
+            embeddings = self.pool_audio(features, audio.cu_seqlens), self.embed_text(text)
         if loss.caption:
             context = Segments.scheduled(audio.cu_seqlens, audio.max_seqlen, features.shape[0])
             hidden = self.caption_decoder(text, features, context)
             # A view: FSDP hooks the outputs of a forward, and a parameter would keep every hook.
             weight = self.caption_decoder.token_embedding.weight
-            weight = weight.view_as(weight)
-        return SlapOutput(
-            audio_features,
-            text_features,
-            self.logit_scale,
-            self.logit_bias[0],
-            hidden,
-            weight,
-            student,
-            prototypes,
-        )
+            caption = hidden, weight.view_as(weight)
+        return SlapOutput(*embeddings, self.logit_scale, self.logit_bias[0], *caption, *student)
 
 
 class Teacher(nn.Module):

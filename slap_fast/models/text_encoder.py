@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     from transformers import ModernBertConfig
 
 
+# Sizes of TextEncoderConfig by their names in a ModernBertConfig.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "local_attention": "local_attention",
+}
+# Settings of a checkpoint that TextEncoderConfig does not hold: they must equal this tower's.
+_FIXED = ("hidden_activation", "norm_eps", "norm_bias", "attention_bias", "mlp_bias")
+_FIXED += ("layer_types", "rope_parameters")
+# All that is read from a config.json. Others name code to fetch and run (auto_map, and
+# _attn_implementation_internal in CVE-2026-4372) or do not affect the maths.
+_READ = {*_FIXED, *_SIZES.values(), "global_attn_every_n_layers"}
+_READ |= {"global_rope_theta", "local_rope_theta"}
+
+
 class TextEncoder(nn.Module):
     """Packed captions to dense features."""
 
@@ -68,47 +86,12 @@ def modernbert_config(config: TextEncoderConfig) -> ModernBertConfig:
     from transformers import ModernBertConfig
 
     return ModernBertConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
+        **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
         global_attn_every_n_layers=config.global_every,
-        local_attention=config.local_attention,
         # ModernBERT's 0.02 is for its width of 768; a narrower tower scales by 1 / sqrt(width).
         initializer_range=0.02 * (768 / config.hidden_size) ** 0.5,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        cls_token_id=None,
-        sep_token_id=None,
+        **{f"{token}_token_id": None for token in ("pad", "bos", "eos", "cls", "sep")},
     )
-
-
-# Settings of a checkpoint that TextEncoderConfig does not hold: they must equal this tower's.
-_FIXED = (
-    "hidden_activation",
-    "norm_eps",
-    "norm_bias",
-    "attention_bias",
-    "mlp_bias",
-    "layer_types",
-    "rope_parameters",
-)
-# All that is read from a config.json. Others name code to fetch and run (auto_map, and
-# _attn_implementation_internal in CVE-2026-4372) or do not affect the maths.
-_READ = (
-    *_FIXED,
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "local_attention",
-    "global_attn_every_n_layers",
-    "global_rope_theta",
-    "local_rope_theta",
-)
 
 
 def _fetch(name: str, file: str) -> Path:
@@ -157,13 +140,8 @@ def resolve_pretrained(config: TextEncoderConfig) -> TextEncoderConfig:
     full = [i for i, kind in enumerate(pretrained.layer_types) if kind == "full_attention"]
     config = dataclasses.replace(
         config,
-        vocab_size=pretrained.vocab_size,
-        hidden_size=pretrained.hidden_size,
-        num_layers=pretrained.num_hidden_layers,
-        num_heads=pretrained.num_attention_heads,
-        intermediate_size=pretrained.intermediate_size,
+        **{ours: getattr(pretrained, theirs) for ours, theirs in _SIZES.items()},
         global_every=full[1] - full[0] if len(full) > 1 else pretrained.num_hidden_layers,
-        local_attention=pretrained.local_attention,
     )
     own = modernbert_config(config)
     for key in _FIXED:

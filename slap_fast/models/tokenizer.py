@@ -10,7 +10,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 BUNDLED = Path(__file__).with_name("tokenizer.json")
 START, END = "[CLS]", "[SEP]"
-_SPECIAL = ["[PAD]", "[UNK]", START, END, "[MASK]"]
 
 
 class CaptionTokenizer:
@@ -24,15 +23,12 @@ class CaptionTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.max_tokens = max_tokens
-        self.start_id, self.end_id = (self._special(token) for token in (START, END))
-
-    def _special(self, token: str) -> int:
-        token_id = self._tokenizer.token_to_id(token)
-        if token_id is None:
+        self.start_id, self.end_id = (tokenizer.token_to_id(token) for token in (START, END))
+        if None in (self.start_id, self.end_id):
+            token = START if self.start_id is None else END
             raise ValueError(
                 f"tokenizer: has no token {token}, expected ModernBERT's special tokens"
             )
-        return token_id
 
     @classmethod
     def load(cls, name: str | None, max_tokens: int) -> CaptionTokenizer:
@@ -86,7 +82,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=_SPECIAL,
+        special_tokens=["[PAD]", "[UNK]", START, END, "[MASK]"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -8,16 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slap_fast.ops import compiled_reference, dispatch, flash_attention, torch_attention
+from slap_fast.ops import compiled_reference, dispatch, flash_attention, torch_attention, validation
 from slap_fast.ops.attention_options import AttentionOptions
-from slap_fast.ops.validation import (
-    FLOATS,
-    check_rope,
-    check_schedule,
-    check_sequences,
-    check_tensor,
-    check_window,
-)
+from slap_fast.ops.validation import FLOATS, check_sequences, check_tensor
 from slap_fast.reference import attention as reference
 
 
@@ -78,22 +71,17 @@ def attention(
         if len(k) != len(q):
             raise ValueError(f"k: found {len(k)} rows, expected {len(q)} as q without cu_seqlens_k")
         if max_seqlen_k is not None:
-            raise ValueError(
-                f"max_seqlen_k: found {max_seqlen_k}, expected None without cu_seqlens_k"
-            )
+            expected = "expected None without cu_seqlens_k"
+            raise ValueError(f"max_seqlen_k: found {max_seqlen_k}, {expected}")
         if schedule_k is not None:
             raise ValueError("schedule_k: found tiles, expected None without cu_seqlens_k")
     else:
         check_sequences("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k, "k")
         if len(cu_seqlens_k) != len(cu_seqlens):
-            raise ValueError(
-                f"cu_seqlens_k: found {len(cu_seqlens_k)} entries, expected {len(cu_seqlens)} as "
-                "in cu_seqlens"
-            )
+            expected = f"expected {len(cu_seqlens)} as in cu_seqlens"
+            raise ValueError(f"cu_seqlens_k: found {len(cu_seqlens_k)} entries, {expected}")
         if rope is not None:
             raise ValueError("rope: found tables, expected None with cu_seqlens_k: rotate before")
-    check_rope(rope, q)
-    check_window(window_size)
     options = AttentionOptions(
         cu_seqlens_k, max_seqlen_k, rope, window_size, causal, softmax_scale, return_lse
     )
@@ -124,8 +112,7 @@ def attention_qkvpacked(
     Args:
         qkv: [T, H + 2 Hkv, D]: H query heads, then Hkv key heads, then Hkv value heads.
         num_heads_kv: Hkv.
-        schedule: by :func:`attention_schedule`, for all calls with the same ``cu_seqlens``; None:
-            built in the call.
+        schedule: of ``cu_seqlens``, by :func:`attention_schedule`; None: built in the call.
 
     The other arguments and the result are those of :func:`attention`.
     """
@@ -137,17 +124,9 @@ def attention_qkvpacked(
             f"{qkv.shape[1]} heads are H + 2 Hkv, H a multiple of Hkv"
         )
     check_sequences("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, qkv, "qkv")
-    check_rope(rope, qkv)
-    check_window(window_size)
-    options = AttentionOptions(
-        rope=rope,
-        window_size=window_size,
-        causal=causal,
-        softmax_scale=softmax_scale,
-        return_lse=return_lse,
-    )
-    schedules = {"schedule": (schedule, cu_seqlens, len(qkv))}
+    options = AttentionOptions(None, None, rope, window_size, causal, softmax_scale, return_lse)
     arguments = qkv, num_heads_kv, cu_seqlens, max_seqlen
+    schedules = {"schedule": (schedule, cu_seqlens, len(qkv))}
     return _run("attention_qkvpacked", impl, arguments, options, schedules)
 
 
@@ -178,11 +157,10 @@ def _run(
     options: AttentionOptions,
     schedules: dict[str, tuple[Tensor | None, Tensor | None, int]],
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Calls the function of the engine that runs.
-
-    Each schedule comes with the starts and the number of rows that it has to be of.
-    """
+    """Checks options and schedules, which have their starts and rows, and calls the engine."""
     x = arguments[0]
+    validation.check_rope(options.rope, x)
+    validation.check_window(options.window_size)
     for name, (schedule, _, _) in schedules.items():
         if schedule is not None:
             check_tensor(name, schedule, (torch.int32,), ("tiles", 2), x.device)
@@ -194,13 +172,14 @@ def _run(
         for name, (schedule, starts, num_rows) in schedules.items():
             if schedule is not None:
                 make = functools.partial(kernels.schedule_tiles, starts, num_rows)
-                check_schedule(name, schedule, kernels.num_tiles(starts, num_rows), make)
+                num_tiles = kernels.num_tiles(starts, num_rows)
+                validation.check_schedule(name, schedule, num_tiles, make)
         tiles = {name: schedule for name, (schedule, _, _) in schedules.items()}
         return getattr(kernels, function)(*arguments, **options._asdict(), **tiles)
     if impl == "flash":
         return getattr(flash_attention, function)(*arguments, options)
     if torch.compiler.is_compiling():
-        return getattr(compiled_reference, function)(impl, *arguments, options)
+        return compiled_reference.attention(impl, function, arguments, options)
     if impl == "torch":
         return getattr(torch_attention, function)(*arguments, options)
     return getattr(reference, function)(*arguments, **options._asdict())

@@ -37,74 +37,63 @@ def _differentiable(
             gradients = torch.autograd.grad(out, inputs, dout)
         return [x.contiguous() for x in gradients]
 
-    def fake_backward(dout: Tensor, *arguments: Any) -> list[Tensor]:
-        return [x.new_empty(x.shape) for x in arguments[:num_inputs]]
-
     op = register(f"{schema} -> Tensor", forward, fake)
     backward_op = register(
-        f"{name}_backward(Tensor dout, {parameters}) -> Tensor[]", backward, fake_backward
+        f"{name}_backward(Tensor dout, {parameters}) -> Tensor[]",
+        backward,
+        lambda dout, *arguments: [x.new_empty(x.shape) for x in arguments[:num_inputs]],
     )
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
-        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-        ctx.others = [x for x in inputs if not isinstance(x, Tensor)]
+        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
 
     def gradient(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
-        arguments = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
+        saved = zip(ctx.saved_tensors, ctx.others, strict=True)
+        arguments = [other if tensor is None else tensor for tensor, other in saved]
         return *backward_op(dout, *arguments), *(None,) * (len(arguments) - num_inputs)
 
     torch.library.register_autograd(f"slap_fast::{name}", gradient, setup_context=save_inputs)
     return op
 
 
-def _attention(
-    impl: str,
-    function: str,
-    inputs: tuple[Tensor | int, ...],
-    cu_seqlens: Tensor,
-    cu_seqlens_k: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    left: int,
-    right: int,
-    causal: bool,
-    softmax_scale: float | None,
-) -> Tensor:
-    rope = None if cos is None else (cos, sin)
-    options = AttentionOptions(cu_seqlens_k, None, rope, (left, right), causal, softmax_scale)
-    if impl == "torch":
-        return getattr(torch_attention, function)(*inputs, cu_seqlens, 0, options)
-    return getattr(reference_attention, function)(*inputs, cu_seqlens, 0, **options._asdict())
-
-
 _OPTIONS = "Tensor? cos, Tensor? sin, int left, int right, bool causal, float? softmax_scale"
 
 
-def _attention_op(impl: str) -> Callable[..., Tensor]:
-    return _differentiable(
-        f"{impl}_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, "
-        f"Tensor? cu_seqlens_k, {_OPTIONS})",
+def _attention_op(
+    impl: str, function: str, parameters: str, num_inputs: int, fake: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """``function`` of an engine; ``parameters`` come before the options."""
+
+    def run(*arguments: Any) -> Tensor:
+        *inputs, cos, sin, left, right, causal, softmax_scale = arguments
+        cu_seqlens_k = inputs.pop() if function == "attention" else None
+        rope = None if cos is None else (cos, sin)
+        options = AttentionOptions(cu_seqlens_k, None, rope, (left, right), causal, softmax_scale)
+        if impl == "torch":
+            return getattr(torch_attention, function)(*inputs, 0, options)
+        return getattr(reference_attention, function)(*inputs, 0, **options._asdict())
+
+    return _differentiable(f"{impl}_{function}({parameters}, {_OPTIONS})", num_inputs, run, fake)
+
+
+_FUNCTIONS = {
+    "attention": (
+        "Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, Tensor? cu_seqlens_k",
         3,
-        lambda q, k, v, *rest: _attention(impl, "attention", (q, k, v), *rest),
         lambda q, *_: q.new_empty(q.shape),
-    )
-
-
-def _qkvpacked_op(impl: str) -> Callable[..., Tensor]:
-    return _differentiable(
-        f"{impl}_attention_qkvpacked(Tensor qkv, int num_heads_kv, Tensor cu_seqlens, {_OPTIONS})",
+    ),
+    "attention_qkvpacked": (
+        "Tensor qkv, int num_heads_kv, Tensor cu_seqlens",
         1,
-        lambda qkv, n, starts, *rest: _attention(
-            impl, "attention_qkvpacked", (qkv, n), starts, None, *rest
-        ),
         lambda qkv, n, *_: qkv.new_empty(qkv.shape[0], qkv.shape[1] - 2 * n, qkv.shape[2]),
-    )
-
-
-_attention_ops = {impl: _attention_op(impl) for impl in ("torch", "reference")}
-_qkvpacked_ops = {impl: _qkvpacked_op(impl) for impl in ("torch", "reference")}
+    ),
+}
+_ATTENTION_OPS = {
+    (impl, function): _attention_op(impl, function, *definition)
+    for impl in ("torch", "reference")
+    for function, definition in _FUNCTIONS.items()
+}
 map_pool = _differentiable(
     "reference_map_pool(Tensor x, Tensor score_weight, Tensor cu_seqlens)",
     2,
@@ -114,34 +103,13 @@ map_pool = _differentiable(
 """x, score_weight, cu_seqlens -> pooled."""
 
 
-def attention(
-    impl: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
-) -> Tensor:
-    """:func:`slap_fast.ops.attention` by "torch" or "reference", without ``return_lse``."""
-    return _attention_ops[impl](q, k, v, cu_seqlens, options.cu_seqlens_k, *_flat(options))
-
-
-def attention_qkvpacked(
-    impl: str,
-    qkv: Tensor,
-    num_heads_kv: int,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
-) -> Tensor:
-    """:func:`slap_fast.ops.attention_qkvpacked`, likewise."""
-    return _qkvpacked_ops[impl](qkv, num_heads_kv, cu_seqlens, *_flat(options))
-
-
-def _flat(options: AttentionOptions) -> tuple[Any, ...]:
-    """As the operations take them: ``_OPTIONS``."""
+def attention(impl: str, function: str, arguments: tuple, options: AttentionOptions) -> Tensor:
+    """A function of :mod:`slap_fast.ops.attention` by "torch" or "reference"; no ``return_lse``."""
     if options.return_lse:
         raise NotImplementedError("return_lse: these engines have it outside torch.compile only")
+    *inputs, _ = arguments  # the engines need no max_seqlen
+    if function == "attention":
+        inputs.append(options.cu_seqlens_k)
     cos, sin = options.rope or (None, None)
-    return cos, sin, *options.window_size, options.causal, options.softmax_scale
+    scalars = *options.window_size, options.causal, options.softmax_scale
+    return _ATTENTION_OPS[impl, function](*inputs, cos, sin, *scalars)

@@ -164,6 +164,6 @@ def obstacle(
         halves = (torch.float16, torch.bfloat16)
         if dtype == torch.float64 or (impl == "flash" and dtype not in halves):
             return f"has no kernels for {dtype}"
-        if impl == "flash" and not flash_attention.is_installed():
+        if impl == "flash" and flash_attention.varlen() is None:
             return "is not installed"
     return limits.get(impl)

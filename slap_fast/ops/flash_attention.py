@@ -1,7 +1,6 @@
 """``impl="flash"``: the varlen kernels of flash-attn or of torch, with rotary applied before.
 
-On request only, and as a peer to measure against. flash-attn where it imports, else
-``torch.nn.attention.varlen``.
+On request only, a peer to measure against: flash-attn, or else ``torch.nn.attention.varlen``.
 """
 
 from __future__ import annotations
@@ -24,12 +23,9 @@ def flash_attn_varlen() -> Varlen:
     """flash-attn's function as :func:`attention` calls it; raises where it does not import."""
     from flash_attn import flash_attn_varlen_func
 
-    def run(q, k, v, starts, starts_k, longest, longest_k, *, scale, window, causal):
-        out, lse, _ = flash_attn_varlen_func(
-            q, k, v, starts, starts_k, longest, longest_k, softmax_scale=scale,
-            causal=causal, window_size=window, return_attn_probs=True,
-        )  # fmt: skip
-        return out, lse
+    def run(*arguments, scale, window, causal):
+        options = {"softmax_scale": scale, "window_size": window, "causal": causal}
+        return flash_attn_varlen_func(*arguments, **options, return_attn_probs=True)[:2]
 
     return run
 
@@ -41,17 +37,14 @@ def torch_varlen() -> Varlen:
     # torch 2.11 has no such parameter.
     takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
-    def run(q, k, v, starts, starts_k, longest, longest_k, *, scale, window, causal):
-        group, options = q.shape[1] // k.shape[1], {}
+    def run(q, k, v, *lengths, scale, window, causal):
+        group = q.shape[1] // k.shape[1]
+        options = {"scale": scale, "window_size": (window[0], 0) if causal else window}
         if group > 1 and takes_groups:
-            options = {"enable_gqa": True}
+            options["enable_gqa"] = True
         elif group > 1:
             k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-        return varlen_attn(
-            q, k, v, starts, starts_k, longest, longest_k, scale=scale,
-            window_size=(window[0], 0) if causal else window,
-            return_aux=AuxRequest(lse=True), **options,
-        )  # fmt: skip
+        return varlen_attn(q, k, v, *lengths, return_aux=AuxRequest(lse=True), **options)
 
     return run
 
@@ -67,18 +60,8 @@ def varlen() -> Varlen | None:
     return None
 
 
-def is_installed() -> bool:
-    """Whether flash-attn or torch has such kernels."""
-    return varlen() is not None
-
-
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`slap_fast.ops.attention`, which documents and checks the arguments."""
     cu_seqlens_k, max_seqlen_k = options.cu_seqlens_k, options.max_seqlen_k
@@ -87,11 +70,12 @@ def attention(
     if options.rope is not None:
         q, k = rotate(q, options.rope), rotate(k, options.rope)
     # Those functions leave rows past the last sequence undefined, in gradients too.
-    inside, inside_k = (_inside(x, starts) for x, starts in ((q, cu_seqlens), (k, cu_seqlens_k)))
-    q, k, v = (
-        torch.where(rows[:, None, None], x, 0)
-        for x, rows in ((q, inside), (k, inside_k), (v, inside_k))
+    inside, inside_k = (
+        torch.arange(len(x), device=x.device) < starts[-1]
+        for x, starts in ((q, cu_seqlens), (k, cu_seqlens_k))
     )
+    q = torch.where(inside[:, None, None], q, 0)
+    k, v = (torch.where(inside_k[:, None, None], x, 0) for x in (k, v))
     out, lse = varlen()(
         q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k,
         scale=options.softmax_scale, window=tuple(options.window_size), causal=options.causal,
@@ -103,17 +87,8 @@ def attention(
     return out, lse.masked_fill(~inside | lse.isposinf(), -math.inf)
 
 
-def _inside(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """bool [T]: the rows of a sequence."""
-    return torch.arange(len(x), device=x.device) < cu_seqlens[-1]
-
-
 def attention_qkvpacked(
-    qkv: Tensor,
-    num_heads_kv: int,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
+    qkv: Tensor, num_heads_kv: int, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`attention` of the queries, keys and values in qkv [T, H + 2 Hkv, D]."""
     num_heads = qkv.shape[1] - 2 * num_heads_kv

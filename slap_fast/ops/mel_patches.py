@@ -46,49 +46,29 @@ def mel_patches(
         check_masks(masks, cu_samples)
     if waveform.requires_grad and torch.is_grad_enabled():
         raise ValueError("waveform: found requires_grad, expected data: patches carry no gradient")
-    chosen = dispatch.choose(
-        "mel_patches", impl, waveform.device, waveform.dtype, dispatch.mel_limits(config)
-    )
+    limits, clips = dispatch.mel_limits(config), (waveform, cu_samples, config)
+    chosen = dispatch.choose("mel_patches", impl, waveform.device, waveform.dtype, limits)
     if chosen == "triton":
-        from slap_fast.kernels import mel_patches as triton_mel_patches
+        from slap_fast.kernels import mel_patches as kernels
 
-        constants = reference.constants
-        return PackedPatches(
-            *triton_mel_patches.mel_patches(waveform, cu_samples, config, constants, masks)
-        )
+        return PackedPatches(*kernels.mel_patches(*clips, reference.constants, masks))
     if chosen == "cpp":
-        return _on_cpp(waveform, cu_samples, config, masks)
+        masks = torch.empty(0, 4, dtype=torch.int32) if masks is None else masks.contiguous()
+        arrays = (x.numpy() for x in (waveform.detach(), cu_samples, masks))
+        *arrays, max_seqlen = cpp_engine(config)(*arrays, torch.get_num_threads())
+        return PackedPatches(*map(torch.from_numpy, arrays), max_seqlen)
     engine = torch_mel_patches if chosen == "torch" else reference
-    return PackedPatches(*engine.mel_patches(waveform, cu_samples, config, masks))
-
-
-def _on_cpp(
-    waveform: Tensor, cu_samples: Tensor, config: MelConfig, masks: Tensor | None
-) -> PackedPatches:
-    if masks is None:
-        masks = torch.empty(0, 4, dtype=torch.int32)
-    *arrays, max_seqlen = cpp_engine(config)(
-        waveform.detach().numpy(),
-        cu_samples.numpy(),
-        masks.contiguous().numpy(),
-        torch.get_num_threads(),
-    )
-    return PackedPatches(*map(torch.from_numpy, arrays), max_seqlen)
+    return PackedPatches(*engine.mel_patches(*clips, masks))
 
 
 @functools.lru_cache(maxsize=16)
 def cpp_engine(config: MelConfig, instruction_set: str | None = None) -> Any:
     """A ``_C.MelPatches``, by default for the best instruction set of this machine."""
     window, filterbank = reference.constants(config, torch.float32, torch.device("cpu"))
+    names = ("n_fft", "hop_length", "patch_time", "patch_freq", "floor", "mean", "std")
     return dispatch.EXTENSION.MelPatches(
+        **{name: getattr(config, name) for name in names},
         kaldi=config.preset == "kaldi",
-        n_fft=config.n_fft,
-        hop_length=config.hop_length,
-        patch_time=config.patch_time,
-        patch_freq=config.patch_freq,
-        floor=config.floor,
-        mean=config.mean,
-        std=config.std,
         window=window.numpy(),
         filterbank=filterbank.numpy(),
         instruction_set=instruction_set or dispatch.EXTENSION.mel_instruction_sets()[0],

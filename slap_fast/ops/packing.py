@@ -20,9 +20,8 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """
     array = np.asarray(lengths)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(
-            f"lengths: found {array.dtype} of shape {list(array.shape)}, expected integers [n]"
-        )
+        shape = list(array.shape)
+        raise ValueError(f"lengths: found {array.dtype} of shape {shape}, expected integers [n]")
     array = array.astype(np.int64)
     if dispatch.EXTENSION is not None:
         return dispatch.EXTENSION.pack(array, max_tokens)

@@ -54,48 +54,29 @@ def _split(x: Tensor, dim: int, span: slice, size: int) -> Tensor:
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """:func:`slap_fast.ops.attention`, which documents and checks the arguments.
-
-    The lengths come from ``cu_seqlens`` (a sync on a GPU); ``max_seqlen`` and ``max_seqlen_k`` are
-    for the kernels. With fp64 inputs ``lse`` is fp64 too.
-    """
-    lengths = _lengths(cu_seqlens)
-    lengths_k = lengths if options.cu_seqlens_k is None else _lengths(options.cu_seqlens_k)
-    num_rows, total, rope = len(q), sum(lengths), options.rope
-    q, k, v = _rows(q, total), _rows(k, sum(lengths_k)), _rows(v, sum(lengths_k))
+    """:func:`slap_fast.ops.attention`, with the lengths from ``cu_seqlens``: a GPU syncs."""
+    starts_k, rope, num_rows = options.cu_seqlens_k, options.rope, len(q)
+    lengths = cu_seqlens.diff().tolist()
+    lengths_k = lengths if starts_k is None else starts_k.diff().tolist()
+    q, k, v = _rows(q, sum(lengths)), _rows(k, sum(lengths_k)), _rows(v, sum(lengths_k))
     if rope is not None:
-        rope = (rope[0][:total], rope[1][:total])
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k = (rotate(x, (rope[0][: len(q)], rope[1][: len(q)])) for x in (q, k))
     return _attend(q, k, v, lengths, lengths_k, num_rows, options)
 
 
 def attention_qkvpacked(
-    qkv: Tensor,
-    num_heads_kv: int,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    options: AttentionOptions,
+    qkv: Tensor, num_heads_kv: int, cu_seqlens: Tensor, max_seqlen: int, options: AttentionOptions
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`attention` of the queries, keys and values in qkv [T, H + 2 Hkv, D]."""
-    lengths = _lengths(cu_seqlens)
-    total, rope = sum(lengths), options.rope
+    lengths, rope = cu_seqlens.diff().tolist(), options.rope
     num_heads = qkv.shape[1] - 2 * num_heads_kv
-    qk, v = _rows(qkv, total).split((num_heads + num_heads_kv, num_heads_kv), dim=1)
+    qk, v = _rows(qkv, sum(lengths)).split((num_heads + num_heads_kv, num_heads_kv), dim=1)
     if rope is not None:
-        qk = rotate(qk, (rope[0][:total], rope[1][:total]))
+        qk = rotate(qk, (rope[0][: len(qk)], rope[1][: len(qk)]))
     q, k = qk.split((num_heads, num_heads_kv), dim=1)
     return _attend(q, k, v, lengths, lengths, len(qkv), options)
-
-
-def _lengths(cu_seqlens: Tensor) -> list[int]:
-    return cu_seqlens.diff().tolist()
 
 
 def _rows(x: Tensor, count: int) -> Tensor:
@@ -117,16 +98,15 @@ def _attend(
     scale = head_dim**-0.5 if options.softmax_scale is None else options.softmax_scale
     left, right = (math.inf if size == -1 else size for size in options.window_size)
     if k.shape[1] != num_heads:
-        group = num_heads // k.shape[1]
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        k, v = (x.repeat_interleave(num_heads // k.shape[1], dim=1) for x in (k, v))
     band = _Band((left, 0 if options.causal else right), max([0, *lengths, *lengths_k]), q)
-    if options.return_lse or q.device.type != "cpu":
-        batches = list(_batches(lengths, lengths_k, band))
-        out, lse = _PlainAttention.apply(q, k, v, batches, num_rows, scale)
-        return (out, lse) if options.return_lse else out
+    fused = not options.return_lse and q.device.type == "cpu"
     # The fused operation goes through the keys of an open window in blocks of its own.
-    batches = list(_batches(lengths, lengths_k, band, split=not band.is_open))
-    return _FusedAttention.apply(q, k, v, batches, num_rows, scale)
+    batches = list(_batches(lengths, lengths_k, band, split=not (fused and band.is_open)))
+    if fused:
+        return _FusedAttention.apply(q, k, v, batches, num_rows, scale)
+    out, lse = _PlainAttention.apply(q, k, v, batches, num_rows, scale)
+    return (out, lse) if options.return_lse else out
 
 
 class _Band:
@@ -145,9 +125,10 @@ class _Band:
         hidden = (distance < -self.left) | (distance > self.right)
         self.bias = like.new_zeros(rows, self.origin + width).masked_fill_(hidden, -math.inf)
 
-    def blocks(self, num_rows: int, num_keys: int, step: int) -> Iterator[Block]:
-        """Runs of at most ``step`` rows; the last row is at the last key."""
-        for begin in range(0, num_rows, step):
+    def blocks(self, first_row: int, num_rows: int, num_keys: int, step: int) -> Iterator[Block]:
+        """Runs of at most ``step`` rows, without those before ``first_row``; the last row is at the
+        last key."""
+        for begin in range(first_row, num_rows, step):
             end = min(begin + step, num_rows)
             position = begin + num_keys - num_rows
             first = max(0, position - self.left)
@@ -159,19 +140,14 @@ class _Band:
             yield slice(begin, end), slice(first, last), bias
 
 
-def _batches(
-    lengths: list[int], lengths_k: list[int], band: _Band, split: bool = True
-) -> Iterator[Batch]:
+def _batches(lengths: list[int], lengths_k: list[int], band: _Band, split: bool) -> Iterator[Batch]:
     """All sequences with a row that sees a key, each in blocks unless ``split`` is false."""
     row = key = 0
     for (len_q, len_k), same in groupby(zip(lengths, lengths_k, strict=True)):
         masked = len_q if len_k == 0 else min(len_q, max(0, len_q - len_k - band.right))
         count, remaining = len_q - masked, len(list(same))
         step = (BLOCK if count > 2 * BLOCK else 2 * BLOCK) if split else count
-        blocks = [
-            (slice(rows.start + masked, rows.stop + masked), keys, bias)
-            for rows, keys, bias in band.blocks(count, len_k, max(1, step))
-        ]
+        blocks = list(band.blocks(masked, len_q, len_k, max(1, step)))
         while remaining:
             size = min(remaining, max(1, BATCH_ROWS // max(1, len_q)))
             rows, keys = slice(row, row + size * len_q), slice(key, key + size * len_k)

@@ -8,7 +8,7 @@ clip's bits do not depend on what is packed beside it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,25 +27,28 @@ def mel_patches(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Arguments and results are those of :func:`slap_fast.reference.mel_patches.mel_patches`."""
     dtype = torch.float64 if waveform.dtype == torch.float64 else torch.float32
-    device = waveform.device
-    bounds = cu_samples.tolist()
+    device, bounds = waveform.device, cu_samples.tolist()
     bands, patch_time = config.patches_per_column, config.patch_time
     lengths = [config.num_patches(stop - start) for start, stop in itertools.pairwise(bounds)]
 
     patches = torch.empty(sum(lengths), config.patch_dim, dtype=dtype, device=device)
     grid = patches.view(-1, bands, patch_time, config.patch_freq)
+    filterbank = constants(config, dtype, device)[1]
     rows = max(1, BLOCK_FRAMES // patch_time) * patch_time
     block = torch.empty(rows, config.win_length, dtype=dtype, device=device)
     column = 0
     for used in _fill_blocks(waveform, bounds, config, block):
         if waveform.dtype == torch.int16:
             block.mul_(2.0**-15)
-        log_mel = _log_mel(block, config)[:used]
+        spectra = spectrum(block, config)
+        power = spectra.real.square().addcmul_(spectra.imag, spectra.imag)
+        log_mel = (power @ filterbank).clamp_min_(config.floor).log_()
+        log_mel = log_mel.sub_(config.mean).div_(config.std)[:used]
         filled = log_mel.view(-1, patch_time, bands, config.patch_freq).transpose(1, 2)
         grid[column : column + len(filled)] = filled
         column += len(filled)
     if masks is not None:
-        _mask([clip // bands for clip in lengths], grid, masks, config)
+        _mask(grid.split([length // bands for length in lengths]), masks, config)
 
     num_patches = torch.tensor(lengths, dtype=torch.int64, device=device)
     coords, cu_seqlens = patch_coords(num_patches, bands), starts_of(num_patches)
@@ -77,19 +80,10 @@ def _fill_blocks(
         yield used
 
 
-def _log_mel(block: Tensor, config: MelConfig) -> Tensor:
-    """Normalised log-mel [frames, n_mels] of frames [frames, win_length]."""
-    spectra = spectrum(block, config)
-    power = spectra.real.square().addcmul_(spectra.imag, spectra.imag)
-    filterbank = constants(config, block.dtype, block.device)[1]
-    return (power @ filterbank).clamp_min_(config.floor).log_().sub_(config.mean).div_(config.std)
-
-
-def _mask(columns: list[int], grid: Tensor, masks: Tensor, config: MelConfig) -> None:
-    """Fills spans of ``grid`` [columns, bands, patch_time, patch_freq] with 0."""
-    clips = grid.split(columns)
+def _mask(clips: Sequence[Tensor], masks: Tensor, config: MelConfig) -> None:
+    """Fills spans of clips, each [columns, bands, patch_time, patch_freq], with 0."""
     for clip, axis, start, stop in masks.tolist():
-        cells, device = clips[clip], grid.device
+        cells, device = clips[clip], masks.device
         if axis == 0:
             frames = torch.arange(len(cells) * config.patch_time, device=device)[start:stop]
             cells[frames // config.patch_time, :, frames % config.patch_time] = 0

@@ -28,14 +28,12 @@ def check_tensor(
     if x.dtype not in dtypes:
         expected = " or ".join(str(dtype) for dtype in dtypes)
         raise ValueError(f"{name}: found {x.dtype}, expected {expected}")
-    fits = x.ndim == len(shape) and all(
-        isinstance(expected, str) or size == expected
+    if x.ndim != len(shape) or any(
+        not isinstance(expected, str) and size != expected
         for size, expected in zip(x.shape, shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"{name}: found shape {list(x.shape)}, expected [{', '.join(map(str, shape))}]"
-        )
+    ):
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(f"{name}: found shape {list(x.shape)}, expected [{sizes}]")
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         raise ValueError(f"{name}: found stride {x.stride(-1)} on the last axis, expected 1")
     if device is not None and x.device != device:
@@ -61,9 +59,8 @@ def check_starts(
             "expected no decrease"
         )
     if starts[-1] > len(x):
-        raise ValueError(
-            f"{name}: found {int(starts[-1])} last, expected at most {x_name}'s {len(x)} rows"
-        )
+        expected = f"expected at most {x_name}'s {len(x)} rows"
+        raise ValueError(f"{name}: found {int(starts[-1])} last, {expected}")
     return lengths
 
 
@@ -111,9 +108,8 @@ def check_schedule(name: str, schedule: Tensor, tiles: int, make: Callable[[], T
     """
     check_tensor(name, schedule, (torch.int32,), (tiles, 2))
     if _values_are_cheap(schedule) and not torch.equal(schedule, make()):
-        raise ValueError(
-            f"{name}: found other tiles, expected attention_schedule's of these starts"
-        )
+        expected = "expected attention_schedule's of these starts"
+        raise ValueError(f"{name}: found other tiles, {expected}")
 
 
 def check_rope(rope: tuple[Tensor, Tensor] | None, q: Tensor) -> None:
@@ -132,6 +128,5 @@ def check_rope(rope: tuple[Tensor, Tensor] | None, q: Tensor) -> None:
 def check_window(window_size: tuple[int, int]) -> None:
     """FlashAttention's (left, right)."""
     if len(window_size) != 2 or any(int(size) != size or size < -1 for size in window_size):
-        raise ValueError(
-            f"window_size: found {window_size}, expected (left, right), each -1 (open) or more"
-        )
+        expected = "expected (left, right), each -1 (open) or more"
+        raise ValueError(f"window_size: found {window_size}, {expected}")

@@ -13,14 +13,13 @@ def map_pool(x: Tensor, score_weight: Tensor, cu_seqlens: Tensor) -> Tensor:
     is fp32 or wider. A sequence without tokens gives zeros. Rows past ``cu_seqlens[-1]`` are
     not read.
     """
-    bounds = cu_seqlens.tolist()
-    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    lengths = cu_seqlens.diff().tolist()
     # One product per sequence: nothing of size [T, H, C], and a sequence's bits ignore its
     # neighbours. Without any sequence, an empty one keeps the gradients defined.
-    sequences = x.split([*lengths, len(x) - bounds[-1]])[:-1] or (x[:0],)
+    sequences = x.split([*lengths, len(x) - sum(lengths)])[:-1] or (x[:0],)
     softmax_dtype = torch.promote_types(x.dtype, torch.float32)
-    pooled = []
-    for tokens in sequences:
-        scores = score_weight @ tokens.T
-        pooled.append(scores.to(softmax_dtype).softmax(-1).to(x.dtype) @ tokens)
+    pooled = [
+        (score_weight @ tokens.T).to(softmax_dtype).softmax(-1).to(x.dtype) @ tokens
+        for tokens in sequences
+    ]
     return torch.stack(pooled)[: len(lengths)]

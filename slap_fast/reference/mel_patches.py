@@ -29,18 +29,9 @@ def mel_patches(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """The log-mel patches of packed clips, one clip after the other. Not differentiable.
 
-    Args:
-        waveform: [num_samples], all clips end to end; float32, float64 (computed in float64) or
-            int16 (divided by 32768).
-        cu_samples: int64 [B + 1], where each clip starts; its last entry is where the last ends.
-        config: a ``slap_fast.config.MelConfig``.
-        masks: int32 [M, 4] = (clip, axis, start, stop): frames (axis 0) or mel bins (axis 1)
-            start .. stop - 1 of the clip become 0, the mean of the normalised log-mel. What lies
-            past the clip's last column does nothing.
-
-    Returns:
-        patches [T, patch_dim] float32 (float64 for float64 input), coords int32 [T, 2] = (time
-        column, frequency band), cu_seqlens int32 [B + 1], max_seqlen.
+    :func:`slap_fast.ops.mel_patches` documents the arguments. float64 is computed in float64; int16
+    is divided by 32768. What a mask has past the clip's last column does nothing. Returns the
+    fields of :class:`slap_fast.packed.PackedPatches`.
 
     A last incomplete column is filled with silence. A clip shorter than what its first frame needs
     is zero-padded to it: one window (kaldi), or the n_fft // 2 + 1 samples that reflect padding

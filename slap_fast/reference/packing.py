@@ -16,9 +16,8 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """
     for index, length in enumerate(lengths):
         if not 0 <= length <= max_tokens:
-            raise ValueError(
-                f"lengths[{index}]: found {length}, expected 0 .. max_tokens = {max_tokens}"
-            )
+            expected = f"expected 0 .. max_tokens = {max_tokens}"
+            raise ValueError(f"lengths[{index}]: found {length}, {expected}")
     bins: list[list[int]] = []
     free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -336,33 +336,76 @@ def test_the_loss_is_divided_by_num_items_in_batch_and_logits_come_without_label
     inputs = {**inputs_of(model), "num_items_in_batch": torch.tensor(7)}
     expected, logits = model(**inputs).loss, model(IDS).logits
     slap_fast.patch(model, attention=False)
-    out = model(**inputs)
-    assert torch.allclose(out.loss, expected, rtol=1e-5) and out.logits is None
+    assert torch.allclose(model(**inputs).loss, expected, rtol=1e-5)
     assert torch.allclose(model(IDS).logits, logits, rtol=1e-4, atol=1e-5)
 
 
+def test_logits_that_were_never_made_raise_when_they_are_read():
+    model = build(llama)
+    inputs = inputs_of(model)
+    own = model(**inputs)
+    slap_fast.patch(model)
+    out = model(**inputs)
+    assert torch.allclose(out.loss, own.loss, rtol=1e-5) and out[0] is out["loss"] is out.loss
+    assert "logits" not in out.keys() and dict(out.items()).keys() == out.keys()
+    for read in (
+        lambda: out.logits,
+        lambda: out["logits"],
+        lambda: out[1],
+        lambda: out[1:],
+        lambda: out.to_tuple(),
+    ):
+        with pytest.raises(RuntimeError, match="logits: patch.* makes none of a batch with labels"):
+            read()
+    as_tuple = model(**inputs, return_dict=False)
+    with torch.no_grad():
+        evaluated = model(**inputs)
+    real = MASK.bool()
+    for logits in (as_tuple[1], evaluated.logits, evaluated[1]):
+        torch.testing.assert_close(logits[real], own.logits[real], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_or_a_head_that_changed_since_is_the_model_s_own():
+    model = build(llama)
+    inputs = inputs_of(model)
+    slap_fast.patch(model)
+    model.lm_head.register_forward_hook(lambda module, args, out: 2 * out)
+    twice = model(**inputs).logits
+    model.lm_head._forward_hooks.clear()
+    torch.testing.assert_close(twice, 2 * model(IDS, attention_mask=MASK).logits)
+    model.resize_token_embeddings(64)
+    assert model(**inputs).loss.isfinite()
+    model.loss_function = lambda *args, **kwargs: torch.tensor(7.0)
+    assert model(**inputs).loss == 7
+
+
 @pytest.fixture
-def traceable(monkeypatch):
-    """In place of the reference, which reads lengths back: an opaque operation, as kernels are."""
+def patch_traceably(monkeypatch):
+    """patch(), then in place of the engine, which reads lengths back, an opaque operation, as
+    kernels are."""
 
     def attention(q, k, v, cu_seqlens, *_, **__):
         return (q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1)) * cu_seqlens[-1]
 
-    monkeypatch.setattr(ops, "attention", attention)
+    def patch(model):
+        assert slap_fast.patch(model).changed("attention")
+        monkeypatch.setattr(ops, "attention", attention)
+
+    return patch
 
 
-def test_a_patched_encoder_compiles_without_a_graph_break(traceable):
+def test_a_patched_encoder_compiles_without_a_graph_break(patch_traceably):
     model = build(modernbert)
     inputs = inputs_of(model)
-    slap_fast.patch(model)
+    patch_traceably(model)
     expected = model(**inputs).last_hidden_state
     actual = torch.compile(model, backend="eager", fullgraph=True)(**inputs).last_hidden_state
     torch.testing.assert_close(actual, expected)
 
 
-def test_a_compiled_causal_model_requires_an_attention_mask(traceable):
+def test_a_compiled_causal_model_requires_an_attention_mask(patch_traceably):
     model = build(lambda: llama().model)
-    slap_fast.patch(model)
+    patch_traceably(model)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     expected = model(IDS, attention_mask=MASK, use_cache=False).last_hidden_state
     actual = compiled(IDS, attention_mask=MASK, use_cache=False).last_hidden_state

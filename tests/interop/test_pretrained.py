@@ -216,6 +216,23 @@ def test_a_name_that_is_nowhere_says_so(monkeypatch):
         slap_fast.load("nobody/nothing", revision="v2", local_files_only=True)
 
 
+def test_a_hub_id_and_its_revision(folders, tmp_path, monkeypatch):
+    import huggingface_hub.constants as constants
+
+    repository = tmp_path / "models--laion--small"
+    for revision, kind in (("main", "clap"), ("v2", "fused_clap")):
+        commit = {"main": "a", "v2": "b"}[revision] * 40
+        shutil.copytree(folders[kind], repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = slap_fast.load("laion/small", local_files_only=True)
+    fused = slap_fast.load("laion/small", revision="v2", local_files_only=True)
+    assert model.name == "laion/small"
+    assert model.content_hash == slap_fast.load(folders["clap"]).content_hash
+    assert fused.content_hash == slap_fast.load(folders["fused_clap"]).content_hash
+
+
 def test_frame_level_checkpoints_are_refused(folders, tmp_path):
     copied = shutil.copytree(folders["pe_audio"], tmp_path / "copied")
     edit_config(copied, architectures=["PeAudioFrameLevelModel"])

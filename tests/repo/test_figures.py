@@ -54,7 +54,7 @@ def test_a_soak_runs_the_figures_and_records_each(tmp_path):
     good, slow, bad, least = (records[name] for name in ("A1", "A2", "A3", "A4"))
     assert (least["n"], least["seeds"]) == (3, [0, 2])
     assert (good["n"], good["wanted"], good["failures"]) == (40, 40, 0)
-    assert 10 < slow["n"] < 100 and slow["wanted"] == 10**6 and slow["failures"] == 0
+    assert 0 < slow["n"] < 100 and slow["wanted"] == 10**6 and slow["failures"] == 0
     assert (bad["n"], bad["failures"], bad["failed_seed"]) == (3, 1, 3)
     assert {"runs_on", "commit", "test", "seconds"} <= bad.keys()
     assert records["K1"]["n"] == 7  # records of other devices stay

@@ -64,14 +64,9 @@ for _source in LABELS:
     SPLIT_OF |= _partition(PROFILES[_source])
 
 
-def scene_combinations(scene: Scene) -> list:
-    """The event profiles and the pairs of sources in a scene, as keys of SPLIT_OF."""
-    sources = sorted((event.source for event in scene.events), key=LABELS.index)
-    return [*scene.events, *combinations(sources, 2)]
-
-
 def _belongs(scene: Scene, split: str) -> bool:
-    splits = {SPLIT_OF[key] for key in scene_combinations(scene)}
+    sources = sorted((event.source for event in scene.events), key=LABELS.index)
+    splits = {SPLIT_OF[key] for key in (*scene.events, *combinations(sources, 2))}
     return split in splits and splits <= {"train", split}
 
 
@@ -82,17 +77,11 @@ def needed_seconds(event: Event) -> float:
     return 1.0 if event.tempo == "slow" or event.motion == "wobbling" else 0.5
 
 
-def _fits(scene: Scene, seconds: float) -> bool:
-    needs = [needed_seconds(event) for event in scene.events]
-    return seconds >= (sum(needs) if scene.relation == "then" else max(needs))
-
-
 def draw_scene(rng: random.Random, split: str, seconds: float) -> Scene:
     """A random scene of the split that fits in the time."""
     while True:  # three slow events, say, never fit in two seconds: another kind after 40 tries
-        count, relation = rng.choices(
-            ((1, "alone"), (2, "then"), (2, "together"), (3, "then")), (50, 24, 12, 14)
-        )[0]
+        kinds = ((1, "alone"), (2, "then"), (2, "together"), (3, "then"))
+        count, relation = rng.choices(kinds, (50, 24, 12, 14))[0]
         for _ in range(40):
             sources = rng.sample(LABELS, count)
             events = [rng.choice(PROFILES[source]) for source in sources]
@@ -102,12 +91,12 @@ def draw_scene(rng: random.Random, split: str, seconds: float) -> Scene:
                 louder = rng.choice((None, 0, 1)) if (count, relation) == (2, "then") else None
             if relation == "together":
                 events.sort(key=lambda event: LABELS.index(event.source))
-            quiet_share = 0.5 if count == 1 else 0.8
             background = None
-            if rng.random() > quiet_share and "a noise" not in sources:
+            if rng.random() > (0.5 if count == 1 else 0.8) and "a noise" not in sources:
                 background = rng.choice(("hiss", "rumble"))
             scene = Scene(tuple(events), relation, louder, background)
-            if _fits(scene, seconds) and _belongs(scene, split):
+            needed = (sum if relation == "then" else max)(map(needed_seconds, events))
+            if needed <= seconds and _belongs(scene, split):
                 return scene
 
 
@@ -119,18 +108,15 @@ def near_misses(scene: Scene) -> list[Scene]:
         order = (*scene.events[1::-1], *scene.events[2:])
         misses.append(scene._replace(events=order, louder=swapped))
     if len(scene.events) == 2 and scene.louder is None:
-        together = tuple(sorted(scene.events, key=lambda event: LABELS.index(event.source)))
-        if scene.relation == "then":
-            misses.append(scene._replace(relation="together", events=together))
-        else:
-            misses.append(scene._replace(relation="then"))
+        events = tuple(sorted(scene.events, key=lambda event: LABELS.index(event.source)))
+        relation = "together" if scene.relation == "then" else "then"
+        misses.append(scene._replace(relation=relation, events=events))
     if scene.louder is not None:
         misses.append(scene._replace(louder=1 - scene.louder))
     for place, event in enumerate(scene.events):
         for other in PROFILES[event.source]:
-            if len(scene.events) > 1 and other.dynamics:
-                continue
-            if sum(a != b for a, b in zip(event, other, strict=True)) == 1:
+            differences = sum(a != b for a, b in zip(event, other, strict=True))
+            if differences == 1 and (len(scene.events) == 1 or not other.dynamics):
                 events = (*scene.events[:place], other, *scene.events[place + 1 :])
                 misses.append(scene._replace(events=events))
     if all(event.source != "a noise" for event in scene.events):

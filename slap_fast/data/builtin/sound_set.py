@@ -48,8 +48,8 @@ class SoundSet:
         if size < 0 or seed < 0:
             raise ValueError(f"size, seed: found {(size, seed)!r}, expected numbers >= 0")
         if not 1 <= min_seconds <= max_seconds:
-            found = f"min_seconds, max_seconds: found {(min_seconds, max_seconds)!r}"
-            raise ValueError(f"{found}, expected 1 <= min_seconds <= max_seconds")
+            problem = f"min_seconds, max_seconds: found {(min_seconds, max_seconds)!r}"
+            raise ValueError(f"{problem}, expected 1 <= min_seconds <= max_seconds")
         self.split, self.size, self.seed = split, size, seed
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
         self._distinct: list[Scene] = []
@@ -63,8 +63,8 @@ class SoundSet:
         return random.Random(f"{self.split} {self.seed} {index} {purpose}")
 
     def _num_samples(self, index: int) -> int:
-        low, high = math.log(self.min_seconds), math.log(self.max_seconds)
-        seconds = math.exp(self._rng(index, "seconds").uniform(low, high))
+        shortest, longest = math.log(self.min_seconds), math.log(self.max_seconds)
+        seconds = math.exp(self._rng(index, "seconds").uniform(shortest, longest))
         return round(seconds * SAMPLE_RATE)
 
     def seconds(self, index: int) -> float:
@@ -115,9 +115,8 @@ class SoundSet:
         gains = [rng.uniform(0.7, 1.0) for _ in scene.events]
         if scene.louder is not None:
             gains[1 - scene.louder] *= 0.1
-        for event, gain, span in zip(
-            scene.events, gains, _spans(scene, num_samples, rng), strict=True
-        ):
+        spans = _spans(scene, num_samples, rng)
+        for event, gain, span in zip(scene.events, gains, spans, strict=True):
             part = out[span]
             part += render_event(*event, len(part), rng) * np.float32(gain)
         if scene.background:
@@ -134,7 +133,5 @@ def _spans(scene: Scene, num_samples: int, rng: np.random.Generator) -> list[sli
     needed = np.array([needed_seconds(event) for event in scene.events]) * SAMPLE_RATE
     shares = rng.uniform(0.7, 1.3, len(needed))
     lengths = needed + (num_samples - needed.sum()) * shares / shares.sum()
-    ends = np.cumsum(lengths).astype(int)
-    starts = [0, *ends[:-1]]
-    gap = SAMPLE_RATE // 20
-    return [slice(start, end - gap) for start, end in zip(starts, ends, strict=True)]
+    ends, gap = np.cumsum(lengths).astype(int), SAMPLE_RATE // 20
+    return [slice(start, end - gap) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

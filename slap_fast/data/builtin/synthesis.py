@@ -46,15 +46,13 @@ class Source:
 
     def patterns(self) -> list[tuple[str, str | None]]:
         """The (tempo, motion) pairs that this source can have."""
-        motions = {"steady": ("wobbling",), "slow": ("rising", "falling")}
-        motions["fast"] = motions["slow"]
-        return [(t, m) for t in self.tempos for m in (None, *(motions[t] if self.glides else ()))]
+        glides = {t: ("wobbling",) if t == "steady" else ("rising", "falling") for t in self.tempos}
+        return [(t, m) for t in glides for m in (None, *(glides[t] if self.glides else ()))]
 
 
 def hiss(num_samples: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of the treble, float32 [num_samples], RMS 1: white noise differenced twice."""
-    white = rng.random(num_samples + 2, dtype=np.float32)
-    noise = np.diff(white, 2)
+    noise = np.diff(rng.random(num_samples + 2, dtype=np.float32), 2)
     return noise / np.float32(0.7071)  # variance of the second difference: 6 x 1/12
 
 
@@ -82,8 +80,7 @@ def _wavetable(frequency: np.ndarray, amplitude: np.ndarray, rng: np.random.Gene
     """A periodic wave of peak 1 whose k-th harmonic is ``amplitude[k - 1]``, without aliases."""
     spectrum = np.zeros(_TABLE // 2 + 1, np.complex64)
     count = max(1, min(len(amplitude), int(_HIGHEST_HZ / frequency.max())))
-    phases = np.exp(2j * np.pi * rng.random(count))
-    spectrum[1 : count + 1] = amplitude[:count] * phases
+    spectrum[1 : count + 1] = amplitude[:count] * np.exp(2j * np.pi * rng.random(count))
     table = np.fft.irfft(spectrum).astype(np.float32)
     table /= np.abs(table).max()
     return table[(_cycles(frequency) * _TABLE).astype(np.int32) & (_TABLE - 1)]
@@ -197,34 +194,26 @@ def _bird(frequency, rng):
 
 
 def _noise(frequency, rng):
-    make = hiss if frequency[0] > 400 else rumble
-    return make(len(frequency), rng)
+    return (hiss if frequency[0] > 400 else rumble)(len(frequency), rng)
 
 
+_REPEATED = ("slow", "fast")
 SOURCES: dict[str, Source] = {
     "a pure tone": Source(_tone),
     "a buzzer": Source(_buzzer),
     "a motor": Source(_motor),
-    "a whistling wind": Source(_wind, pitches=("middle", "high")),
-    "a voice singing ah": Source(_voice((730.0, 1090.0)), pitches=("low", "middle")),
-    "a voice singing ee": Source(_voice((270.0, 2290.0, 3010.0)), pitches=("low", "middle")),
-    "a bell": Source(_bell, tempos=("slow", "fast"), struck=True),
-    "a plucked string": Source(_string, tempos=("slow", "fast"), struck=True),
-    "a wooden block": Source(_block, tempos=("slow", "fast"), glides=False, struck=True),
-    "a drum": Source(
-        _drum, pitches=("low", "high"), tempos=("slow", "fast"), glides=False, struck=True
-    ),
-    "a ticking clock": Source(
-        _clock, pitches=(None,), tempos=("slow", "fast"), glides=False, struck=True
-    ),
-    "a cymbal": Source(
-        _cymbal, pitches=(None,), tempos=("slow", "fast"), glides=False, struck=True
-    ),
-    "a crackling fire": Source(
-        _fire, pitches=(None,), tempos=("slow", "fast"), glides=False, struck=True, grains=3
-    ),
-    "a bird": Source(_bird, pitches=(None,), tempos=("slow", "fast"), glides=False),
-    "a noise": Source(_noise, pitches=("low", "high"), glides=False),
+    "a whistling wind": Source(_wind, ("middle", "high")),
+    "a voice singing ah": Source(_voice((730.0, 1090.0)), ("low", "middle")),
+    "a voice singing ee": Source(_voice((270.0, 2290.0, 3010.0)), ("low", "middle")),
+    "a bell": Source(_bell, tempos=_REPEATED, struck=True),
+    "a plucked string": Source(_string, tempos=_REPEATED, struck=True),
+    "a wooden block": Source(_block, tempos=_REPEATED, glides=False, struck=True),
+    "a drum": Source(_drum, ("low", "high"), _REPEATED, glides=False, struck=True),
+    "a ticking clock": Source(_clock, (None,), _REPEATED, glides=False, struck=True),
+    "a cymbal": Source(_cymbal, (None,), _REPEATED, glides=False, struck=True),
+    "a crackling fire": Source(_fire, (None,), _REPEATED, glides=False, struck=True, grains=3),
+    "a bird": Source(_bird, (None,), _REPEATED, glides=False),
+    "a noise": Source(_noise, ("low", "high"), glides=False),
 }
 
 
@@ -262,8 +251,8 @@ def render_event(
             gains = rng.uniform(0.8, 1.0, len(onsets))
         out = np.zeros(num_samples, np.float32)
         for onset, gain in zip(onsets.tolist(), gains.tolist(), strict=True):
-            room = out[onset : onset + len(unit)]
-            room += unit[: len(room)] * np.float32(gain)
+            target = out[onset : onset + len(unit)]
+            target += unit[: len(target)] * np.float32(gain)
         if kind.grains:  # the roar under the crackle
             out *= 1 / np.abs(out).max()
             out += 0.04 * rumble(num_samples, rng, factor=12)

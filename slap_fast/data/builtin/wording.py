@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from operator import itemgetter
 
 from slap_fast.data.builtin.scenes import Event, Scene
 
@@ -68,16 +69,15 @@ _BACKGROUND = (
     "{} over a quiet {}",
     "{} and a faint background {}",
 )
+_FIRST = itemgetter(0)
+"""Picks the canonical wording, in the place of ``rng.choice``."""
 
 
 def _phrase(event: Event, loudness: str, rng: random.Random | None) -> str:
-    """An event in words; without ``rng`` the first wording of everything."""
-
-    def pick(words):
-        return rng.choice(words) if rng else words[0]
-
+    """An event in words."""
+    pick = rng.choice if rng else _FIRST
     nouns, verbs = _SOURCE[event.source]
-    words = [loudness] if loudness else []
+    words = [loudness]
     adjectives = _COLOUR if event.source == "a noise" else _PITCH
     pitch = [pick(adjectives[event.pitch])] if event.pitch else []
     motion = [pick(_MOTION[event.motion])] if event.motion else []
@@ -93,17 +93,14 @@ def _phrase(event: Event, loudness: str, rng: random.Random | None) -> str:
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
     """A sentence for the scene, lower case: the canonical one, or a random wording."""
+    pick = rng.choice if rng else _FIRST
     loudness = [""] * len(scene.events)
     if scene.louder is not None:
-        loudness = [rng.choice(("quiet", "soft")) if rng else "quiet"] * 2
+        loudness = [pick(("quiet", "soft"))] * 2
         loudness[scene.louder] = "loud"
     phrases = [_phrase(*pair, rng) for pair in zip(scene.events, loudness, strict=True)]
-    templates = _TEMPLATES[len(phrases), scene.relation]
-    text = (rng.choice(templates) if rng else templates[0]).format(*phrases)
-    if scene.background:
-        background = rng.choice(_BACKGROUND) if rng else _BACKGROUND[0]
-        text = background.format(text, scene.background)
-    return text
+    text = pick(_TEMPLATES[len(phrases), scene.relation]).format(*phrases)
+    return pick(_BACKGROUND).format(text, scene.background) if scene.background else text
 
 
 def source_caption(source: str, rng: random.Random) -> str:

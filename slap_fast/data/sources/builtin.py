@@ -14,8 +14,7 @@ class BuiltinClips(ClipSource):
     """The generated scenes of :class:`SoundSet` as a source."""
 
     def __init__(self, sounds: SoundSet, sample_rate: int = 16_000) -> None:
-        self.sounds = sounds
-        self.sample_rate = sample_rate
+        self.sounds, self.sample_rate = sounds, sample_rate
         self._keys: dict[int, dict[str, Hashable]] = {}
 
     def __len__(self) -> int:

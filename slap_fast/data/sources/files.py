@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from slap_fast.data.audio.decode import IN_PROCESS, Decoder
-from slap_fast.data.audio.track import AudioError
 from slap_fast.data.manifest import Row
 from slap_fast.data.source import EncodedClips
 
@@ -16,13 +15,9 @@ class ManifestClips(EncodedClips):
     """The rows of a manifest as a source."""
 
     def __init__(
-        self,
-        rows: Sequence[Row],
-        sample_rate: int = 16_000,
-        decoder: Decoder = IN_PROCESS,
+        self, rows: Sequence[Row], sample_rate: int = 16_000, decoder: Decoder = IN_PROCESS
     ) -> None:
-        self.rows = rows
-        self.sample_rate, self.decoder = sample_rate, decoder
+        self.rows, self.sample_rate, self.decoder = rows, sample_rate, decoder
         with ThreadPoolExecutor(8) as pool:
             self._seconds = list(pool.map(self._row_seconds, rows))
 
@@ -46,8 +41,5 @@ class ManifestClips(EncodedClips):
         return row.path, row.start, row.end
 
     def _row_seconds(self, row: Row) -> float:
-        try:
-            end = row.end or row.seconds or self.decoder.probe(row.path).seconds
-        except AudioError:
-            return 0.0
-        return end - row.start
+        end = row.end or row.seconds or self.header_seconds(row.path)
+        return max(0.0, end - row.start)

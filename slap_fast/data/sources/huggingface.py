@@ -12,7 +12,6 @@ import datasets
 
 from slap_fast.data.audio.decode import IN_PROCESS, Decoder
 from slap_fast.data.audio.items import audio_item
-from slap_fast.data.audio.track import AudioError
 from slap_fast.data.source import EncodedClips
 
 
@@ -40,8 +39,7 @@ class DatasetClips(EncodedClips):
             sample_rate: Hz, of the waveforms.
             decoder: of the files.
 
-        Raises:
-            ValueError: the dataset has no such column.
+        Raises ValueError where the dataset has no such column.
         """
         for column in filter(None, (audio, caption, label, seconds)):
             if column not in dataset.column_names:
@@ -51,11 +49,10 @@ class DatasetClips(EncodedClips):
         self.rows = dataset.cast_column(audio, datasets.Audio(decode=False))
         self._audio, self._caption, self._label = audio, caption, label
         self.sample_rate, self.decoder = sample_rate, decoder
-        self._seconds = (
-            [self._probe(i) for i in range(len(dataset))]
-            if seconds is None
-            else [float(value) for value in dataset[seconds]]
-        )
+        if seconds is None:
+            self._seconds = [self.header_seconds(self.item(i)[0]) for i in range(len(dataset))]
+        else:
+            self._seconds = [float(value) for value in dataset[seconds]]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,9 +75,3 @@ class DatasetClips(EncodedClips):
 
     def item(self, index: int) -> Any:
         return audio_item(self.rows[index][self._audio])
-
-    def _probe(self, index: int) -> float:
-        try:
-            return self.decoder.probe(self.item(index)[0]).seconds
-        except AudioError:
-            return 0.0

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from slap_fast.data.audio.decode import Audio
 from slap_fast.data.source import ClipSource
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One source of a mix."""
 
     data: str
@@ -53,40 +50,24 @@ def _part(path: Path, entry: Any) -> Part:
     return Part(data if data == "builtin" else str(path.parent / data), float(weight))
 
 
+def _of_the_source(method: str) -> Callable[..., Any]:
+    def call(self: View, index: int, *args: Any, **kwargs: Any) -> Any:
+        source, index_there = self._at(index)
+        return getattr(source, method)(index_there, *args, **kwargs)
+
+    return call
+
+
 class View(ClipSource):
-    """Clips of other sources."""
+    """Clips of other sources: a subclass defines ``_at``, a clip's source and its index there."""
 
-    def _at(self, index: int) -> tuple[ClipSource, int]:
-        """The source of a clip, and its index there."""
-        raise NotImplementedError
-
-    def name(self, index: int) -> str:
-        source, own = self._at(index)
-        return source.name(own)
-
-    def seconds(self, index: int) -> float:
-        source, own = self._at(index)
-        return source.seconds(own)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        source, own = self._at(index)
-        return source.captions(own)
-
-    def caption_key(self, index: int, caption: str) -> Hashable:
-        source, own = self._at(index)
-        return source.caption_key(own, caption)
-
-    def label(self, index: int) -> str | None:
-        source, own = self._at(index)
-        return source.label(own)
-
-    def item(self, index: int) -> Any:
-        source, own = self._at(index)
-        return source.item(own)
-
-    def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
-        source, own = self._at(index)
-        return source.audio(own, start, end)
+    name = _of_the_source("name")
+    seconds = _of_the_source("seconds")
+    captions = _of_the_source("captions")
+    caption_key = _of_the_source("caption_key")
+    label = _of_the_source("label")
+    item = _of_the_source("item")
+    audio = _of_the_source("audio")
 
 
 class MixedClips(View):

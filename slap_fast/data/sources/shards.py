@@ -70,8 +70,10 @@ class ShardClips(EncodedClips):
         return self._last - self._first
 
     def name(self, index: int) -> str:
-        number = self._first + index
-        return str(self._shard(self._rows[number]) / f"{number:09d}")
+        number, shards = self._first + index, self._index.shards
+        shard = int(self._rows[number]["shard"])
+        file = shards[shard].name if shard < len(shards) else f"#{shard}"
+        return str(self.folder / file / f"{number:09d}")
 
     def seconds(self, index: int) -> float:
         return float(self._rows[self._first + index]["seconds"])
@@ -92,10 +94,6 @@ class ShardClips(EncodedClips):
         audio, row = self.clip(index)
         return audio, row.start, row.end
 
-    def _shard(self, row: np.void) -> Path:
-        shards, number = self._index.shards, int(row["shard"])
-        return self.folder / (shards[number].name if number < len(shards) else f"#{number}")
-
     def clip(self, index: int) -> tuple[bytes, Row]:
         """The bytes of the audio file and its row; the last clip is kept for the next call."""
         if self._last_clip is None or self._last_clip[0] != index:
@@ -103,22 +101,21 @@ class ShardClips(EncodedClips):
         return self._last_clip[1:]
 
     def _read(self, index: int) -> tuple[bytes, Row]:
-        row = self._rows[self._first + index]
+        row, name = self._rows[self._first + index], Path(self.name(index))
         audio_bytes, notes_bytes = int(row["audio_bytes"]), int(row["notes_bytes"])
-        clip = self._bytes(index, row, padded(audio_bytes) + padded(notes_bytes))
-        notes_at = padded(audio_bytes) + BLOCK
+        clip = self._bytes(name, row, padded(audio_bytes) + padded(notes_bytes))
+        notes = clip[padded(audio_bytes) + BLOCK :][:notes_bytes]
         try:
-            name = Path(self.name(index))
-            fields = {**json.loads(clip[notes_at : notes_at + notes_bytes]), "path": name.name}
+            fields = {**json.loads(notes), "path": name.name}
             return clip[BLOCK : BLOCK + audio_bytes], row_of(name, 1, "", fields)
         except ManifestError as error:
-            raise AudioError(error.code, self.name(index), str(error), "a caption") from None
+            raise AudioError(error.code, name, str(error), "a caption") from None
         except (ValueError, TypeError, RecursionError) as error:
-            raise AudioError("E_MANIFEST", self.name(index), str(error), "JSON fields") from None
+            raise AudioError("E_MANIFEST", name, str(error), "JSON fields") from None
 
-    def _bytes(self, index: int, row: np.void, size: int) -> bytes:
-        name, path, offset = self.name(index), self._shard(row), int(row["offset"])
-        number, shards = int(row["shard"]), self._index.shards
+    def _bytes(self, name: Path, row: np.void, size: int) -> bytes:
+        number, offset = int(row["shard"]), int(row["offset"])
+        path, shards = name.parent, self._index.shards
         if number >= len(shards) or offset + size > shards[number].bytes:
             expected = f"a place in one of {len(shards)} shards"
             raise AudioError("E_SHARD_INDEX", name, f"shard {number}, byte {offset}", expected)
@@ -129,11 +126,11 @@ class ShardClips(EncodedClips):
                 file.seek(offset)
                 clip = file.read(size)
         except OSError as error:
-            found = error.strerror or str(error)
-            raise AudioError("E_SHARD_MISSING", name, found, "a readable file") from None
+            reason = error.strerror or str(error)
+            raise AudioError("E_SHARD_MISSING", name, reason, "a readable file") from None
         if len(clip) < size:
-            found = f"a shard of {path.stat().st_size} bytes"
-            raise AudioError("E_SHARD_TRUNCATED", name, found, f"{shards[number].bytes}")
+            truncated = f"a shard of {path.stat().st_size} bytes"
+            raise AudioError("E_SHARD_TRUNCATED", name, truncated, f"{shards[number].bytes}")
         if checksum(row, clip) != int(row["checksum"]):
             raise AudioError("E_SHARD_CORRUPT", name, "other bytes", "those that were packed")
         return clip

@@ -1,0 +1,119 @@
+"""patch() of models that it cannot speed up whole: nothing raised, no number changed, a reason."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import slap_fast
+from tests.helpers.transformers_models import MODELS, inputs_of, make, output_of
+
+REFUSED = {
+    "bert": None,
+    "mistral": None,
+    "bert_decoder": "computes something else: logits",
+    "bart": "computes something else: last_hidden_state",
+    "marian": "computes something else: last_hidden_state",
+    "t5": "raises ValueError: position_bias",
+    "t5_encoder": "raises ValueError: position_bias",
+    "gemma2": "raises ValueError: softcap",
+    "gpt_oss": "raises ValueError: s_aux",
+    "mamba2": "its forward also takes gate",
+    "hiera": "not through transformers' interface|no call reaches|computes something else",
+    "swin": "raises ValueError: attention_mask",
+    "beit": "raises TypeError",
+    "w2v_bert": "raises ValueError: position_bias",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_keeps_its_numbers_and_undo_restores_it(name):
+    model = make(name)
+    before, state = output_of(model, name), copy.deepcopy(model.state_dict())
+    config = model.config.to_dict()
+    report = slap_fast.patch(model)
+    norm = before.norm()
+    assert (output_of(model, name) - before).norm() <= 1e-5 * norm
+    if REFUSED[name] is None:
+        assert report.changed("attention") > 0 and "no " not in _attention_lines(report)
+    else:
+        reasons = " ".join(change.why for change in report.changes if not change.changed)
+        assert any(text in reasons for text in REFUSED[name].split("|")), reasons
+        assert report.changed("attention") == 0
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    report.undo()
+    assert torch.equal(output_of(model, name), before) and model.config.to_dict() == config
+
+
+def _attention_lines(report):
+    return "\n".join(line for line in str(report).splitlines() if line.startswith("attention"))
+
+
+def test_left_padded_generation_past_a_sliding_window():
+    model = make("mistral")
+    mask = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
+    prompt = {"input_ids": inputs_of("mistral")["input_ids"], "attention_mask": mask}
+    more = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(**prompt, **more)
+    assert slap_fast.patch(model).changed("attention")
+    assert torch.equal(model.generate(**prompt, **more), expected)
+
+
+def test_a_model_without_weights_is_refused():
+    with torch.device("meta"):
+        model = make("mistral")
+    report = slap_fast.patch(model)
+    assert not any(change.changed for change in report.changes)
+    assert "has no weights yet to compare with" in str(report)
+
+
+def test_a_model_that_gives_nan_is_not_proven():
+    model = make("bert")
+    nn.init.constant_(model.encoder.layer[0].attention.self.query.weight, float("nan"))
+    report = slap_fast.patch(model)
+    assert report.changed("attention") == 0 and "nothing to try it on" in str(report)
+
+
+def test_a_wrong_gradient_is_not_taken(monkeypatch):
+    from slap_fast import ops
+
+    original = ops.attention
+
+    def attention(q, k, v, *args, **kwargs):
+        return original(q, k.detach(), v, *args, **kwargs)
+
+    monkeypatch.setattr(ops, "attention", attention)
+    report = slap_fast.patch(make("bert"))
+    assert report.changed("attention") == 0
+    assert "computes something else: gradient" in str(report)
+
+
+def test_what_its_own_code_raises_leaves_the_model_as_it_was(monkeypatch):
+    model = make("mistral")
+    before = output_of(model, "mistral")
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: 1 / 0)
+    report = slap_fast.patch(model)
+    assert "raised ZeroDivisionError" in str(report) and not report.changed("attention")
+    assert torch.equal(output_of(model, "mistral"), before)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_eval_mode_and_random_numbers_stay():
+    model = make("bert")
+    model.encoder.train()
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = torch.get_rng_state()
+    slap_fast.patch(model)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["t5_encoder", "bert"])
+def test_a_model_inside_a_module_is_patched_alike(name):
+    holder = nn.ModuleDict({"text": make(name)})
+    report = slap_fast.patch(holder)
+    names = [change.name for change in report.changes if change.option == "attention"]
+    assert names and all(path.startswith("text.") for path in names)
+    assert bool(report.changed("attention")) == (REFUSED[name] is None)
