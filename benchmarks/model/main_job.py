@@ -10,6 +10,7 @@ seconds that each command took, and what it ran on.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,8 @@ def main() -> int:
             card, evaluate = run("eval", "--model", out, "--data", manifest, "--json")
             took = {"train_seconds": train, "eval_seconds": evaluate}
         lines = (Path(out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        curve = [{key: json.loads(line)[key] for key in CURVE} for line in lines]
+        steps = [row for row in map(json.loads, lines) if "loss" in row]
+        curve = [{key: row.get(key, math.nan) for key in CURVE} for row in steps]
     path = RESULTS / f"{name}_cpu.json"
     machine.write(path, machine.record(card=json.loads(card), took=took, curve=curve))
     print(path)

@@ -33,8 +33,6 @@ from slap_fast.packed import PackedBatch, starts_of
 from slap_fast.training.state import TrainState
 from slap_fast.training.step import autocast
 
-DATASHEET_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""bf16, dense."""
 PAIRS = 2 * 109e6
 """Of the paper's pretraining: two epochs."""
 TOKENS_PER_CAPTION = 40
@@ -85,9 +83,8 @@ def peak_flops(device: torch.device) -> tuple[float, str]:
     """(FLOP/s that MFU is a share of, where they come from)."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name()
-        gpu = next((gpu for gpu in DATASHEET_FLOPS if gpu in name), None)
-        if gpu:
-            return DATASHEET_FLOPS[gpu], f"{gpu} datasheet, bf16"
+        if peak := flops.datasheet_peak(name):
+            return peak, f"{name} datasheet, bf16"
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a = torch.randn(1536, 1536, device=device, dtype=dtype)
     taken = []

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from slap_fast.atomic_files import MANIFEST, file_sha256, find_folder, old_folder, remove
 
-FORMAT_VERSION = 2
-"""1 had no manifest, and 0-d parameters, which FSDP2 cannot shard."""
+FORMAT_VERSION = 3
+"""1 had no manifest, and 0-d parameters, which FSDP2 cannot shard. 2 stored what a run's stop rules
+judge by, and its run.json had neither a checksum nor the data's fingerprint."""
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "card.json")
 TRAINING_FILES = ("run.json", "training.json", "training.safetensors")
@@ -108,10 +109,13 @@ def write_files(folder: Path, files: Files) -> None:
         if isinstance(content, str):
             (folder / name).write_text(content, encoding="utf-8")
         else:
+            (folder / name).touch()
+            mode = (folder / name).stat().st_mode
             try:
                 save_file(content, folder / name)
             except safetensors.SafetensorError as error:  # as it calls a full disk, too
                 raise OSError(error) from None
+            (folder / name).chmod(mode)  # safetensors writes a file that only its owner can read
 
 
 def read_json(path: Path) -> Any:

@@ -53,8 +53,8 @@ class DataConfig:
     cache_gb: float = 1.0
     """Memory for patches, GB: clips that fit are computed once; 0 decodes every time."""
     max_bad_share: float = 0.01
-    """Training saves and stops when more than this share of the clips is bad, of the last 50,000 to
-    100,000 (or of all, past 100)."""
+    """Training saves and stops when more than this share of the distinct clips is bad, of the last
+    50,000 to 100,000 draws, once 20 of them are (or half of a smaller set)."""
 
     def __post_init__(self) -> None:
         limits, name = (self.min_seconds, self.max_seconds), "data.min_seconds, data.max_seconds"

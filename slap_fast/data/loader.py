@@ -39,6 +39,8 @@ class StepData(NamedTuple):
     """Clips drawn, good and bad."""
     bad: list[BadClip]
     """Clips left out, each with its reason."""
+    bad_indices: list[int]
+    """Their indices in the source."""
     warned: list[str]
     """Warnings about the other clips, W_... of :class:`slap_fast.data.audio.decode.Audio`."""
 
@@ -106,16 +108,17 @@ class TrainSteps(Dataset):
         return [clips[position] for position in sorted(share)]
 
     def __getitem__(self, step: int) -> StepData:
-        clips, bad, share = [], [], self.share_of(step)
+        clips, bad, bad_indices, share = [], [], [], self.share_of(step)
         for epoch, index in share:
             try:
                 clips.append(self._clip(epoch, index))
             except AudioError as error:
                 bad.append(bad_clip(self.source, index, error))
+                bad_indices.append(index)
         bins = ops.pack([len(clip.patches) for clip in clips], self.config.max_tokens)
         batches = [self._batch([clips[i] for i in sorted(members)]) for members in bins]
         warned = [code for clip in clips for code in clip.warnings]
-        return StepData(batches, len(share), bad, warned)
+        return StepData(batches, len(share), bad, bad_indices, warned)
 
     def _clip(self, epoch: int, index: int) -> _Clip:
         config, data = self.config, self.config.data

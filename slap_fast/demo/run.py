@@ -120,7 +120,7 @@ def _promises(
         ("contrastive loss, last over first", last["contrastive"] / first["contrastive"], 1.0),
         ("caption loss, last over first", last["caption"] / first["caption"], 1.0),
         ("self-supervised loss, against ln(prototypes)", last["ssl"], uniform),
-        ("collapse alarms", sum(row["collapsed"] for row in history), 1.0),
+        ("collapse alarms", sum(row.get("collapsed", 0) for row in history), 1.0),
     )
     promises = [Promise(*figure, figure[1] >= figure[2], True) for figure in at_least]
     return promises + [Promise(*figure, figure[1] < figure[2], False) for figure in below]

@@ -7,11 +7,23 @@ product has two gradients; the patches need none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from slap_fast.config import LossConfig, ModelConfig
 from slap_fast.packed import PackedBatch
+
+PEAKS = {
+    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+    "L4": 121e12,
+}  # fmt: skip
+"""FLOP/s of bf16 products by the datasheets, dense."""
+
+
+def datasheet_peak(gpu: str) -> float | None:
+    """bf16 FLOP/s of a GPU by its name, such as "NVIDIA H100 80GB HBM3"; None: not known."""
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", gpu)), None)
 
 
 class StepShape(NamedTuple):

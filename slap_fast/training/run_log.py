@@ -7,7 +7,6 @@ clip is listed twice, and no line is incomplete.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,19 @@ class RunLog:
     """
 
     def __init__(self, out: Path, step: int, *, writes: bool, tensorboard: bool) -> None:
-        self.tokens = 0
-        """Audio tokens since the last metrics."""
-        self._since = time.perf_counter()
         self._metrics, self._bad = out / "metrics.jsonl", out / "bad_clips.jsonl"
         self._writes, self._board = writes, None
         if writes:
             for path in (self._metrics, self._bad):
                 _cut_back(path, step)
         if writes and tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError(
+                    "--tensorboard: found no package tensorboard, expected it: pip install "
+                    "tensorboard"
+                ) from None
             self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> RunLog:
@@ -46,15 +47,17 @@ class RunLog:
         if self._board is not None:
             self._board.close()
 
-    def metrics(self, metrics: dict[str, Any]) -> None:
-        """Adds the speed to a step's metrics, and writes them."""
-        now = time.perf_counter()
-        metrics["tokens_per_second"] = self.tokens / (now - self._since)
-        self.tokens, self._since = 0, now
+    def metrics(self, metrics: dict[str, float]) -> None:
+        """Writes a step's metrics."""
         self._append(self._metrics, [metrics])
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, metrics["step"])
+
+    def validation(self, step: int, card: dict[str, Any]) -> None:
+        """Writes the figures of an evaluation after step ``step``, a line of their own, under names
+        such as ``validation/score`` and ``validation/retrieval/t2a/R@1``."""
+        self.metrics({"step": step, **_numbers(card, "validation/")})
 
     def bad_clips(self, step: int, clips: Sequence[dict[str, str]]) -> None:
         """Lists the clips that step ``step`` (from 1) left out."""
@@ -64,6 +67,27 @@ class RunLog:
         if self._writes and entries:
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+def left_out(out: Path) -> dict[str, str]:
+    """Code of each clip in a run's ``bad_clips.jsonl``, by its name."""
+    path = out / "bad_clips.jsonl"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8") as file:
+        clips = map(json.loads, file)
+        return {str(Path(clip["shard"]) / clip["key"]): clip["code"] for clip in clips}
+
+
+def _numbers(card: dict[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers in a card by their path; what chance reaches is left out."""
+    numbers: dict[str, float] = {}
+    for name, value in card.items():
+        if isinstance(value, dict) and name != "chance":
+            numbers |= _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            numbers[f"{prefix}{name}"] = value
+    return numbers
 
 
 def _cut_back(path: Path, step: int) -> None:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from slap_fast import compilation, distributed
-from slap_fast.atomic_files import find_folder
-from slap_fast.checkpoint.format import Files, read_json, read_tensors, recover, verify
+from slap_fast.checkpoint.format import Files, read_tensors, verify
 from slap_fast.checkpoint.model import load_tensors, model_files, read_model
 from slap_fast.checkpoint.training import read_training, training_files
-from slap_fast.config import TrainConfig, from_dict
+from slap_fast.config import TrainConfig
 from slap_fast.data.source import ClipSource
 from slap_fast.models.slap import SlapModel, Teacher
 from slap_fast.models.text_encoder import resolve_pretrained
 from slap_fast.models.tokenizer import CaptionTokenizer
 from slap_fast.training.clip_counts import ClipCounts
 from slap_fast.training.optimizer import make_optimizer
+from slap_fast.training.settings import with_settings
 
 
 @dataclass
@@ -43,7 +45,7 @@ class TrainState:
     skipped: int = 0
     """Steps so far whose loss or gradient was not finite, and which changed nothing."""
     skipped_in_a_row: int = 0
-    """Skipped steps since the last one that was not."""
+    """Skipped steps since the last one that was not; not stored, as :mod:`stop_rules` judges."""
     evaluated: int = 0
     """The step of the last evaluation."""
     best: float = -math.inf
@@ -73,7 +75,11 @@ def new_state(config: TrainConfig, model: SlapModel, device: torch.device) -> Tr
 
 
 def begin(
-    config: TrainConfig, tokenizer: str | None, init: str | Path | None, device: torch.device
+    config: TrainConfig,
+    tokenizer: str | None,
+    init: str | Path | None,
+    device: torch.device,
+    model_settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[TrainState, CaptionTokenizer]:
     """A new run and its tokenizer: from random weights, a pretrained text tower, or ``init``.
 
@@ -81,12 +87,21 @@ def begin(
         config: the run.
         tokenizer: as :meth:`CaptionTokenizer.load`; None takes the pretrained text tower's, else
             the bundled one.
-        init: a model folder whose architecture and weights the run starts from (fine-tuning).
+        init: a model folder whose architecture and weights the run starts from (fine-tuning),
+            instead of ``config.model``.
         device: where it trains.
+        model_settings: of ``init``'s model, those to change, by dotted key below ``model.``.
+
+    Raises:
+        ValueError: a setting or a tokenizer that does not fit the weights of ``init``.
     """
     torch.manual_seed(config.seed)
     if init is not None:
         model, loaded, _ = read_model(init)
+        model = with_settings(model, model_settings)
+        loaded.max_tokens = model.config.text.max_tokens
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, loaded, f"--init {init}")
         config = dataclasses.replace(config, model=model.config)
         return new_state(config, model, device), loaded
     pretrained = config.model.text.pretrained
@@ -102,6 +117,25 @@ def begin(
     if pretrained is not None:
         model.text_encoder.load_pretrained(pretrained)
     return new_state(config, model, device), loaded
+
+
+def go_on(
+    config: TrainConfig, folder: Path, device: torch.device
+) -> tuple[TrainState, CaptionTokenizer]:
+    """The run in a checkpoint, and its tokenizer. Raises CheckpointError, as :func:`restore`."""
+    tokenizer = CaptionTokenizer.load(str(folder), config.model.text.max_tokens)
+    state = new_state(config, SlapModel(config.model), device)
+    restore(state, folder)
+    return state, tokenizer
+
+
+def check_tokenizer(name: str, expected: CaptionTokenizer, whose: str) -> None:
+    """Raises ValueError unless ``name`` is the tokenizer that the weights were trained with."""
+    if CaptionTokenizer.load(name, expected.max_tokens).sha256 != expected.sha256:
+        raise ValueError(
+            f"--tokenizer: found {name}, expected the one of {whose}: its token embeddings are of "
+            f"that one's {expected.vocab_size} tokens"
+        )
 
 
 def describe(state: TrainState, source: ClipSource) -> str:
@@ -132,7 +166,7 @@ def snapshot(
     )
 
 
-COUNTERS = ("step", "skipped", "skipped_in_a_row", "evaluated")
+COUNTERS = ("step", "skipped", "evaluated")
 
 
 def restore(state: TrainState, folder: Path) -> None:
@@ -148,24 +182,3 @@ def restore(state: TrainState, folder: Path) -> None:
         setattr(state, name, counters[name])
     state.clip_counts = ClipCounts.from_dict(counters["clips"])
     state.best = -math.inf if counters["best"] is None else counters["best"]
-
-
-def stored_run(out: Path) -> tuple[dict[str, Any], Path | None]:
-    """(the content of ``run.json``, the newest undamaged checkpoint) of a run's folder.
-
-    The checkpoint is None when the run was stopped before its first. Raises CheckpointError when
-    every checkpoint is damaged.
-    """
-    stored = None
-    if distributed.rank() == 0:
-        folder = None
-        if find_folder(out / "last").is_dir():
-            folder = recover(out / "last")
-        stored = read_json((folder or out) / "run.json"), folder and str(folder)
-    run, name = distributed.exchange(stored)[0]
-    return run, name and Path(name)
-
-
-def stored_config(run: dict[str, Any]) -> TrainConfig:
-    """The config in the content of ``run.json``."""
-    return from_dict(TrainConfig, run["config"])

@@ -19,6 +19,8 @@ from slap_fast.training.state import TrainState
 
 LOSSES = ("loss", "contrastive", "ssl", "caption")
 """Metrics that are losses: the total, and the three."""
+HEALTH = ("prototype_use", "target_entropy", "marginal_entropy", "feature_std")
+"""Metrics of :func:`slap_fast.losses.self_distillation.self_distillation_loss`."""
 
 
 class LossCounts(NamedTuple):
@@ -61,11 +63,15 @@ class LossCounts(NamedTuple):
         return {name: share[name] / max(1, total) for name, total in self._asdict().items()}
 
 
+def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the config and the device make products in bf16."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.precision == "bf16" or (config.precision == "auto" and has_bf16)
+
+
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """bf16 where the config and the device allow it, else nothing."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    enabled = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config, device))
 
 
 def train_step(state: TrainState, batches: Sequence[PackedBatch]) -> dict[str, Tensor]:

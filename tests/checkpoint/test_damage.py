@@ -17,7 +17,7 @@ from slap_fast.checkpoint.format import (
     verify_manifest,
 )
 from slap_fast.checkpoint.model import read_model
-from slap_fast.training.state import stored_run
+from slap_fast.training.stored_run import stored_run
 from tests.helpers import runs
 from tests.helpers.folders import names, write
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from slap_fast import atomic_files
 from slap_fast.checkpoint.format import write_files
-from slap_fast.training.state import stored_run
+from slap_fast.training.stored_run import stored_run
 from tests.helpers import runs
 from tests.helpers.folders import write
 

@@ -220,8 +220,8 @@ MUTANTS = [
     ),
     Mutant(
         "slap_fast/training/state.py",
-        '"skipped", "skipped_in_a_row", "evaluated"',
-        '"skipped", "evaluated"',
+        '"step", "skipped", "evaluated"',
+        '"step", "evaluated"',
         "training/test_resume.py::test_a_checkpoint_keeps_every_counter_and_the_random_numbers[0.25]",
     ),
     # Other people's models.

@@ -21,7 +21,8 @@ from slap_fast.data.source import ClipSource
 from slap_fast.data.sources.builtin import BuiltinClips
 from slap_fast.packed import PackedBatch
 from slap_fast.training.loop import train
-from slap_fast.training.state import TrainState, begin, restore, stored_config, stored_run
+from slap_fast.training.state import TrainState, begin, go_on
+from slap_fast.training.stored_run import stored_config, stored_run
 
 TINY = override(
     slap_tiny(),
@@ -87,17 +88,16 @@ def start_or_resume(
     if (out / "run.json").exists():
         stored, folder = stored_run(out)
         config = stored_config(stored)
-    state, tokenizer = begin(config, None, None, CPU)
-    if folder:
-        restore(state, folder)
+    state, tokenizer = go_on(config, folder, CPU) if folder else begin(config, None, None, CPU)
     train(state, source or clips(), tokenizer, out, progress=False, **options)
     return state
 
 
 def loss_rows(out: Path) -> list[tuple[int, str]]:
-    """(step, exact loss) of each line of the run's metrics."""
+    """(step, exact loss) of each line of the run's metrics that is not of a validation."""
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [(row["step"], row["loss"].hex()) for row in map(json.loads, lines)]
+    rows = map(json.loads, lines)
+    return [(row["step"], row["loss"].hex()) for row in rows if "loss" in row]
 
 
 def same_weights(a: TrainState, b: TrainState) -> bool:

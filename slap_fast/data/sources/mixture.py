@@ -51,14 +51,14 @@ def _part(path: Path, entry: Any) -> Part:
 
 
 def _of_the_source(method: str) -> Callable[..., Any]:
-    def call(self: _View, index: int, *args: Any, **kwargs: Any) -> Any:
+    def call(self: View, index: int, *args: Any, **kwargs: Any) -> Any:
         source, index_there = self._at(index)
         return getattr(source, method)(index_there, *args, **kwargs)
 
     return call
 
 
-class _View(ClipSource):
+class View(ClipSource):
     """Clips of other sources: a subclass defines ``_at``, a clip's source and its index there."""
 
     name = _of_the_source("name")
@@ -70,7 +70,7 @@ class _View(ClipSource):
     audio = _of_the_source("audio")
 
 
-class MixedClips(_View):
+class MixedClips(View):
     """Sources end to end; the trainer draws by their weights."""
 
     def __init__(self, sources: Sequence[ClipSource], weights: Sequence[float]) -> None:
@@ -93,7 +93,7 @@ class MixedClips(_View):
         return max(source.longest_seconds() for source in self.sources)
 
 
-class ChosenClips(_View):
+class ChosenClips(View):
     """Some clips of a source, in the order given."""
 
     def __init__(self, source: ClipSource, indices: Sequence[int]) -> None:

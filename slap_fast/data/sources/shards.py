@@ -52,6 +52,16 @@ class ShardClips(EncodedClips):
         self._first, self._last = self._parts[0].first, self._parts[-1].last
         self._last_clip: tuple[int, bytes, Row] | None = None
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits these clips are of, "" for clips without one."""
+        return tuple(self._index.splits) if self.split is None else (self.split,)
+
+    @property
+    def rows_sha256(self) -> str:
+        """SHA-256 of the folder's table of clips, in which each clip's bytes have a checksum."""
+        return self._index.rows_sha256
+
     def __reduce__(self) -> tuple[Any, ...]:
         # An open file cannot be sent to a worker process.
         return ShardClips, (self.folder, self.split, self.sample_rate, self.decoder)
