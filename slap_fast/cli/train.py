@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from slap_fast.cli.options import Config, Device, Settings, load_recipe, parse_setting, torch_device
+from slap_fast.cli.options import (
+    Config,
+    Device,
+    Settings,
+    config_text,
+    load_recipe,
+    parse_setting,
+    torch_device,
+)
 from slap_fast.console import emit, make_console, show_progress
 
 
@@ -25,6 +34,7 @@ def train(
     settings: Settings = (),
     tokenizer: str | None = None,
     tensorboard: bool = False,
+    print_config: bool = False,
     json: bool = False,
 ) -> int:
     """Train on a manifest, a folder, or the built-in sounds.
@@ -49,11 +59,12 @@ def train(
             rank 0's evaluations have to fit.
         tokenizer: A tokenizer.json, its folder or hub id; else the pretrained text tower's or ours.
         tensorboard: Also write TensorBoard events.
+        print_config: Print what would run, as a YAML file that --config takes, and run nothing.
         json: Print the final card as JSON on stdout.
     """
     from slap_fast import distributed
     from slap_fast.checkpoint.format import read_json
-    from slap_fast.config import override
+    from slap_fast.checkpoint.model import read_model
     from slap_fast.data.audio.isolated import IsolatedDecoder
     from slap_fast.data.open import open_source
     from slap_fast.evaluation.card import evaluate, score
@@ -65,6 +76,15 @@ def train(
     if resume and (settings or init or seed is not None or precision is not None):
         mistake = "found other settings beside it, expected none: a run keeps its own"
         raise ValueError(f"--resume: {mistake}")
+    changes = dict(map(parse_setting, settings))
+    flags = {"precision": precision, "seed": seed, "max_tokens": max_tokens}
+    changes |= {key: value for key, value in flags.items() if value is not None}
+    if print_config:
+        run_config = stored_config(stored_run(out)[0]) if resume else load_recipe(config, changes)
+        if init and not resume:
+            run_config = replace(run_config, model=read_model(init)[0].config)
+        print(config_text(run_config), end="")
+        return 0
     if not resume and (out / "run.json").exists():
         raise ValueError(f"--out: {out} already holds a run; add --resume or choose another folder")
     folder = None
@@ -75,15 +95,14 @@ def train(
             stored, folder = stored_run(out)
             invocation, run_config = stored["plan"], stored_config(stored)
         else:
-            changes = dict(map(parse_setting, settings))
-            flags = {"precision": precision, "seed": seed, "max_tokens": max_tokens}
-            changes |= {key: value for key, value in flags.items() if value is not None}
-            run_config = override(load_recipe(config), changes)
+            run_config = load_recipe(config, changes)
         data, split, decoder = invocation["data"], invocation["split"], IsolatedDecoder()
-        source = open_source(data, split, fallback="train", decoder=decoder)
-        validation = open_source(data, None, fallback="validation")
         initial = None if folder else invocation.get("init")
         state, text_tokenizer = begin(run_config, invocation["tokenizer"], initial, run_device)
+        rate, shortest = state.config.model.mel.sample_rate, state.config.data.min_seconds
+        options = {"sample_rate": rate, "min_seconds": shortest, "decoder": decoder}
+        source = open_source(data, split, fallback="train", **options)
+        validation = open_source(data, None, fallback="validation", sample_rate=rate)
         if folder:
             restore(state, folder)
         lead = distributed.rank() == 0
