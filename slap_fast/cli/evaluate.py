@@ -26,7 +26,7 @@ def eval(
         data: A manifest, a folder of files or shards, or "builtin".
         split: Rows to evaluate on; by default those of split "test" where there is one.
         template: Zero-shot prompts with {} for the label, averaged; by default its authors' one.
-        captions: Also generate captions and score them, of a model that can.
+        captions: Leave out generating captions and scoring them, most of the time that it takes.
         num_beams: Beams of the caption generation; 1 is greedy.
         out: The card; by default eval_DATA.json in the folder of a slap-fast model, else here.
         json: Print the card as JSON on stdout.
@@ -41,7 +41,7 @@ def eval(
     loaded = model.load()
     card = evaluate(
         loaded,
-        open_source(data, split, fallback="test"),
+        open_source(data, split, fallback="test", sample_rate=loaded.sample_rate),
         captions=captions,
         num_beams=num_beams,
         template=template,
