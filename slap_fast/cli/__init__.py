@@ -14,9 +14,11 @@ from collections.abc import Sequence
 import tyro
 from tyro.extras import SubcommandApp
 
+from slap_fast import __version__
 from slap_fast.cli import data, demo, evaluate, export, infer, machine, train
 from slap_fast.console import print_any_text
 
+VERSION = f"Version {__version__}; --version prints it alone."
 app = SubcommandApp()
 app.command(data.app, name="data", help="Check a collection, pack it into shards.")
 COMMANDS = (
@@ -34,10 +36,14 @@ def main(args: Sequence[str] | None = None) -> int:
     # takes over 10 s if they spin as long as they like, and 1.8 s with this. Read when torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     print_any_text()
+    args = sys.argv[1:] if args is None else args
+    if [*args] == ["--version"]:
+        print(f"slap-fast {__version__}")
+        return 0
     try:
         return app.cli(
             prog="slap-fast",
-            description="Scalable language-audio pretraining (arXiv 2601.12594), fast.",
+            description=f"Scalable language-audio pretraining (arXiv 2601.12594), fast. {VERSION}",
             args=args,
             config=(tyro.conf.FlagCreatePairsOff,),
         )

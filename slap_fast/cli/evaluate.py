@@ -34,7 +34,7 @@ def eval(
         data: A manifest, a folder of files or shards, or "builtin".
         split: Rows to evaluate on; by default those of split "test" where there is one.
         template: Zero-shot prompts with {} for the label, averaged; by default its authors' one.
-        captions: Also generate captions and score them, of a model that can.
+        captions: Leave out generating captions and scoring them, most of the time that it takes.
         num_beams: Beams of the caption generation; 1 is greedy.
         out: The card; by default eval_DATA.json, or eval_DATA_SPLIT.json, in the folder of a
             slap-fast model, else (or where that cannot be written) here. By default the card of
@@ -48,8 +48,8 @@ def eval(
     from slap_fast.inference.audio_text import Captioner
     from slap_fast.inference.slap import Slap
 
-    source = open_source(data, split, fallback="test")
     loaded = model.load()
+    source = open_source(data, split, fallback="test", sample_rate=loaded.sample_rate)
     writes_captions = captions and isinstance(loaded, Captioner)
     what = {
         "model": model.model,

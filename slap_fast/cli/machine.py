@@ -24,11 +24,10 @@ def plan(gpu: str, config: Config = "base", settings: Settings = (), json: bool 
         gpu: Its memory, such as 24GB or 80GiB.
         json: Print the plan as JSON on stdout.
     """
-    from slap_fast.config import override
     from slap_fast.diagnostics import memory
 
     size = memory.memory_of(gpu)
-    run = override(load_recipe(config), dict(map(parse_setting, settings)))
+    run = load_recipe(config, dict(map(parse_setting, settings)))
     estimate = memory.estimate_memory(run, size)
     memory.render(estimate, make_console(json))
     emit(estimate, json)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
@@ -21,7 +23,8 @@ PATHS_HELP = (
 Paths = Annotated[Positional[tuple[Path, ...]], arg(help=PATHS_HELP)]
 ModelFolder = Annotated[Path, arg(help="A model's folder, or a run's: its best checkpoint.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], arg(help="Where to run.")]
-Config = Annotated[str, arg(help="A recipe (tiny, base) or a YAML file of settings.")]
+CONFIG_HELP = "A recipe (tiny, base) or a YAML file: base: tiny, then settings (docs/settings.md)."
+Config = Annotated[str, arg(help=CONFIG_HELP)]
 SETTINGS_HELP = "Any other setting by its dotted name, such as steps=500 or loss.ssl=0; repeatable."
 Settings = Annotated[
     UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE", help=SETTINGS_HELP)
@@ -57,24 +60,73 @@ class ModelChoice:
 Model = OmitArgPrefixes[ModelChoice]
 
 
-def load_recipe(name: str) -> TrainConfig:
-    """Returns the config of a recipe or of a YAML file; raises ValueError where it is neither."""
+def load_recipe(
+    name: str, changes: dict[str, Any] | None = None, *, quiet: bool = False
+) -> TrainConfig:
+    """Returns the config of a recipe or of a YAML file, with changes by dotted name.
+
+    Settings that followed a changed one are listed on stderr, unless ``quiet``. Raises ValueError where ``name`` is
+    neither, or a setting is wrong.
+    """
+    from slap_fast.config import RECIPES, TrainConfig, derived, override
+
+    recipe, settings = read_settings(name)
+    settings |= changes or {}
+    before = TrainConfig() if recipe is None else RECIPES[recipe]()
+    config = override(before, settings)
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        if recipe is None:
+            note = "names no base, so what it leaves out is the paper's; base: tiny starts small"
+            print(f"{name}: {note}", file=sys.stderr)
+        if followed := derived(before, settings, config):
+            values = ", ".join(f"{key}={value}" for key, value in followed.items())
+            print(f"settings that follow what was set: {values}", file=sys.stderr)
+    return config
+
+
+def read_settings(name: str, readers: tuple[Path, ...] = ()) -> tuple[str | None, dict[str, Any]]:
+    """Returns the recipe that a recipe's name or a YAML file starts from, and what it changes.
+
+    A file's ``base`` is a recipe or another file, relative to its folder; None without one.
+    ``readers`` are the files that led here. Raises ValueError as :func:`load_recipe` does.
+    """
     import yaml
 
-    from slap_fast.config import RECIPES, TrainConfig, from_dict
+    from slap_fast.config import RECIPES, TrainConfig, by_name
 
     if name in RECIPES:
-        return RECIPES[name]()
-    path = Path(name)
+        return name, {}
+    path = readers[-1].parent / name if readers else Path(name)
+    origin = f"{readers[-1]}: base" if readers else "--config"
     if not path.is_file():
-        raise ValueError(
-            f"--config: found {name!r}, expected one of {', '.join(RECIPES)} or a YAML file"
-        )
+        expected = f"one of {', '.join(RECIPES)} or a YAML file"
+        raise ValueError(f"{origin}: found {name!r}, expected {expected}")
+    if path.resolve() in [reader.resolve() for reader in readers]:
+        raise ValueError(f"{origin}: found {name!r}, which starts from this file itself")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return from_dict(TrainConfig, values)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: found {values!r}, expected settings, such as steps: 500")
+    base = values.pop("base", None)
+    try:
+        own = by_name(TrainConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if base is None:
+        return None, own
+    recipe, settings = read_settings(str(base), (*readers, path))
+    return recipe, settings | own
+
+
+def config_text(config: TrainConfig) -> str:
+    """Returns all settings as a YAML file that ``--config`` takes; its base then adds nothing."""
+    import yaml
+
+    from slap_fast.config import to_dict
+
+    return "base: tiny\n" + yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def parse_setting(text: str) -> tuple[str, str]:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from slap_fast.cli.options import Device, Settings, load_recipe, parse_setting, torch_device
+from slap_fast.cli.options import (
+    Device,
+    Settings,
+    config_text,
+    load_recipe,
+    parse_setting,
+    torch_device,
+)
 from slap_fast.console import emit, make_console, show_progress
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ def train(
     settings: Settings = (),
     tokenizer: str | None = None,
     tensorboard: bool = False,
+    print_config: bool = False,
     json: bool = False,
 ) -> int:
     """Train on a manifest, a folder, or the built-in sounds.
@@ -69,10 +78,12 @@ def train(
         tokenizer: A tokenizer.json, its folder or a hub id; by default the pretrained text tower's,
             or the bundled one.
         tensorboard: Also write TensorBoard events.
+        print_config: Print what would run, as a YAML file that --config takes, and run nothing.
         json: Print the final card as JSON on stdout.
     """
     from slap_fast import distributed
     from slap_fast.checkpoint.format import read_json
+    from slap_fast.checkpoint.model import read_model
     from slap_fast.data.audio.isolated import IsolatedDecoder
     from slap_fast.data.fingerprint import fingerprint
     from slap_fast.data.splits import training_data
@@ -95,6 +106,14 @@ def train(
     changes = dict(parse_setting(text) for text in settings)
     flags = {"precision": precision, "seed": seed, "max_tokens": max_tokens}
     changes |= {key: value for key, value in flags.items() if value is not None}
+    if print_config:
+        given = (
+            stored_config(stored_run(out)[0]) if goes_on else _config(config, changes, bool(init))
+        )
+        if init and not goes_on:
+            given = replace(given, model=read_model(init)[0].config)
+        print(config_text(given), end="")
+        return 0
     device_here, notes, folder = torch_device(device), [], None
     plan = {"data": data or "builtin", "split": split, "tokenizer": tokenizer}
     plan |= {"init": init and str(init), "hold_out": True}
@@ -112,12 +131,6 @@ def train(
         else:
             given = _given(config, changes, has_init=init is not None)
             run_config = _config(config, changes, has_init=init is not None)
-        sources = training_data(
-            plan["data"],
-            plan["split"],
-            hold_out=plan.get("hold_out", False),
-            decoder=IsolatedDecoder(),
-        )
         if folder:
             state, text_tokenizer = go_on(run_config, folder, device_here)
         else:
@@ -131,6 +144,14 @@ def train(
         if goes_on and tokenizer is not None:
             check_tokenizer(tokenizer, text_tokenizer, f"the run in {out}")
         _check_settings(state.config, changes)
+        sources = training_data(
+            plan["data"],
+            plan["split"],
+            hold_out=plan.get("hold_out", False),
+            sample_rate=state.config.model.mel.sample_rate,
+            min_seconds=state.config.data.min_seconds,
+            decoder=IsolatedDecoder(),
+        )
         lead = distributed.rank() == 0
         console = make_console(json, quiet=not lead)
         if lead:
@@ -183,10 +204,8 @@ def train(
 
 def _config(config: str | None, changes: Mapping[str, Any], has_init: bool) -> TrainConfig:
     """The config of a new run; with --init its model is that one's, and set there."""
-    from slap_fast.config import override
-
     own = {k: v for k, v in changes.items() if not (has_init and k.startswith("model."))}
-    return override(load_recipe(config or "tiny"), own)
+    return load_recipe(config or "tiny", own)
 
 
 def _given(config: str | None, changes: Mapping[str, Any], has_init: bool) -> dict[str, Any]:
@@ -201,7 +220,7 @@ def _given(config: str | None, changes: Mapping[str, Any], has_init: bool) -> di
 
     if config is None:
         return dict(changes)
-    given = flat(load_recipe(config))
+    given = flat(load_recipe(config, quiet=True))
     if has_init and config not in RECIPES:
         named = yaml.safe_load(Path(config).read_text(encoding="utf-8")).get("model", {})
         model = flat(named, "model.")

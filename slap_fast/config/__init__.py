@@ -12,7 +12,7 @@ from slap_fast.config.model import (
     SelfDistillationConfig,
     TextEncoderConfig,
 )
-from slap_fast.config.parsing import from_dict, override, to_dict
+from slap_fast.config.parsing import by_name, derived, from_dict, override, to_dict
 from slap_fast.config.recipes import RECIPES, slap_base, slap_tiny
 from slap_fast.config.training import DataConfig, LossConfig, TrainConfig
 
@@ -27,6 +27,8 @@ __all__ = [
     "SelfDistillationConfig",
     "TextEncoderConfig",
     "TrainConfig",
+    "by_name",
+    "derived",
     "from_dict",
     "override",
     "slap_base",

@@ -86,6 +86,13 @@ class TrainSteps(Dataset):
     def __len__(self) -> int:
         return self.config.steps
 
+    def most_bytes(self) -> int:
+        """Of this rank's patches in a step, if all of its clips were the longest."""
+        mel = self.config.model.mel
+        longest = min(self.config.data.max_seconds, self.source.longest_seconds())
+        tokens = mel.num_patches(round(longest * mel.sample_rate))
+        return -(-self.batch_size // self.world_size) * tokens * mel.patch_dim * 4
+
     def clips_of(self, step: int) -> list[tuple[int, int]]:
         """(epoch, index) of the step's clips, drawn from one random order after the other."""
         return self._order.draw(step * self.batch_size, self.batch_size)
@@ -181,5 +188,6 @@ def steps_from(
     if data.cache is not None and data.cache.is_complete and not on_gpu:
         workers = 0
     options = {"sampler": range(first, len(data)), "pin_memory": on_gpu}
+    options["item_bytes"] = data.most_bytes()
     # Starting draws a number, and torch's own generator belongs to the training state.
     return iter(worker_loader(data, workers, generator=torch.Generator(), **options))

@@ -26,6 +26,7 @@ def open_source(
     *,
     fallback: str,
     sample_rate: int = 16_000,
+    min_seconds: float = 0.025,
     decoder: Decoder = IN_PROCESS,
 ) -> ClipSource:
     """Opens the built-in sounds, a manifest, a folder of files, shards, or a mix of them.
@@ -35,7 +36,8 @@ def open_source(
             shards, or of a YAML file that :mod:`slap_fast.data.sources.mixture` describes.
         split: clips of this split; None takes ``fallback`` where the data has it, else every clip.
         fallback: "train", "validation" or "test".
-        sample_rate: Hz, of the waveforms.
+        sample_rate: Hz, of the waveforms: ``model.mel.sample_rate`` of the run.
+        min_seconds: shorter clips are bad, E_TOO_SHORT: ``data.min_seconds`` of the run.
         decoder: of the files; :class:`slap_fast.data.audio.isolated.IsolatedDecoder` is another.
 
     Raises:
@@ -50,15 +52,17 @@ def open_source(
     names = SYNONYMS.get(fallback, (fallback,))
     if path.suffix in (".yaml", ".yml"):
         parts = read_mix(path)
-        options = {"fallback": fallback, "sample_rate": sample_rate, "decoder": decoder}
-        sources = [open_source(part.data, split, **options) for part in parts]
+        options = {"sample_rate": sample_rate, "min_seconds": min_seconds, "decoder": decoder}
+        sources = [open_source(part.data, split, fallback=fallback, **options) for part in parts]
         return MixedClips(sources, [part.weight for part in parts])
     if (path / INDEX).exists():
         index = read_index(path)
         splits = [name for name in index.splits if name]
         chosen = split or next((name for name in names if name in splits), None)
-        return ShardClips(path, chosen if splits else None, sample_rate, decoder, index)
+        return ShardClips(
+            path, chosen if splits else None, sample_rate, decoder, index, min_seconds
+        )
     rows = read_manifest(path, split)
     if split is None:
         rows = [row for row in rows if row.split in names] or rows
-    return ManifestClips(rows, sample_rate, decoder)
+    return ManifestClips(rows, sample_rate, decoder, min_seconds)

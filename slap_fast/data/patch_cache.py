@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -11,14 +13,22 @@ from slap_fast.console import Progress
 from slap_fast.data.audio.track import AudioError
 from slap_fast.data.patches import clip_patches
 from slap_fast.data.source import ClipSource
-from slap_fast.data.workers import worker_loader
+from slap_fast.data.workers import shared_memory_has, worker_loader
 
 
 def decode_patches(
     source: ClipSource, mel: MelConfig, index: int, start: float = 0.0, end: float | None = None
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Patches [T, patch_dim] and warnings of a clip or a part of it. Raises AudioError."""
+    """Patches [T, patch_dim] and warnings of a clip or a part of it.
+
+    Raises AudioError; ValueError where the source has another sample rate than the mel.
+    """
     audio = source.audio(index, start, end)
+    rate = round(len(audio.waveform) / audio.seconds) if audio.seconds else mel.sample_rate
+    if rate != mel.sample_rate:
+        raise ValueError(
+            f"source: found audio at {rate} Hz, expected model.mel.sample_rate {mel.sample_rate}"
+        )
     return clip_patches(audio.waveform, mel).patches, audio.warnings
 
 
@@ -30,9 +40,18 @@ class PatchCache:
         self.is_complete = is_complete
         # One block: a shared tensor per clip would hold a file descriptor each. Filled in place:
         # concatenating clips at the end would take two or three times the memory.
-        self._patches = torch.empty(tokens, patch_dim).share_memory_()
+        self._patches = torch.empty(tokens, patch_dim)
+        if shared_memory_has(self._patches.nbytes):
+            self._patches.share_memory_()
         self._used = 0
         self._spans: dict[int, tuple[int, int, tuple[str, ...]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Forked workers have the block anyway. One that is sent would pass through the shared
+        # memory that has no room for it, so these workers decode.
+        if self._patches.is_shared():
+            return self.__dict__
+        return {**self.__dict__, "_patches": self._patches[:0].clone(), "_spans": {}}
 
     def add(self, index: int, patches: Tensor, warnings: tuple[str, ...]) -> None:
         """Keeps a copy of a clip's patches, [T, patch_dim], where there is room for them."""
@@ -67,7 +86,10 @@ class PatchCache:
         tokens = sum(mel.num_patches(round(seconds[i] * mel.sample_rate)) for i in keep)
         if not 0 < tokens * mel.patch_dim * 4 <= data.cache_gb * 1e9:
             return None
-        loader = worker_loader(_UncroppedClips(source, mel, keep), workers)
+        longest = max(mel.num_patches(round(seconds[i] * mel.sample_rate)) for i in keep)
+        item_bytes = longest * mel.patch_dim * 4
+        clips = _UncroppedClips(source, mel, keep)
+        loader = worker_loader(clips, workers, item_bytes=item_bytes)
         bar = Progress(loader, desc="decoding", unit="clip", show=progress)
         cache = cls(tokens, mel.patch_dim, is_complete=len(keep) == len(source))
         for index, entry in zip(keep, bar, strict=True):

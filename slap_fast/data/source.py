@@ -62,12 +62,15 @@ class EncodedClips(ClipSource):
 
     sample_rate: int
     decoder: Decoder
+    min_seconds: float = 0.025
+    """Shorter clips are bad, E_TOO_SHORT."""
 
     def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
         source, first, last = self.item(index)
         options = {"start": first + start, "end": last if end is None else first + end}
+        options |= {"sample_rate": self.sample_rate, "min_seconds": self.min_seconds}
         try:
-            return self.decoder.decode(source, sample_rate=self.sample_rate, **options)
+            return self.decoder.decode(source, **options)
         except AudioError as error:
             raise error.named(self.name(index)) from None
 

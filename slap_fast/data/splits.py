@@ -38,7 +38,13 @@ class TrainingData(NamedTuple):
 
 
 def training_data(
-    data: str | Path, split: str | None, *, hold_out: bool = True, decoder: Decoder = IN_PROCESS
+    data: str | Path,
+    split: str | None,
+    *,
+    hold_out: bool = True,
+    sample_rate: int = 16_000,
+    min_seconds: float = 0.025,
+    decoder: Decoder = IN_PROCESS,
 ) -> TrainingData:
     """Opens what ``slap-fast train`` reads.
 
@@ -47,24 +53,26 @@ def training_data(
         split: clips to train on; None takes those of "train" where there are such.
         hold_out: False validates on the training clips where the data has no validation split, as
             runs of format version 2 did.
-        decoder: of the training clips.
+        sample_rate: Hz, of the waveforms.
+        min_seconds: shorter clips are bad.
+        decoder: of all clips.
 
     Raises:
         ValueError: as ``open_source`` does; or the data has splits, but none of them is "train".
     """
     path = Path(data)
+    options = {"sample_rate": sample_rate, "min_seconds": min_seconds, "decoder": decoder}
     if path.suffix in (".yaml", ".yml"):
-        options = {"hold_out": hold_out, "decoder": decoder}
         mix = read_mix(path)
-        parts = [training_data(part.data, split, **options) for part in mix]
+        parts = [training_data(part.data, split, hold_out=hold_out, **options) for part in mix]
         weights = [part.weight for part in mix]
         return TrainingData(
             MixedClips([part.train for part in parts], weights),
             MixedClips([part.validation for part in parts], weights),
             ", ".join(dict.fromkeys(part.validated_on for part in parts)),
         )
-    train = open_source(data, split, fallback="train", decoder=decoder)
-    validation = open_source(data, None, fallback="validation")
+    train = open_source(data, split, fallback="train", **options)
+    validation = open_source(data, None, fallback="validation", **options)
     splits, names = _splits(validation), SYNONYMS["validation"]
     if splits & {*names} and split not in names:
         return TrainingData(train, validation, "validation split")
@@ -92,8 +100,10 @@ def _without_split(source: ClipSource) -> ClipSource:
     """Those clips of a source with splits that have none."""
     if isinstance(source, ManifestClips):
         rows = [row for row in source.rows if row.split is None]
-        return ManifestClips(rows, source.sample_rate, source.decoder)
-    return ShardClips(source.folder, "", source.sample_rate, source.decoder)
+        return ManifestClips(rows, source.sample_rate, source.decoder, source.min_seconds)
+    return ShardClips(
+        source.folder, "", source.sample_rate, source.decoder, min_seconds=source.min_seconds
+    )
 
 
 def _held_out(source: ClipSource) -> list[int]:

@@ -57,7 +57,8 @@ def _run(out: Path, workers: int, json: bool) -> int:
         shutil.rmtree(out)
     # A few epochs of clean, generated scenes leave nothing for SpecAugment to prevent.
     config = override(slap_tiny(), {"data.time_masks": 0, "data.freq_masks": 0})
-    source = open_source("builtin", "train", fallback="train")
+    rate = config.model.mel.sample_rate
+    source = open_source("builtin", "train", fallback="train", sample_rate=rate)
     state, tokenizer = begin(config, None, None, torch.device("cpu"))
     console.print(describe(state, source))
     started = time.perf_counter()
@@ -66,7 +67,7 @@ def _run(out: Path, workers: int, json: bool) -> int:
     seconds = time.perf_counter() - started
 
     slap = Slap(state.model, tokenizer)
-    test = open_source("builtin", "test", fallback="test")
+    test = open_source("builtin", "test", fallback="test", sample_rate=rate)
     console.print(f"trained in {seconds:.0f} s; evaluating on {len(test)} unseen scenes")
     card = evaluate(slap, test, template=TEMPLATES, progress=show_progress(json))
     render(card, console)

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
+from slap_fast.console import make_console
+
 Status = Literal["ok", "missing", "optional"]
 REBUILD = "pip install --no-deps -e ."
 REINSTALL = f"reinstall slap-fast: {REBUILD}"
@@ -86,8 +88,19 @@ PACKAGES = (
     Package("av", "av", "13", "av", "video and the audio formats libsndfile lacks"),
     Package("webdataset", "webdataset", "1.0", "webdataset", "shards read by other trainers"),
     Package("tensorboard", "tensorboard", "2.16", "tracking", "curves in TensorBoard"),
+    Package("pybind11", "pybind11", "2.13", "dev", "rebuilding slap_fast._C with no network"),
 )
 """pyproject.toml's dependencies and extras; a test keeps the two the same."""
+
+TESTED = (("2.11", "3.6"), ("2.13", "3.7"))
+"""Releases of torch and of triton that the tests have run with, together."""
+
+OFFLINE = (
+    "On a machine with no network: where there is one, pip download -d wheels PACKAGE... (the same "
+    "system and Python); here, pip install --no-index --find-links wheels PACKAGE... A checkout "
+    "builds with: pip install --no-index --no-build-isolation --no-deps -e . (needs pybind11 and "
+    "setuptools)"
+)
 
 
 def report() -> Report:
@@ -99,6 +112,7 @@ def report() -> Report:
     components = [
         _component("Python", python, sys.version_info >= (3, 10), "Python >= 3.10"),
         *map(_package, PACKAGES),
+        _pair(),
         _extension(),
         *_gpus(),
         _tokenizer(),
@@ -137,13 +151,12 @@ def exit_code(report: Report) -> int:
 
 
 def render(report: Report) -> None:
-    """Prints the report as a table, and the remedies below it, on stderr: stdout is for results."""
-    from rich.console import Console
+    """Prints the report as a table, and the remedies below it."""
     from rich.table import Column, Table
     from rich.text import Text
 
     colours = {"ok": "green", "missing": "red", "optional": "yellow"}
-    console = Console(stderr=True)
+    console = make_console(json=False)
     table = Table("", "found", "status")
     for component in report["rows"]:
         status = Text(component["status"], colours[component["status"]])
@@ -153,6 +166,8 @@ def render(report: Report) -> None:
         if component["todo"]:
             # Not wrapped, so that a command can be copied whole.
             console.print(Text(f"{component['name']}: {component['todo']}"), soft_wrap=True)
+    if any("pip install" in component["todo"] for component in report["rows"]):
+        console.print(Text(OFFLINE), soft_wrap=True)
     figures = report["parity"]
     if not figures:
         if figures is not None:
@@ -197,6 +212,18 @@ def _package(package: Package) -> Component:
     else:
         found += "" if ok else ", too old"
     return _component(package.name, found, ok, todo, "missing" if needed else "optional")
+
+
+def _pair() -> Component:
+    """Whether the tests have run with this torch and this triton together."""
+    try:
+        pair = version("torch"), version("triton")
+    except Exception:  # their own rows have the reason
+        return _component("torch and triton", "not both installed", True)
+    found, tested = " and ".join(pair), " or ".join(" and ".join(pair) for pair in TESTED)
+    ok = tuple(".".join(map(str, _numbers(name)[:2])) for name in pair) in TESTED
+    todo = f"tested together: {tested}; slap-fast doctor --parity compares what runs here"
+    return _component("torch and triton", found, ok, todo, "optional")
 
 
 def _load_failure(error: Exception, module: str) -> str:

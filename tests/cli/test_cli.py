@@ -158,7 +158,7 @@ def test_the_teacher_can_be_exported(run, tmp_path):
     "words, message",
     [
         (["train", "--config", "huge"], "--config: found 'huge'"),
-        (["train", "--set", "loss.sls=0"], "loss.sls: unknown setting; did you mean 'ssl'?"),
+        (["train", "--set", "loss.sls=0"], "loss.sls: unknown setting; did you mean loss.ssl?"),
         (["train", "--set", "lr"], "--set: found 'lr', expected KEY=VALUE"),
         (["train", "--set", "lr=nan"], "lr: found 'nan', expected a finite number"),
         (["train", "--set", "steps=ten"], "steps: found 'ten', expected int"),

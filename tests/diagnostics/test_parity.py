@@ -77,7 +77,7 @@ def test_a_wrong_operation_is_detected(monkeypatch, capsys):
     report = doctor.parity(NOTHING)
     assert not report["ok"]
     doctor.render(report)
-    assert "attention: wrong here: please report it" in capsys.readouterr().err
+    assert "attention: wrong here: please report it" in capsys.readouterr().out
 
 
 def test_available_variants_agree_with_the_reference(monkeypatch, capsys):
@@ -86,7 +86,7 @@ def test_available_variants_agree_with_the_reference(monkeypatch, capsys):
     assert report["ok"], [row for row in report["parity"] if row["status"] != "ok"]
     doctor.render(report)
     doctor.render({**report, "parity": []})
-    printed = capsys.readouterr().err
+    printed = capsys.readouterr().out
     assert f"All {len(report['parity'])} figures are within" in printed
     assert "attention" in {row["operation"] for row in report["parity"]}
     assert "Nothing to compare" in printed

@@ -114,6 +114,9 @@ def test_doctor_knows_the_dependencies(pyproject: dict[str, Any]) -> None:
         for line in project["optional-dependencies"][extra]
     }
     needed = {name: (None, need) for name, need in parse(project["dependencies"]).items()}
+    for line in project["optional-dependencies"]["dev"]:
+        if canonicalize_name(Requirement(line).name) == "pybind11":
+            extras["pybind11"] = ("dev", Requirement(line))
     packages = {canonicalize_name(p.name): (p.extra, f">={p.minimum}") for p in doctor.PACKAGES}
     assert packages == {
         name: (extra, str(need.specifier)) for name, (extra, need) in (needed | extras).items()
@@ -175,8 +178,30 @@ def test_doctor_prints_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     doctor.render({"ok": False, "rows": rows, "parity": None})
     out, err = capsys.readouterr()
-    assert not out
-    assert "[bold]1" in err and "missing" in err and f"b: do {'this ' * 40}".strip() in err
+    assert not err
+    assert "[bold]1" in out and "missing" in out and f"b: do {'this ' * 40}".strip() in out
+    assert "pip download" not in out
+    rows[1]["todo"] = "pip install b"
+    doctor.render({"ok": False, "rows": rows, "parity": None})
+    assert "--no-index --find-links wheels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("torch", "triton", "status"),
+    [
+        ("2.13.0+cpu", "3.7.1", "ok"),
+        ("2.11.0", "3.6.0", "ok"),
+        ("2.13.0", "3.6.0", "optional"),
+        ("2.14.1", "3.8.0", "optional"),
+    ],
+)
+def test_doctor_names_the_tested_pairs(
+    torch: str, triton: str, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "version", {"torch": torch, "triton": triton}.__getitem__)
+    row = doctor._pair()
+    assert (row["found"], row["status"]) == (f"{torch} and {triton}", status)
+    assert ("2.13 and 3.7" in row["todo"]) == (status != "ok")
 
 
 def pip(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

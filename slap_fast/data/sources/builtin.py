@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import soxr
+
 from slap_fast.data.audio.decode import Audio
 from slap_fast.data.builtin.sound_set import FULL_WORDINGS, SoundSet
+from slap_fast.data.builtin.synthesis import SAMPLE_RATE
 from slap_fast.data.source import ClipSource
 
 
 class BuiltinClips(ClipSource):
-    """The generated scenes of :class:`SoundSet` as a source."""
+    """The generated scenes of :class:`SoundSet` as a source, resampled from their 16 kHz."""
 
     def __init__(self, sounds: SoundSet, sample_rate: int = 16_000) -> None:
         self.sounds, self.sample_rate = sounds, sample_rate
@@ -47,9 +50,11 @@ class BuiltinClips(ClipSource):
         return self.sounds.label(index)
 
     def item(self, index: int) -> Any:
-        return self.audio(index).waveform, self.sample_rate
+        return self.sounds.waveform(index), SAMPLE_RATE
 
     def audio(self, index: int, start: float = 0.0, end: float | None = None) -> Audio:
-        last = None if end is None else round(end * self.sample_rate)
-        waveform = self.sounds.waveform(index)[round(start * self.sample_rate) : last]
+        last = None if end is None else round(end * SAMPLE_RATE)
+        waveform = self.sounds.waveform(index)[round(start * SAMPLE_RATE) : last]
+        if self.sample_rate != SAMPLE_RATE:
+            waveform = soxr.resample(waveform, SAMPLE_RATE, self.sample_rate)
         return Audio(waveform, len(waveform) / self.sample_rate, ())

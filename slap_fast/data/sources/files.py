@@ -15,9 +15,14 @@ class ManifestClips(EncodedClips):
     """The rows of a manifest as a source."""
 
     def __init__(
-        self, rows: Sequence[Row], sample_rate: int = 16_000, decoder: Decoder = IN_PROCESS
+        self,
+        rows: Sequence[Row],
+        sample_rate: int = 16_000,
+        decoder: Decoder = IN_PROCESS,
+        min_seconds: float = 0.025,
     ) -> None:
         self.rows, self.sample_rate, self.decoder = rows, sample_rate, decoder
+        self.min_seconds = min_seconds
         with ThreadPoolExecutor(8) as pool:
             self._seconds = list(pool.map(self._row_seconds, rows))
 

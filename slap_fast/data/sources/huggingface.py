@@ -28,6 +28,7 @@ class DatasetClips(EncodedClips):
         seconds: str | None = None,
         sample_rate: int = 16_000,
         decoder: Decoder = IN_PROCESS,
+        min_seconds: float = 0.025,
     ) -> None:
         """
         Args:
@@ -38,6 +39,7 @@ class DatasetClips(EncodedClips):
             seconds: its column of durations; without one each file's header is read, once.
             sample_rate: Hz, of the waveforms.
             decoder: of the files.
+            min_seconds: shorter clips are bad, E_TOO_SHORT.
 
         Raises ValueError where the dataset has no such column.
         """
@@ -48,7 +50,7 @@ class DatasetClips(EncodedClips):
                 )
         self.rows = dataset.cast_column(audio, datasets.Audio(decode=False))
         self._audio, self._caption, self._label = audio, caption, label
-        self.sample_rate, self.decoder = sample_rate, decoder
+        self.sample_rate, self.decoder, self.min_seconds = sample_rate, decoder, min_seconds
         if seconds is None:
             self._seconds = [self.header_seconds(self.item(i)[0]) for i in range(len(dataset))]
         else:

@@ -39,10 +39,11 @@ class ShardClips(EncodedClips):
         sample_rate: int = 16_000,
         decoder: Decoder = IN_PROCESS,
         index: Index | None = None,
+        min_seconds: float = 0.025,
     ) -> None:
         """``index``: the folder's, where it has been read already."""
         self.folder, self.split = Path(folder), split
-        self.sample_rate, self.decoder = sample_rate, decoder
+        self.sample_rate, self.decoder, self.min_seconds = sample_rate, decoder, min_seconds
         self._index = read_index(self.folder) if index is None else index
         self._rows = Rows(self.folder / ROWS, self._index.rows)
         splits = self._index.splits
@@ -64,7 +65,8 @@ class ShardClips(EncodedClips):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An open file cannot be sent to a worker process.
-        return ShardClips, (self.folder, self.split, self.sample_rate, self.decoder)
+        options = self.sample_rate, self.decoder, None, self.min_seconds
+        return ShardClips, (self.folder, self.split, *options)
 
     def __len__(self) -> int:
         return self._last - self._first
