@@ -124,6 +124,7 @@ _MESSAGES = {
     "W_SILENT": "all samples are equal",
     "W_CORRUPT": "parts of the file are damaged, the decoder leaves them out",
     "W_TRUNCATED": "the file has no last page",
+    "W_UNREAD": "more is joined to the audio, of another rate or channel count: it is not read",
 }
 
 
