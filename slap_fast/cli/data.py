@@ -20,6 +20,7 @@ MAX_LISTED = 20
 def check(
     data: Positional[str],
     split: str | None = None,
+    root: Path | None = None,
     workers: int = 2,
     json: bool = False,
 ) -> int:
@@ -32,6 +33,7 @@ def check(
     Args:
         data: A manifest, a folder of files, or a folder of shards.
         split: Only this split.
+        root: Folder that a manifest's relative paths count from; by default its own.
         workers: Processes that decode.
         json: Print the report, with every problem, as JSON on stdout.
     """
@@ -39,7 +41,7 @@ def check(
 
     from slap_fast.data.validate import to_json, validate
 
-    report = validate(data, split, workers=workers, progress=show_progress(json))
+    report = validate(data, split, root=root, workers=workers, progress=show_progress(json))
     table = Table("", "clips", title=f"{report.clips} clips, {report.seconds / 3600:.2f} h")
     for kind, count in report.counts().items():
         table.add_row(kind, str(count), style="red" if count else "dim")
@@ -59,6 +61,7 @@ def pack(
     data: tuple[str, ...],
     out: Path,
     split: str | None = None,
+    root: Path | None = None,
     shard_mb: int = 256,
     json: bool = False,
 ) -> int:
@@ -74,6 +77,7 @@ def pack(
         data: A manifest, a folder of files, or WebDataset tars and folders of them.
         out: Folder for the shards.
         split: Only this split; tars are packed whole, by the split that KEY.json names.
+        root: Folder that a manifest's relative paths count from; by default its own.
         shard_mb: Size of a shard, MB.
         json: Print the counts as JSON on stdout.
     """
@@ -89,7 +93,7 @@ def pack(
             raise ValueError(f"--split: found {split!r}, expected none: tars are packed whole")
         skipped = write_clips(read_tars(tars, ignored), out, **options)
     elif len(data) == 1:
-        skipped = write_shards(read_manifest(data[0], split), out, **options)
+        skipped = write_shards(read_manifest(data[0], split, root=root), out, **options)
     else:
         raise ValueError(f"--data: found {len(data)} paths, expected one, or tars")
     index = read_index(out)

@@ -121,6 +121,8 @@ class TrainSteps(Dataset):
         config, mel = self.config, self.config.model.mel
         rng = np.random.default_rng((config.seed, epoch, index))
         captions = self.source.captions(index)
+        if not captions:
+            raise AudioError("E_PAIR", self.source.name(index), "no caption", "one to train on")
         caption = captions[rng.integers(len(captions))]
         start, end = _crop(self.source.seconds(index), config.data.max_seconds, rng)
         cached = self.cache.get(index) if self.cache is not None and end is None else None

@@ -32,8 +32,9 @@ class SlapFeatureExtractor(FeatureExtractionMixin):
         config = MelConfig() if mel is None else from_dict(MelConfig, mel, "mel.")
         self.mel = to_dict(config)
         self.sampling_rate, self.feature_size = config.sample_rate, config.patch_dim
-        for derived in ("sampling_rate", "feature_size"):
-            kwargs.pop(derived, None)
+        self.padding_value, self.padding_side = 0.0, "right"  # pipelines pad batches by them
+        for fixed in ("sampling_rate", "feature_size", "padding_value", "padding_side"):
+            kwargs.pop(fixed, None)
         super().__init__(**kwargs)
 
     def __call__(

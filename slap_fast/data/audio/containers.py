@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from slap_fast.data.audio import integrity
+from slap_fast.data.audio.folder import why_missing
 from slap_fast.data.audio.formats import (
     BY_NAME,
     SUPPORTED,
@@ -77,7 +78,8 @@ def _binary(source: Source) -> Iterator[BinaryIO]:
                 raise AudioError("E_MISSING", source, "no regular file", "a readable file")
             file = open(source, "rb")
         except OSError as error:
-            raise AudioError("E_MISSING", source, error.strerror, "a readable file") from None
+            found = why_missing(source, error.strerror)
+            raise AudioError("E_MISSING", source, found, "a readable file") from None
         with file:
             yield file
     else:
