@@ -21,7 +21,11 @@ MAX_LISTED = 20
 
 @app.command
 def check(
-    data: Positional[str], split: str | None = None, workers: int = 2, json: bool = False
+    data: Positional[str],
+    split: str | None = None,
+    root: Path | None = None,
+    workers: int = 2,
+    json: bool = False,
 ) -> int:
     """List what is missing, corrupt, truncated, silent, too short, duplicate or mis-captioned.
 
@@ -32,6 +36,7 @@ def check(
     Args:
         data: A manifest, a folder of files, or a folder of shards.
         split: Only this split.
+        root: Folder that a manifest's relative paths count from; by default its own.
         workers: Processes that decode.
         json: Print the report, with every problem, as JSON on stdout.
     """
@@ -39,7 +44,7 @@ def check(
 
     from slap_fast.data.validate import to_json, validate
 
-    report = validate(data, split, workers=workers, progress=show_progress(json))
+    report = validate(data, split, root=root, workers=workers, progress=show_progress(json))
     table = Table("", "clips", title=f"{report.clips} clips, {report.seconds / 3600:.2f} h")
     for kind, count in report.counts().items():
         table.add_row(kind, str(count), style="red" if count else "dim")
@@ -59,6 +64,7 @@ def pack(
     data: tuple[str, ...],
     out: Path,
     split: str | None = None,
+    root: Path | None = None,
     shard_mb: int = 256,
     json: bool = False,
 ) -> int:
@@ -74,6 +80,7 @@ def pack(
         data: A manifest, a folder of files, or WebDataset tars and folders of them.
         out: Folder for the shards.
         split: Only this split; tars are packed whole, by the split that KEY.json names.
+        root: Folder that a manifest's relative paths count from; by default its own.
         shard_mb: Size of a shard, MB.
         json: Print the counts as JSON on stdout.
     """
@@ -89,7 +96,7 @@ def pack(
         raise ValueError(f"--split: found {split!r}, expected none: tars are packed whole")
     if not tars and len(data) != 1:
         raise ValueError(f"--data: found {len(data)} paths, expected one, or tars")
-    rows = [] if tars else read_manifest(data[0], split, bad=bad)
+    rows = [] if tars else read_manifest(data[0], split, root=root, bad=bad)
     with only_writer(out):
         try:
             if tars:

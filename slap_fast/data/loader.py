@@ -132,6 +132,8 @@ class TrainSteps(Dataset):
         mel, ssl = config.model.mel, config.model.ssl
         rng = np.random.default_rng((config.seed, epoch, index))
         captions = self.source.captions(index)
+        if not captions:
+            raise AudioError("E_PAIR", self.source.name(index), "no caption", "one to train on")
         caption = captions[rng.integers(len(captions))]
         seconds, start, end = self.source.seconds(index), 0.0, None
         if seconds > data.max_seconds:

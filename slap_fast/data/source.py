@@ -38,7 +38,7 @@ class ClipSource(Protocol):
 
     @abstractmethod
     def captions(self, index: int) -> tuple[str, ...]:
-        """One or more. Raises AudioError where they are stored with the clip and it is bad."""
+        """None only where there is a label. Raises AudioError where a stored one is damaged."""
 
     def caption_key(self, index: int, caption: str) -> Hashable:
         """Key of a caption: it is a positive of every clip that has a caption of the same key."""

@@ -32,9 +32,12 @@ KINDS = {
     "E_CAPTION": "mis-captioned",
     "E_PAIR": "mis-captioned",
     "E_MANIFEST": "bad row",
+    "E_DURATION": "bad row",
     "E_SHARD": "bad shard",
 }
 """Kind of a problem by the start of its code; any other is "corrupt"."""
+DURATION = 1.5
+"""A duration_s that is wrong by more than this factor is a problem."""
 NOTES = ("W_CROPPED", "W_EXT_MISMATCH")
 """Warnings that need no repair."""
 
@@ -45,7 +48,8 @@ class Problem(NamedTuple):
     kind: str
     """A value of KINDS, or "corrupt"."""
     code: str
-    """E_... or W_..., as in :mod:`slap_fast.data.audio.decode`, E_DUPLICATE, E_CAPTION_FILENAME."""
+    """E_... or W_..., as in :mod:`slap_fast.data.audio.decode`; here also E_DUPLICATE,
+    E_DURATION and E_CAPTION_FILENAME."""
     name: str
     """The file, the shard, or the clip in a shard."""
     line: int
@@ -80,9 +84,16 @@ class _Clip(NamedTuple):
 
 
 def validate(
-    data: str | Path, split: str | None = None, *, workers: int = 2, progress: bool = False
+    data: str | Path,
+    split: str | None = None,
+    *,
+    root: str | Path | None = None,
+    workers: int = 2,
+    progress: bool = False,
 ) -> Report:
     """Decodes every clip, in ``workers`` processes of their own, and validates the captions.
+
+    Relative paths of a manifest count from ``root``, by default from its folder.
 
     Raises ManifestError or ShardError where the manifest or the index as a whole cannot be read.
     """
@@ -93,7 +104,7 @@ def validate(
         clips = _in_order(ShardClips(data, split), workers, progress)
     else:
         bad: list[ManifestError] = []
-        rows = read_manifest(data, split, bad=bad)
+        rows = read_manifest(data, split, root=root, bad=bad)
         problems += [_problem(error.code, str(data), error.line, str(error)) for error in bad]
         clips = _in_order(rows, workers, progress)
     firsts: dict[str, _Clip] = {}
@@ -107,6 +118,7 @@ def validate(
             problems.append(_problem(clip.result.code, clip.name, line, str(clip.result)))
             continue
         seconds += clip.result.seconds
+        problems += _bad_duration(clip.name, clip.row, clip.result)
         for code in clip.result.warnings:
             if code in NOTES:
                 notes[code] += 1
@@ -123,6 +135,7 @@ _MESSAGES = {
     "W_SILENT": "all samples are equal",
     "W_CORRUPT": "parts of the file are damaged, the decoder leaves them out",
     "W_TRUNCATED": "the file has no last page",
+    "W_UNREAD": "more is joined to the audio, of another rate or channel count: it is not read",
 }
 
 
@@ -146,6 +159,15 @@ def _bad_captions(name: str, row: Row) -> Iterator[Problem]:
         if times > 1:
             message = f"{name}: is listed {times} times with the caption {caption[:80]!r}"
             yield _problem("E_DUPLICATE", name, row.line, message)
+
+
+def _bad_duration(name: str, row: Row | None, result: Inspection) -> Iterator[Problem]:
+    if row is None or row.seconds is None or row.end is not None:
+        return
+    seconds = row.start + result.seconds
+    if not seconds / DURATION <= row.seconds <= seconds * DURATION:
+        message = f"{name}: duration_s: found {row.seconds:g}, expected {seconds:g} seconds"
+        yield _problem("E_DURATION", name, row.line, message)
 
 
 class _Reader(threading.local):

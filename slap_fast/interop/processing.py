@@ -29,6 +29,7 @@ class SlapFeatureExtractor(FeatureExtractionMixin):
         config = MelConfig() if mel is None else from_dict(MelConfig, mel, "mel.")
         self.mel = to_dict(config)
         self.sampling_rate, self.feature_size = config.sample_rate, config.patch_dim
+        self.padding_value, self.padding_side = 0.0, "right"  # pipelines pad batches by them
 
     def __call__(
         self,

@@ -103,7 +103,7 @@ BAD = {
     "header_only": ("m.csv", "path,caption\n", "found no rows"),
     "empty_jsonl": ("m.jsonl", "\n", "found no rows"),
     "no_caption_column": ("m.csv", "path,text\nx,a\n",
-        "line 2: found no 'caption', .*: path, text"),
+        "line 1: found no 'caption', .*: path, text"),
     "no_path": ("m.jsonl", GOOD + '{"audio": 1, "caption": "a"}',
         "line 2: found no 'path'.*: audio"),
     "empty_caption": ("m.csv", "path,caption\nx,a\ny,  \n", "line 3: found caption ''"),
@@ -135,7 +135,20 @@ BAD = {
     "latin_1": ("m.csv", b"path,caption\nx,a\ny,caf\xe9\n",
         "line 3: found byte 0xe9, expected UTF-8"),
     "utf_16": ("m.jsonl", GOOD.encode("utf-16"), "line 1: found byte 0xff, expected UTF-8"),
-    "suffix": ("m.parquet", "x", "expected a folder, or a file that ends in .jsonl or .csv"),
+    "suffix": ("m.parquet", "x", "found .parquet, expected a folder, or a file"),
+    "two_columns": ("m.csv", "path,caption,caption\nx,a,b\n",
+        "line 1: found 2 columns 'caption', expected each name once"),
+    "two_paths": ("m.csv", "path,path,caption\nx,y,b\n", "line 1: found 2 columns 'path'"),
+    "path_and_file_name": ("m.csv", "path,file_name,caption\nx,y,b\n", "found both 'path' and"),
+    "two_keys": ("m.jsonl", '{"path": "x", "caption": "a", "caption": "b"}', "twice 'caption'"),
+    "nan_as_caption": ("m.csv", "path,caption\nx,nan\n", "line 2: found caption 'nan'"),
+    "none_as_caption": ("m.csv", "path,caption\nx,None\n", "line 2: found caption 'None'"),
+    "digit_as_caption": ("m.csv", "path,caption\nx,1\n", "line 2: found caption '1'"),
+    "float_as_caption": ("m.jsonl", '{"path": "x", "caption": "0.25"}', "found caption '0.25'"),
+    "list_in_a_cell": ("m.csv", "path,caption\nx,\"['a', 'b']\"\n", "line 2: .*rows of their own"),
+    "json_in_a_cell": ("m.csv", 'path,caption\nx,"[""a"", ""b""]"\n', "line 2: .*caption_1"),
+    "other_delimiter": ("m.csv", "path,caption\nx;a\ny;b\nz;c\n",
+        "line 2: found fields separated by ';', expected ',', as in the header"),
 }  # fmt: skip
 
 
@@ -145,6 +158,43 @@ def test_a_bad_manifest_is_refused_with_its_line(name, tmp_path):
     with pytest.raises(ManifestError, match=message) as caught:
         read_manifest(write(tmp_path / file, content))
     assert str(caught.value).startswith(str(tmp_path / file))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("m.tsv", "path\tcaption\nx.wav\ta, b\n"),
+        ("m.csv", "path;caption\nx.wav;a, b\n"),
+        ("m.csv", "path|label|caption\nx.wav|dog|a, b\n"),
+        ("m.csv", "file_name\tcaption\nx.wav\ta, b\n"),
+        ("m.csv", 'file_name,caption\nx.wav,"a, b"\n'),
+        ("m.tsv", 'path,caption\nx.wav,"a, b"\n'),
+    ],
+)
+def test_delimiters_and_names_of_other_people(file, text, tmp_path):
+    (row,) = read_manifest(write(tmp_path / file, text))
+    assert row.path == tmp_path / "x.wav" and row.captions == ("a, b",)
+
+
+def test_numbered_captions_and_a_root(tmp_path):
+    text = "file_name," + ",".join(f"caption_{i}" for i in range(1, 6)) + "\nx.wav,a,b,,d,e\n"
+    (row,) = read_manifest(write(tmp_path / "m.csv", text), root=tmp_path / "audio")
+    assert row.captions == ("a", "b", "d", "e") and row.path == tmp_path / "audio" / "x.wav"
+    with pytest.raises(ManifestError, match="line 2: found no captions"):
+        read_manifest(write(tmp_path / "m.csv", "path,caption_1,caption_2\nx,,\n"))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("m.csv", "path,label\nx.wav,dog\n"),
+        ("m.jsonl", '{"path": "x.wav", "label": "dog"}'),
+        ("m.tsv", "file_name\tlabel\tsplit\nx.wav\tdog\ttest\n"),
+    ],
+)
+def test_a_label_needs_no_caption(file, text, tmp_path):
+    (row,) = read_manifest(write(tmp_path / file, text))
+    assert row.label == "dog" and row.captions == ()
 
 
 def test_a_manifest_that_does_not_exist(tmp_path):

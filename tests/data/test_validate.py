@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 from slap_fast.cli import main
-from slap_fast.data.manifest import read_manifest
+from slap_fast.data.manifest import ManifestError, read_manifest
+from slap_fast.data.open import open_source
 from slap_fast.data.shards.writer import write_shards
 from slap_fast.data.validate import KINDS, validate
 
@@ -191,3 +192,17 @@ def test_the_real_collection_has_only_duplicates(shared_data):
     report = validate(shared_data / "manifest.csv")
     assert report.clips == 984 and report.seconds == pytest.approx(3_802, abs=1)
     assert {kind: n for kind, n in report.counts().items() if n} == {"duplicate": 8}
+
+
+@pytest.mark.parametrize(("unit", "bad"), [(1, 0), (1_000, 4), (1 / 60, 4), (16_000, 4)])
+def test_a_duration_in_another_unit_is_reported(unit, bad, folder):
+    rows = read_manifest(folder / "m.jsonl")
+    lines = [
+        {"path": row.path.name, "caption": row.captions[0], "duration_s": 0.5 * unit}
+        for row in rows
+    ]
+    (folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert problems(folder) == [("bad row", "E_DURATION")] * bad
+    if unit > 100:
+        with pytest.raises(ManifestError, match=r"duration_s: found .*, expected 0.5 seconds"):
+            open_source(folder / "m.jsonl", None, fallback="train")

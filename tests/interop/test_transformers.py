@@ -212,3 +212,18 @@ def test_mistakes_are_named(pair):
         model.get_audio_features(torch.zeros(8, 256))
     with pytest.raises(ValueError, match=r"input_ids: found a mask of shape \[1, 3\]"):
         model.get_text_features(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 3))
+
+
+def test_the_extractor_pads_as_pipelines_do():
+    from transformers.pipelines.base import pad_collate_fn
+
+    from slap_fast.interop.processing import SlapFeatureExtractor
+
+    extractor = SlapFeatureExtractor()
+    noise = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
+    items = [extractor(noise[:length], 16_000) for length in (8_000, 16_000, 32_000)]
+    batch = pad_collate_fn(None, extractor)([dict(item) for item in items])
+    for i, item in enumerate(items):
+        length = item["input_features"].shape[1]
+        assert torch.equal(batch["input_features"][i, :length], item["input_features"][0])
+        assert not batch["input_features_mask"][i, length:].any()

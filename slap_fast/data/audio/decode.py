@@ -49,7 +49,8 @@ class Audio:
     """W_SILENT: all samples equal. W_CROPPED: the file continues after ``end``. W_EXT_MISMATCH: the
     file's suffix is of another format than its bytes. W_CORRUPT: read to its end, an Ogg or MP3
     file shows damage that the decoder has passed over. W_TRUNCATED: an Ogg file has whole pages,
-    but no last one."""
+    but no last one. W_UNREAD: streams of another rate or channel count are joined to the first, and
+    are not read."""
 
 
 @dataclass(slots=True)

@@ -45,66 +45,18 @@ def ogg_checksum(page: bytes) -> int:
     return int.from_bytes(crc.to_bytes(4, "little").translate(_REVERSED), "big")
 
 
-def mp3_start(head: bytes) -> int:
-    """Offset of the first frame of an MP3, after an ID3v2 tag."""
-    if head[:3] != b"ID3":
-        return 0
-    return 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-
-
-def xing_frames(file: BinaryIO, head: bytes) -> int:
-    """Audio frames by the Xing or Info header of an MP3; 0 without one.
-
-    libsndfile's own count is an estimate in that case. Three MPEG frames fewer than declared, as a
-    decoder drops the encoder's delay and padding.
-    """
-    file.seek(mp3_start(head))
-    frame = file.read(256)
-    tag = max(frame.find(b"Xing"), frame.find(b"Info"))
-    if tag < 0 or len(frame) < tag + 12 or not frame[tag + 7] & 1:
-        return 0
-    samples = 1152 if frame[1] >> 3 & 3 == 3 else 576
-    return max(0, int.from_bytes(frame[tag + 8 : tag + 12], "big") - 3) * samples
-
-
-_KBPS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
-_KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-_RATES = (44_100, 48_000, 32_000)
-
-
-def mp3_frame_bytes(head: bytes) -> int:
-    """Size of the layer III frame with this header (ISO 11172-3, 13818-3); 0: not such a header."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-        return 0
-    version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
-    if version == 1 or bitrate in (0, 15) or rate == 3:
-        return 0
-    samples, kbps = (1152, _KBPS_1) if version == 3 else (576, _KBPS_2)
-    hz = _RATES[rate] >> (3 - version if version else 2)
-    return samples // 8 * kbps[bitrate] * 1000 // hz + (head[2] >> 1 & 1)
-
-
-def mp3_is_damaged(file: BinaryIO, head: bytes) -> bool:
-    """Whether there are bytes between two frames that a decoder skips to find the next.
-
-    Anything may follow the last frame: tags do.
-    """
-    at, size = mp3_start(head), file.seek(0, os.SEEK_END)
+def ogg_links(file: BinaryIO) -> list[tuple[int, int]]:
+    """Where each link of a chained Ogg file starts and ends (RFC 3533, section 4)."""
+    size, at = file.seek(0, os.SEEK_END), 0
+    starts, was_first = [0], True
     while at < size:
         file.seek(at)
-        frame = mp3_frame_bytes(file.read(4))
-        if not frame:
-            return _frames_follow(file, at)
-        at += frame
-    return False
-
-
-def _frames_follow(file: BinaryIO, at: int) -> bool:
-    """Whether two frames, one at the end of the other, come within 64 KiB."""
-    file.seek(at)
-    rest = file.read(1 << 16)
-    for i in range(len(rest) - 4):
-        if rest[i] == 0xFF and (frame := mp3_frame_bytes(rest[i : i + 4])):
-            if mp3_frame_bytes(rest[i + frame : i + frame + 4]):
-                return True
-    return False
+        head = file.read(27 + 255)
+        if len(head) < 27 or head[:4] != b"OggS":
+            break
+        is_first = bool(head[5] & 2)  # tracks side by side have all their first pages first
+        if is_first and not was_first:
+            starts.append(at)
+        was_first = is_first
+        at += 27 + head[26] + sum(head[27 : 27 + head[26]])
+    return list(zip(starts, [*starts[1:], size], strict=True))

@@ -18,11 +18,19 @@ def audio_item(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         if "array" in value:
-            array = np.asarray(value["array"])
-            return array if array.ndim == 1 else array.mean(0), value["sampling_rate"]
+            return _mono(value["array"]), value["sampling_rate"]
         source = Path(value["path"]) if value.get("bytes") is None else value["bytes"]
         return source, 0.0, None
     if hasattr(value, "get_all_samples"):
         samples = value.get_all_samples()
-        return samples.data.mean(0), samples.sample_rate
+        return _mono(samples.data), samples.sample_rate
     return value
+
+
+def _mono(samples: Any) -> np.ndarray:
+    """[num_samples] or [channels, num_samples] to [num_samples], with int16 at its full scale."""
+    array = np.asarray(samples)
+    if array.ndim == 1:
+        return array
+    scale = 32_768.0 if array.dtype == np.int16 else 1.0
+    return (array.mean(0, dtype=np.float64) / scale).astype(np.float32)

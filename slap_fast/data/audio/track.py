@@ -43,13 +43,13 @@ class AudioInfo:
     """What a header declares."""
 
     seconds: float
-    """Duration of the whole file. An MP3 without a Xing header gives an estimate."""
+    """Duration of the whole file."""
     sample_rate: int
     """Hz, of the file."""
     channels: int
     """1 .. 8."""
     format: str
-    """WAV, FLAC, OGG, MP3, AIFF, CAF, MP4 or WEBM."""
+    """A name of :mod:`slap_fast.data.audio.formats`, such as FLAC."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import numpy as np
 from slap_fast.atomic_files import file_sha256, write_json
 from slap_fast.console import Progress
 from slap_fast.data.audio.decode import probe
+from slap_fast.data.audio.folder import why_missing
 from slap_fast.data.audio.formats import BY_NAME
 from slap_fast.data.audio.track import AudioError
 from slap_fast.data.manifest import ManifestError, Row
@@ -152,7 +153,8 @@ def _files(rows: Sequence[Row]) -> Iterator[Clip | AudioError]:
 
 def _file(row: Row) -> Clip | AudioError:
     if not row.path.is_file():
-        return AudioError("E_MISSING", row.path, "no such file", "a readable file")
+        found = why_missing(row.path, "no such file")
+        return AudioError("E_MISSING", row.path, found, "a readable file")
     try:
         with row.path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -258,7 +260,7 @@ def _member(name: str, data: bytes) -> bytes:
 def _notes(row: Row) -> dict[str, Any]:
     """The fields of a manifest row: unpacked shards are a folder that ``read_manifest`` reads."""
     fields = {
-        "caption": list(row.captions),
+        "caption": list(row.captions) or None,
         "label": row.label,
         "split": row.split,
         "start": row.start or None,

@@ -160,7 +160,7 @@ BAD = {
     "399_samples": (encode(tones(399)), "E_TOO_SHORT"),
     "wav_cut": (WAV[:-2_000], "E_TRUNCATED"),
     "wav_cut_slightly": (WAV[:-10], "E_TRUNCATED"),
-    "wav_data_claims_4_gb": (patched(patched(WAV, 4, "<I", 0), 40, "<I", 0xFFFF0000),
+    "wav_data_claims_2_gb": (patched(patched(WAV, 4, "<I", 0), 40, "<I", 0x7FFF_0000),
                              "E_TRUNCATED"),
     "rf64_cut": (encode(tones(RATE), format="RF64")[:-2_000], "E_TRUNCATED"),
     "aiff_cut": (encode(tones(RATE), format="AIFF")[:-2_000], "E_TRUNCATED"),
