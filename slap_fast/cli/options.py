@@ -65,8 +65,8 @@ def load_recipe(
 ) -> TrainConfig:
     """Returns the config of a recipe or of a YAML file, with changes by dotted name.
 
-    Settings that followed a changed one are listed on stderr, unless ``quiet``. Raises ValueError where ``name`` is
-    neither, or a setting is wrong.
+    Settings that followed a changed one are listed on stderr, unless ``quiet``. Raises ValueError
+    where ``name`` is neither, or a setting is wrong.
     """
     from slap_fast.config import RECIPES, TrainConfig, derived, override
 
