@@ -16,6 +16,7 @@ from tyro.extras import SubcommandApp
 
 from slap_fast import __version__
 from slap_fast.cli import data, demo, evaluate, export, infer, machine, train
+from slap_fast.cli.options import within_bounds
 from slap_fast.console import print_any_text
 
 VERSION = f"Version {__version__}; --version prints it alone."
@@ -26,7 +27,7 @@ COMMANDS = (
     export.export, export.export_weights, machine.plan, machine.doctor, machine.bench,
 )  # fmt: skip
 for command in COMMANDS:
-    app.command(command)
+    app.command(within_bounds(command))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -11,6 +11,8 @@ from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
 from slap_fast.cli.inputs import name_bad
+from slap_fast.cli.options import within_bounds
+from slap_fast.config.bounds import Count
 from slap_fast.console import emit, make_console, show_progress
 
 app = SubcommandApp()
@@ -20,11 +22,12 @@ MAX_LISTED = 20
 
 
 @app.command
+@within_bounds
 def check(
     data: Positional[str],
     split: str | None = None,
     root: Path | None = None,
-    workers: int = 2,
+    workers: Count = 2,
     json: bool = False,
 ) -> int:
     """List what is missing, corrupt, truncated, silent, too short, duplicate or mis-captioned.
@@ -60,12 +63,13 @@ def check(
 
 
 @app.command
+@within_bounds
 def pack(
     data: tuple[str, ...],
     out: Path,
     split: str | None = None,
     root: Path | None = None,
-    shard_mb: int = 256,
+    shard_mb: Count = 256,
     json: bool = False,
 ) -> int:
     """Write tar shards that train, eval and WebDataset read, with an index beside them.

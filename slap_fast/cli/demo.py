@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from slap_fast.config.bounds import CountOrZero
 
-def demo(out: Path = Path("runs/demo"), workers: int = 2, json: bool = False) -> int:
+
+def demo(out: Path = Path("runs/demo"), workers: CountOrZero = 2, json: bool = False) -> int:
     """Train a tiny model on the built-in sounds, evaluate it on unseen ones, write a report.
 
     Example: slap-fast demo

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json as json_module
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from slap_fast.cli.inputs import bad_row_lines
 from slap_fast.cli.options import Model
+from slap_fast.config.bounds import Count
 from slap_fast.console import emit, make_console, show_progress
 
 
@@ -20,7 +24,7 @@ def eval(
     split: str | None = None,
     template: tuple[str, ...] = (),
     captions: bool = True,
-    num_beams: int = 1,
+    num_beams: Count = 1,
     out: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -49,7 +53,11 @@ def eval(
     from slap_fast.inference.slap import Slap
 
     loaded = model.load()
-    source = open_source(data, split, fallback="test", sample_rate=loaded.sample_rate)
+    source = open_source(
+        data, split, fallback="test", sample_rate=loaded.sample_rate, bad=(bad := [])
+    )
+    for line in bad_row_lines(bad):
+        print(line, file=sys.stderr)
     writes_captions = captions and isinstance(loaded, Captioner)
     what = {
         "model": model.model,
@@ -78,6 +86,8 @@ def eval(
             progress=show_progress(json),
         )
         card = {**what, "facts": loaded.facts(), **card}
+        card["n_expected"] += len(bad)
+        card["failures"] = dict(Counter(card["failures"]) + Counter(row.code for row in bad))
         failure = None
         if out is not None and card["n"]:
             try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from slap_fast.cli.inputs import Inputs, name_bad, open_inputs
 from slap_fast.cli.options import Model, Paths
+from slap_fast.config.bounds import Count
 from slap_fast.console import emit, make_console, show_progress
 
 
@@ -154,7 +155,7 @@ def _json_labels(text: str) -> list[str]:
 def caption(
     paths: Paths,
     model: Model,
-    num_beams: int = 3,
+    num_beams: Count = 3,
     json: bool = False,
 ) -> int:
     """Say in words what each file sounds like.

@@ -125,3 +125,10 @@ def name_bad(messages: Sequence[str], total: int, *, where: str = "") -> None:
         print(rest, file=sys.stderr)
     if messages:
         print(f"{len(messages)} of {total} left out", file=sys.stderr)
+
+
+def bad_row_lines(bad: Sequence[Exception]) -> list[str]:
+    """Lines that name the rows of a manifest that cannot be used, the first LISTED of them."""
+    lines = [f"left out: {error}" for error in bad[:LISTED]]
+    more = len(bad) - len(lines)
+    return [*lines, f"and {more} more rows"] if more else lines

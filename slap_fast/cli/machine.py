@@ -9,6 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from slap_fast.cli.options import Config, Settings, load_recipe, parse_setting
+from slap_fast.config.bounds import Positive
 from slap_fast.console import emit, make_console
 
 CHECKOUT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def doctor(parity: bool = False, json: bool = False) -> int:
 def bench(
     steps: Positional[tuple[str, ...]] = (),
     out: Path = Path("runs/bench"),
-    minutes: float = 9.5,
+    minutes: Positive = 9.5,
     wheels: Path | None = None,
     again: bool = False,
     dry_run: bool = False,

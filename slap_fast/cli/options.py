@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from slap_fast.config.bounds import check_value, type_hints
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +60,19 @@ class ModelChoice:
             revision=self.revision,
             local_files_only=self.local_files_only,
         )
+
+
+def within_bounds(command: Callable[..., int]) -> Callable[..., int]:
+    """The command, which first holds every option to the bounds in its type hint."""
+
+    @functools.wraps(command)
+    def checked(*args: Any, **kwargs: Any) -> int:
+        hints = type_hints(command)
+        for name, value in inspect.signature(command).bind(*args, **kwargs).arguments.items():
+            check_value(hints[name], value, f"--{name.replace('_', '-')}")
+        return command(*args, **kwargs)
+
+    return checked
 
 
 Model = OmitArgPrefixes[ModelChoice]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from slap_fast.cli.inputs import bad_row_lines
 from slap_fast.cli.options import (
     Device,
     Settings,
@@ -18,6 +19,7 @@ from slap_fast.cli.options import (
     parse_setting,
     torch_device,
 )
+from slap_fast.config.bounds import CountOrZero, Positive
 from slap_fast.console import emit, make_console, show_progress
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ def train(
     precision: Literal["auto", "fp32", "bf16"] | None = None,
     seed: int | None = None,
     max_tokens: int | None = None,
-    workers: int = 2,
-    rank_timeout: float = 600.0,
+    workers: CountOrZero = 2,
+    rank_timeout: Positive = 600.0,
     settings: Settings = (),
     tokenizer: str | None = None,
     tensorboard: bool = False,
@@ -151,7 +153,9 @@ def train(
             sample_rate=state.config.model.mel.sample_rate,
             min_seconds=state.config.data.min_seconds,
             decoder=IsolatedDecoder(),
+            bad=(bad_rows := []),
         )
+        notes += bad_row_lines(bad_rows)
         lead = distributed.rank() == 0
         console = make_console(json, quiet=not lead)
         if lead:

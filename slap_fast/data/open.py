@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slap_fast.data.audio.decode import IN_PROCESS, Decoder
 from slap_fast.data.builtin.sound_set import SoundSet
-from slap_fast.data.manifest import read_manifest
+from slap_fast.data.manifest import ManifestError, read_manifest
 from slap_fast.data.shards.index import INDEX, read_index
 from slap_fast.data.source import ClipSource
 from slap_fast.data.sources.builtin import BuiltinClips
@@ -28,6 +28,7 @@ def open_source(
     sample_rate: int = 16_000,
     min_seconds: float = 0.025,
     decoder: Decoder = IN_PROCESS,
+    bad: list[ManifestError] | None = None,
 ) -> ClipSource:
     """Opens the built-in sounds, a manifest, a folder of files, shards, or a mix of them.
 
@@ -38,6 +39,8 @@ def open_source(
         fallback: "train", "validation" or "test".
         sample_rate: Hz, of the waveforms: ``model.mel.sample_rate`` of the run.
         min_seconds: shorter clips are bad, E_TOO_SHORT: ``data.min_seconds`` of the run.
+        bad: takes the rows of a manifest that cannot be used, of which one at least can; without
+            it the first raises.
         decoder: of the files; :class:`slap_fast.data.audio.isolated.IsolatedDecoder` is another.
 
     Raises:
@@ -53,6 +56,7 @@ def open_source(
     if path.suffix in (".yaml", ".yml"):
         parts = read_mix(path)
         options = {"sample_rate": sample_rate, "min_seconds": min_seconds, "decoder": decoder}
+        options["bad"] = bad
         sources = [open_source(part.data, split, fallback=fallback, **options) for part in parts]
         return MixedClips(sources, [part.weight for part in parts])
     if (path / INDEX).exists():
@@ -62,7 +66,9 @@ def open_source(
         return ShardClips(
             path, chosen if splits else None, sample_rate, decoder, index, min_seconds
         )
-    rows = read_manifest(path, split)
+    rows = read_manifest(path, split, bad=bad)
+    if not rows and bad:
+        raise bad[0]
     if split is None:
         rows = [row for row in rows if row.split in names] or rows
     return ManifestClips(rows, sample_rate, decoder, min_seconds)

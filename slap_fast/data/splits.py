@@ -45,6 +45,7 @@ def training_data(
     sample_rate: int = 16_000,
     min_seconds: float = 0.025,
     decoder: Decoder = IN_PROCESS,
+    bad: list[ManifestError] | None = None,
 ) -> TrainingData:
     """Opens what ``slap-fast train`` reads.
 
@@ -56,6 +57,7 @@ def training_data(
         sample_rate: Hz, of the waveforms.
         min_seconds: shorter clips are bad.
         decoder: of all clips.
+        bad: takes the rows of manifests that cannot be used; without it the first raises.
 
     Raises:
         ValueError: as ``open_source`` does; or the data has splits, but none of them is "train".
@@ -64,15 +66,18 @@ def training_data(
     options = {"sample_rate": sample_rate, "min_seconds": min_seconds, "decoder": decoder}
     if path.suffix in (".yaml", ".yml"):
         mix = read_mix(path)
-        parts = [training_data(part.data, split, hold_out=hold_out, **options) for part in mix]
+        parts = [
+            training_data(part.data, split, hold_out=hold_out, bad=bad, **options) for part in mix
+        ]
         weights = [part.weight for part in mix]
         return TrainingData(
             MixedClips([part.train for part in parts], weights),
             MixedClips([part.validation for part in parts], weights),
             ", ".join(dict.fromkeys(part.validated_on for part in parts)),
         )
-    train = open_source(data, split, fallback="train", **options)
-    validation = open_source(data, None, fallback="validation", **options)
+    train = open_source(data, split, fallback="train", bad=bad, **options)
+    again = None if bad is None else list[ManifestError]()  # the same rows
+    validation = open_source(data, None, fallback="validation", bad=again, **options)
     splits, names = _splits(validation), SYNONYMS["validation"]
     if splits & {*names} and split not in names:
         return TrainingData(train, validation, "validation split")

@@ -86,11 +86,16 @@ def evaluate(
         "failures": dict(unreadable + Counter(failure.code for failure in failures)),
     }
     if good:
-        card["retrieval"] = retrieval_figures(model, clips, vectors, progress=progress)
+        captioned = [i for i in range(len(clips)) if clips.captions(i)]  # others have a label alone
+        pairs = ChosenClips(clips, captioned)
+        if captioned:
+            card["retrieval"] = retrieval_figures(
+                model, pairs, vectors[captioned], progress=progress
+            )
         card["zero_shot"] = zero_shot_figures(model, clips, vectors, template, labels)
-        if captions and isinstance(model, Captioner):
-            references = [list(clips.captions(i)) for i in range(len(clips))]
-            items = _Items(clips, range(len(clips)))
+        if captions and captioned and isinstance(model, Captioner):
+            references = [list(pairs.captions(i)) for i in range(len(pairs))]
+            items = _Items(pairs, range(len(pairs)))
             card["caption"] = captioning_figures(model, items, references, num_beams, progress)
     return card
 
@@ -98,11 +103,12 @@ def evaluate(
 def score(card: dict[str, Any]) -> float:
     """The mean of R@1, R@5 and R@10 both ways, which picks the best checkpoint.
 
-    Raises ValueError where no clip could be evaluated.
+    Raises ValueError where no clip could be evaluated, or none has a caption.
     """
     if card["retrieval"] is None:
+        what = "with a caption" if card["n"] else "that can be read"
         raise ValueError(
-            f"evaluation: found 0 of {card['n_expected']} clips that can be read, expected one: "
+            f"evaluation: found 0 of {card['n_expected']} clips {what}, expected one: "
             f"{card['failures']}"
         )
     sides = (card["retrieval"]["t2a"], card["retrieval"]["a2t"])
