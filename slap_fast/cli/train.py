@@ -169,7 +169,9 @@ def train(
 
         def validation_card(model: Any) -> dict[str, Any]:
             card = evaluate(Slap(model, text_tokenizer), sources.validation, captions=False)
-            return {**card, "clips": sources.validated_on, "score": score(card)}
+            # Without any clip the loop stops the run.
+            figure = score(card) if card["n"] else None
+            return {**card, "clips": sources.validated_on, "score": figure}
 
         try:
             finished = loop.train(

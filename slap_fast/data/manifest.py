@@ -171,7 +171,8 @@ def _check_header(path: Path, header: list[str]) -> None:
         _fail(path, 1, f"{known.count(twice)} columns {twice!r}", "each name once")
     for column, names in (("path", PATHS), ("caption", (*CAPTIONS, "label"))):
         if not set(names) & set(known):
-            expected = f"it among the columns: {', '.join(header)}"
+            shown = (name if name.isprintable() else repr(name) for name in header)
+            expected = f"it among the columns: {', '.join(shown)}"
             _fail(path, 1, f"no {column!r}", expected)
 
 

@@ -74,7 +74,7 @@ def test_settings_that_an_older_version_lacks_keep_their_defaults(folder):
 
 def test_an_unknown_setting_is_named(folder):
     edit(folder / "config.json", lambda c: c["model"]["audio"].update(num_layer=3))
-    with pytest.raises(ValueError, match=r"model\.audio\.num_layer: unknown.*'num_layers'"):
+    with pytest.raises(ValueError, match=r"model\.audio\.num_layer: unknown.*num_layers"):
         Slap.from_pretrained(folder)
 
 

@@ -79,7 +79,7 @@ def test_settings_that_change_a_shape_are_refused_with_it(settings, message):
         (["--tokenizer", "nothing.json"], "tokenizer: cannot read nothing.json"),
         (["--config", "base"], "of --init, whose"),
         (["--set", "model.ssl.prototypes=32"], "prototype_head.weight has shape"),
-        (["--set", "model.ssl.mask_rate=0.3"], "did you mean 'mask_ratio'"),
+        (["--set", "model.ssl.mask_rate=0.3"], "did you mean ssl.mask_ratio"),
     ],
 )
 def test_init_refuses_what_does_not_fit_its_weights(folder, words, message, capsys):
