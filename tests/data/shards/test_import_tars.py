@@ -108,7 +108,7 @@ def test_from_tars_to_training(tmp_path, capsys):
         file.write(b"2")
     del expected["train"]["sound 1 11",]
     out = tmp_path / "out"
-    result = pack(capsys, "--data", tmp_path / "tars", "--out", out, "--shard-mb", 0)
+    result = pack(capsys, "--data", tmp_path / "tars", "--out", out, "--shard-mb", 1)
     assert result == {
         "clips": 24, "packed": 23, "skipped": {"E_SHARD_CORRUPT": 1}, "ignored": {".npy": 23}
     }  # fmt: skip
