@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import losses
-from slap_fast.interop import third_party_layers
+from slap_fast.interop import third_party_layers, unpadding
 from slap_fast.interop.probe import Probe, one_line, unready
 from slap_fast.models import hf_attention
 
@@ -32,7 +32,7 @@ class Change:
     """The outcome for one part of the model."""
 
     option: str
-    """attention, rms_norm, swiglu or linear_cross_entropy."""
+    """attention, unpad, rms_norm, swiglu or linear_cross_entropy."""
     name: str
     """The module's path in the model."""
     kind: str
@@ -78,6 +78,7 @@ def patch(
     model: nn.Module,
     *,
     attention: bool = True,
+    unpad: bool = True,
     rms_norm: bool = True,
     swiglu: bool = True,
     linear_cross_entropy: bool = True,
@@ -88,6 +89,9 @@ def patch(
         model: a transformers or timm style model, or any module that holds one.
         attention: transformers' attention interface: padded batches are unpadded inside, and
             ``cu_seq_lens_q`` batches stay packed.
+        unpad: the blocks around that attention run on the real tokens of a padded batch alone, in
+            calls that ask for no inner states and have no cache; their number is read back from the
+            device. What comes out of padding is 0.
         rms_norm: RMSNorm modules, on one fused operation.
         swiglu: SwiGLU modules, with one stored activation less.
         linear_cross_entropy: the loss of ``labels``, without the logits, which raise when they are
@@ -101,7 +105,7 @@ def patch(
     report = PatchReport()
     try:
         if attention:
-            _patch_attention(model, report)
+            _patch_attention(model, report, unpad)
         _patch_layers(model, [option for option, wanted in options.items() if wanted], report)
         if linear_cross_entropy:
             _patch_loss(model, report)
@@ -118,7 +122,7 @@ def _set_forward(module: nn.Module, forward: Callable[..., Any], report: PatchRe
     report._undo.append(functools.partial(module.__dict__.pop, "forward"))
 
 
-def _patch_attention(model: nn.Module, report: PatchReport) -> None:
+def _patch_attention(model: nn.Module, report: PatchReport, unpad: bool) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             report._note("attention", name, module, "torch's own is not replaced", "")
@@ -129,6 +133,7 @@ def _patch_attention(model: nn.Module, report: PatchReport) -> None:
     _copy_configs(model, report)
     for root_name, root in _roots(model):
         probe: Probe | None = None
+        changed: list[nn.Module] = []
         for group, parts in _attention_groups(root, root_name):
             how = f"packed attention for transformers' {group.config._attn_implementation}"
             obstacle = _attention_obstacle(group)
@@ -137,6 +142,28 @@ def _patch_attention(model: nn.Module, report: PatchReport) -> None:
                 obstacle = _switch(root, group, probe)
             for part_name, part in parts:
                 report._note("attention", part_name, part, obstacle, how)
+            changed += [part for _, part in parts] if obstacle is None else []
+        if unpad and probe is not None:
+            _unpad(root, root_name, changed, probe, report)
+
+
+def _unpad(
+    root: Any, root_name: str, attentions: list[nn.Module], probe: Probe, report: PatchReport
+) -> None:
+    for name, blocks in unpadding.block_lists(root, attentions):
+        handles = unpadding.install(root, name, blocks)
+        with unpadding.recorded() as seen:
+            obstacle = probe.obstacle()
+        if obstacle is None and blocks[-1] not in seen:
+            obstacle = "nothing to unpad: no mask of padding reaches its blocks"
+        path = f"{root_name}.{name}" if root_name else name
+        how = f"{len(blocks)} block{'s' * (len(blocks) > 1)} on the real tokens alone"
+        report._note("unpad", path, blocks[0], obstacle, how)
+        for handle in handles:
+            if obstacle is None:
+                report._undo.append(handle.remove)
+            else:
+                handle.remove()
 
 
 def _copy_configs(model: nn.Module, report: PatchReport) -> None:
@@ -209,9 +236,6 @@ def _switch(root: Any, group: Any, probe: Probe) -> str | None:
 def _attention_obstacle(module: Any) -> str | None:
     if not module._can_set_attn_implementation():
         return "it computes its attention itself, not through transformers' interface"
-    for key, value in module.config.to_dict().items():
-        if "att" in key and "drop" in key and isinstance(value, float) and value > 0:
-            return f"config.{key} is {value}, and packed attention has no dropout"
     return unready(module)
 
 

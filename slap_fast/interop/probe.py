@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class Probe:
         with self._quiet():
             for inputs in probe_inputs(model):
                 self._add(inputs, steps=False)
+                if "use_cache" in inspect.signature(type(model).forward).parameters:
+                    self._add({**inputs, "use_cache": False}, steps=False)
                 if _generates(model) and inputs.keys() <= {"input_ids", "attention_mask"}:
                     if not is_right_padded(inputs):
                         self._add(inputs, steps=True)

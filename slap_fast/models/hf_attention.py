@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
-from slap_fast.packed import starts_of
+from slap_fast.models.dense_attention import dense_attention, dropout_attention
+from slap_fast.models.packed_view import PackedMask, PackedView
 from slap_fast.precision import compute_dtype
 
 NAME = "slap_fast"
@@ -32,61 +33,9 @@ _SUPPORTED_MASKS = (
 )
 """Mask functions, besides padding and packing, that the attention's own arguments express."""
 
-
-class PackedView(NamedTuple):
-    """A padded [B, L] batch as one packed run: the real tokens first, then the padding."""
-
-    order: Tensor | None
-    """int64 [B x L], the position in the batch of each token of the run; None: no padding."""
-    cu_seqlens: Tensor
-    """int32 [B + 1]."""
-    max_seqlen: int
-    """L, which no sequence exceeds."""
-
-    @classmethod
-    def unpadded(cls, batch_size: int, length: int, device: torch.device) -> PackedView:
-        """B sequences of L tokens each."""
-        starts = torch.arange(batch_size + 1, device=device, dtype=torch.int32) * length
-        return cls(None, starts, length)
-
-    @classmethod
-    def from_mask(cls, mask: Tensor) -> PackedView:
-        """B sequences of the tokens where ``mask``, bool [B, L], is true; left or right padded."""
-        starts = starts_of(mask.sum(1))
-        # A stable sort, not nonzero, whose shape would depend on values: a sync, a graph break.
-        order = (~mask).flatten().to(torch.uint8).argsort(stable=True)
-        return cls(order, starts, mask.shape[1])
-
-    @classmethod
-    def from_sequence_numbers(cls, numbers: Tensor) -> PackedView:
-        """Several sequences in each of B lines: runs of equal numbers in int [B, L]."""
-        first = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True)
-        starts = F.pad(first.flatten().nonzero().flatten(), (0, 1), value=numbers.numel())
-        return cls(None, starts.int(), numbers.shape[1])
-
-    def unpad(self, x: Tensor) -> Tensor:
-        """[B, H, L, D] -> [B x L, H, D]."""
-        tokens = x.transpose(1, 2).flatten(0, 1)
-        return tokens if self.order is None else tokens.index_select(0, self.order)
-
-    def pad(self, tokens: Tensor, batch_size: int) -> Tensor:
-        """[B x L, H, D] -> [B, L, H, D], 0 at the padding."""
-        if self.order is not None:
-            tokens = tokens.index_select(0, self.order.argsort())
-        return tokens.unflatten(0, (batch_size, -1))
-
-
-class PackedMask(NamedTuple):
-    """What stands in for an attention mask."""
-
-    queries: PackedView
-    """The view of the queries' tokens."""
-    keys: PackedView
-    """The view of the keys': the same, or longer by what a cache holds."""
-    causal: bool | None
-    """No key after the query's position; None: the attention module decides."""
-    windowed: bool
-    """The layer has a sliding window, whose size the attention module passes."""
+counts_tokens: ContextVar[bool] = ContextVar("counts_tokens", default=False)
+"""Whether masks count their real tokens, for blocks that run on those alone; this reads a number
+back from the device."""
 
 
 def packed_mask(
@@ -121,18 +70,23 @@ def packed_mask(
             "packing, causal or a sliding window; patch(..., attention=False) leaves it alone"
         )
     same = q_length == kv_length
+    num_tokens = None
     if attention_mask is not None:
         # A cache of a sliding window holds fewer keys than the mask has positions.
         mask = attention_mask[:, kv_offset : kv_offset + kv_length]
         keys = PackedView.from_mask(mask)
         queries = keys if same else PackedView.from_mask(mask[:, -q_length:])
+        if same and not compiling and counts_tokens.get():
+            num_tokens = int(keys.cu_seqlens[-1])
+            num_tokens = None if num_tokens == mask.numel() else num_tokens
     elif "packed_sequence_mask_function" in parts:
         queries = keys = PackedView.from_sequence_numbers(parts["packed_sequence_mask_function"])
     else:
         keys = PackedView.unpadded(batch_size, kv_length, device)
         queries = keys if same else PackedView.unpadded(batch_size, q_length, device)
     causal = None if compiling else "causal_mask_function" in parts
-    return PackedMask(queries, keys, causal, any(name.startswith("sliding") for name in parts))
+    windowed = any(name.startswith("sliding") for name in parts)
+    return PackedMask(queries, keys, causal, windowed, num_tokens)
 
 
 def _mask_parts(mask_function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
@@ -153,7 +107,7 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: PackedMask | None,
+    attention_mask: PackedMask | Tensor | None,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -171,19 +125,16 @@ def packed_attention(
     the token itself. With ``cu_seq_lens_q`` (and ``_k``) the batch is one packed row, B = 1, and
     the mask is not needed. Returns ([B, L, H, D], None), 0 at padded tokens.
 
-    Raises ValueError for what the packed operation does not do (dropout, soft caps, sinks, biases)
-    and for a mask that is a tensor.
+    With ``dropout``, or a mask that is a tensor [B, 1 or H, L, Lk], torch's own attention runs.
+
+    Raises ValueError for what the packed operation does not do: soft caps, sinks, biases.
     """
-    if dropout:
-        raise ValueError(f"dropout: found {dropout}, expected 0: packed attention has none")
     for name in _UNSUPPORTED:
         if options.get(name) is not None and options[name] is not False:
             raise ValueError(f"{name}: found {options[name]!r}, which packed attention has not")
     if isinstance(attention_mask, Tensor):
-        raise ValueError(
-            f"attention_mask: found a mask of shape {list(attention_mask.shape)}, expected "
-            "[batch, tokens], or none with cu_seq_lens_q"
-        )
+        mask = attention_mask
+        return dense_attention(query, key, value, mask, dropout=dropout, scale=scaling), None
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     if attention_mask is not None:
@@ -203,9 +154,22 @@ def packed_attention(
         queries, keys = attention_mask.queries, attention_mask.keys
     else:
         queries, keys = (PackedView.unpadded(len(x), x.shape[2], x.device) for x in (query, key))
+    window = -1 if sliding_window is None else sliding_window - 1
+    if dropout:
+        out = dropout_attention(
+            query,
+            key,
+            value,
+            queries,
+            keys,
+            dropout=dropout,
+            window=window,
+            causal=is_causal,
+            scale=scaling,
+        )
+        return out, None
     # Under autocast a rotation in fp32 leaves q and k in fp32, beside v in the autocast dtype.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
-    side = -1 if sliding_window is None else sliding_window - 1
     same = query.shape[2] == key.shape[2]
     out = ops.attention(
         queries.unpad(query),
@@ -215,7 +179,7 @@ def packed_attention(
         queries.max_seqlen,
         cu_seqlens_k=None if same else keys.cu_seqlens,
         max_seqlen_k=None if same else keys.max_seqlen,
-        window_size=(side, side),
+        window_size=(window, window),
         causal=is_causal,
         softmax_scale=scaling,
     )
@@ -224,12 +188,16 @@ def packed_attention(
 
 @contextmanager
 def recorded() -> Iterator[list[nn.Module]]:
-    """The modules whose calls reach :func:`packed_attention`, while it lasts."""
+    """The modules whose calls reach the packed operation, while it lasts; a mask that is a tensor
+    raises ValueError."""
     from transformers import AttentionInterface
 
     reached: list[nn.Module] = []
 
     def attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        mask = kwargs.get("attention_mask", args[3] if len(args) > 3 else None)
+        if isinstance(mask, Tensor):
+            raise ValueError(f"attention_mask: found a tensor of shape {list(mask.shape)}")
         reached.append(module)
         return packed_attention(module, *args, **kwargs)
 
