@@ -151,19 +151,20 @@ def _unpad(
     root: Any, root_name: str, attentions: list[nn.Module], probe: Probe, report: PatchReport
 ) -> None:
     for name, blocks in unpadding.block_lists(root, attentions):
-        handles = unpadding.install(root, name, blocks)
-        with unpadding.recorded() as seen:
-            obstacle = probe.obstacle()
-        if obstacle is None and blocks[-1] not in seen:
-            obstacle = "nothing to unpad: no mask of padding reaches its blocks"
+        for pairs in (False, True):
+            handles = unpadding.install(root, name, blocks, pairs=pairs)
+            with unpadding.recorded() as seen:
+                obstacle = probe.obstacle()
+            if obstacle is None and blocks[-1] not in seen:
+                obstacle = "nothing to unpad: no mask of padding reaches its blocks"
+            if obstacle is None:
+                report._undo += [handle.remove for handle in handles]
+                break
+            for handle in handles:
+                handle.remove()
         path = f"{root_name}.{name}" if root_name else name
         how = f"{len(blocks)} block{'s' * (len(blocks) > 1)} on the real tokens alone"
         report._note("unpad", path, blocks[0], obstacle, how)
-        for handle in handles:
-            if obstacle is None:
-                report._undo.append(handle.remove)
-            else:
-                handle.remove()
 
 
 def _copy_configs(model: nn.Module, report: PatchReport) -> None:
@@ -224,7 +225,7 @@ def _switch(root: Any, group: Any, probe: Probe) -> str | None:
         with hf_attention.recorded() as reached:
             obstacle = probe.obstacle()
         if obstacle is None and not reached:
-            obstacle = "no call reaches transformers' attention interface"
+            obstacle = "no call reaches packed attention"
     except Exception as error:  # whatever its code raises
         obstacle = f"raises {one_line(error)}"
     if obstacle is not None:

@@ -41,12 +41,16 @@ def probe_inputs(model: nn.Module) -> Iterator[Inputs]:
 
 def is_left_padded(inputs: Inputs) -> bool:
     """Whether the second sample begins with padding."""
-    return "attention_mask" in inputs and not inputs["attention_mask"][1, 0]
+    return _mask_of_tokens(inputs) and not inputs["attention_mask"][1, 0]
 
 
 def is_right_padded(inputs: Inputs) -> bool:
     """Whether the second sample ends with padding."""
-    return "attention_mask" in inputs and not inputs["attention_mask"][1, -1]
+    return _mask_of_tokens(inputs) and not inputs["attention_mask"][1, -1]
+
+
+def _mask_of_tokens(inputs: Inputs) -> bool:
+    return "attention_mask" in inputs and inputs["attention_mask"].ndim == 2
 
 
 def _main_names(model: Any) -> list[str]:
@@ -57,6 +61,10 @@ def _with_masks(model: nn.Module, inputs: Inputs, names: Any) -> Iterator[Inputs
     yield inputs
     if "attention_mask" not in names:
         return
+    for mask in _masks_of_pairs(model):
+        if _runs(model, {**inputs, "attention_mask": mask}):
+            yield {**inputs, "attention_mask": mask}
+            return
     for mask in _masks(next(iter(inputs.values()))):
         padded = {**inputs, "attention_mask": mask}
         if "input_ids" in inputs:
@@ -83,6 +91,16 @@ def _masks(main: Tensor) -> Iterator[Tensor]:
         yield at_right
         if not main.is_floating_point():  # audio and frames are padded at the right
             yield at_right.flip(1)
+
+
+def _masks_of_pairs(model: Any) -> Iterator[Tensor]:
+    """[2, 1, positions, positions], added to the scores: what the audio encoders of language models
+    take, whose inputs have one length."""
+    length = getattr(model.config, "max_source_positions", None)
+    if length is not None and model.main_input_name == "input_features":
+        mask = torch.zeros(2, 1, length, length, device=model.device)
+        mask[1, :, :, length * SHORT // TOKENS :] = torch.finfo(mask.dtype).min
+        yield mask
 
 
 @torch.no_grad()

@@ -89,8 +89,13 @@ def block_lists(root: nn.Module, attentions: list[nn.Module]) -> Iterator[tuple[
                 yield name, module
 
 
-def install(root: nn.Module, name: str, blocks: nn.ModuleList) -> list[RemovableHandle]:
-    """Hooks that let a list of blocks run without padding, and the models around it decide when."""
+def install(
+    root: nn.Module, name: str, blocks: nn.ModuleList, *, pairs: bool
+) -> list[RemovableHandle]:
+    """Hooks that let a list of blocks run without padding, and the models around it decide when.
+
+    With ``pairs`` also where those take a mask [B, 1, L, L] that says no more than one of tokens.
+    """
     handles = [block.register_forward_pre_hook(_enter, with_kwargs=True) for block in blocks]
     handles.append(blocks[-1].register_forward_hook(_leave, with_kwargs=True))
     for path, module in root.named_modules():
@@ -98,6 +103,8 @@ def install(root: nn.Module, name: str, blocks: nn.ModuleList) -> list[Removable
             if _allow not in module._forward_pre_hooks.values():
                 handles.append(module.register_forward_pre_hook(_allow, with_kwargs=True))
                 handles.append(module.register_forward_hook(_forget, always_call=True))
+                if pairs:
+                    handles.append(module.register_forward_pre_hook(_pack_mask, with_kwargs=True))
     return handles
 
 
@@ -120,6 +127,14 @@ def _allow(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     allowed = all(outer) and not _asks_for_inner_states(model, kwargs) and _can_do_without(model)
     _outer.set((*outer, allowed))
     counts_tokens.set(allowed)
+
+
+def _pack_mask(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    mask = kwargs.get("attention_mask")
+    if not counts_tokens.get() or not isinstance(mask, Tensor) or mask.ndim != 4:
+        return None
+    packed = PackedMask.from_keys(mask)
+    return None if packed is None else (args, {**kwargs, "attention_mask": packed})
 
 
 def _forget(model: Any, args: Any, output: Any) -> None:

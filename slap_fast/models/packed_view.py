@@ -82,6 +82,20 @@ class PackedMask(NamedTuple):
     padded: PackedMask | None = None
     """Of a batch without its padding: the mask that it had with it."""
 
+    @classmethod
+    def from_keys(cls, mask: Tensor) -> PackedMask | None:
+        """A mask [B, 1, L or 1, L], bool or added to the scores, that hides the same keys from
+        every query; None for any other. Reads values back from the device."""
+        if not mask.dtype == torch.bool:
+            if ((mask != 0) & (mask > -1e4)).any():
+                return None
+            mask = mask == 0
+        if mask.shape[1] != 1 or (mask != mask[:, :, :1]).any():
+            return None
+        view = PackedView.from_mask(mask[:, 0, 0])
+        num_tokens = int(view.cu_seqlens[-1])
+        return cls(view, view, False, False, num_tokens if num_tokens < len(view.order) else None)
+
     def without_padding(self) -> PackedMask:
         """The mask of the real tokens as one row, B = 1."""
         _, starts, longest = self.queries

@@ -21,7 +21,7 @@ REFUSED = {
     "gpt_oss": "raises ValueError: s_aux",
     "mamba2": "its forward also takes gate",
     "hiera": "not through transformers' interface|no call reaches|computes something else",
-    "swin": "raises ValueError: attention_mask",
+    "swin": "no call reaches packed attention",
     "beit": "raises TypeError",
     "w2v_bert": "raises ValueError: position_bias",
 }

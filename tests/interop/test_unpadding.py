@@ -80,6 +80,33 @@ def assert_same(actual, expected):
         assert (a - b).norm() <= 1e-5 * norm
 
 
+def qwen2_audio():
+    sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2}
+    more = {"encoder_ffn_dim": 48, "num_mel_bins": 8, "max_source_positions": 24}
+    config = transformers.Qwen2AudioEncoderConfig(**sizes, **more)
+    return transformers.Qwen2AudioEncoder(config)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("what", ["padding", "pairs", "nothing"])
+def test_a_mask_of_pairs_that_is_padding_alone(what, dtype, rows):
+    """As Qwen2-Audio's encoder gets it from the model around it."""
+    model = build(qwen2_audio)
+    mask = (torch.arange(24) < torch.tensor([24, 10])[:, None])[:, None, None].expand(2, 1, 24, 24)
+    if what != "padding":
+        mask = torch.ones_like(mask)
+    if what == "pairs":
+        mask = mask.tril()
+    hidden = mask if dtype == torch.bool else torch.zeros(mask.shape).masked_fill(~mask, -1e30)
+    features = torch.randn(2, 8, 48, generator=torch.Generator().manual_seed(4))
+    real = torch.arange(12) < torch.tensor([12, 5 if what == "padding" else 12])[:, None]
+    expected = model(features, attention_mask=hidden).last_hidden_state[real]
+    patched(model, rows)
+    actual = model(features, attention_mask=hidden).last_hidden_state[real]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert set(rows) == {"padding": {34}, "pairs": set(), "nothing": {48}}[what]
+
+
 @pytest.fixture
 def rows(monkeypatch):
     """How many tokens each attention was given."""
