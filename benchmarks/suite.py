@@ -105,6 +105,7 @@ def steps(out: Path, wheels: Path | None, dry_run: bool, again: bool = False) ->
         benchmark("ops.map_pool", out, dry_run, resume),
         benchmark("ops.attention", out, dry_run, resume),
         benchmark("model.encoder", out, dry_run, resume),
+        benchmark("model.unpadding", out, dry_run, resume),
         benchmark("ops.caption_loss", out, dry_run, resume),
         benchmark("model.step", out, dry_run, one_compiled),
         benchmark("model.loading", out, dry_run, resume),
