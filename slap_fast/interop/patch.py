@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from slap_fast import losses
-from slap_fast.interop import third_party_layers, unpadding
+from slap_fast.interop import patched_loss, third_party_layers, unpadding
 from slap_fast.interop.probe import Probe, one_line, unready
 from slap_fast.models import hf_attention
 
@@ -251,143 +246,10 @@ def _patch_layers(model: nn.Module, options: list[str], report: PatchReport) -> 
 
 
 def _patch_loss(model: Any, report: PatchReport) -> None:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if not isinstance(head, nn.Linear):
+    candidate = patched_loss.candidate(model)
+    if candidate is None:
         return
-    shift = {"ForCausalLMLoss": True, "ForMaskedLMLoss": False}.get(model.loss_function.__name__)
-    obstacle = None
-    if shift is None:
-        obstacle = f"its loss is {model.loss_function.__name__}"
-    elif head.bias is not None:
-        obstacle = "the output layer has a bias, which the fused loss has not"
-    elif "forward" in model.__dict__:
-        obstacle = "its forward was replaced before"
-    else:
-        obstacle = unready(model) or _loss_obstacle(model, shift)
+    obstacle, forward = candidate
     report._note("linear_cross_entropy", "", model, obstacle, "loss in chunks, no logits kept")
-    if obstacle is None:
-        forward = functools.partial(
-            _forward_with_chunked_loss, model, model.forward, model.loss_function, shift
-        )
+    if forward is not None:
         _set_forward(model, forward, report)
-
-
-def _forward_with_chunked_loss(
-    model: Any,
-    forward: Callable[..., Any],
-    loss_function: Callable[..., Any],
-    shift: bool,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """The model's forward; of a batch with labels, under grad, its loss without logits.
-
-    Its own forward runs where the logits are needed (no gradient: evaluation; a tuple), and where
-    the loss or the output layer are no longer those that were proven.
-    """
-    arguments = inspect.signature(forward).bind(*args, **kwargs).arguments
-    arguments |= arguments.pop("kwargs", {})
-    head = model.get_output_embeddings()
-    if (
-        arguments.get("labels") is None
-        or not torch.is_grad_enabled()
-        or arguments.get("return_dict", model.config.return_dict) is False
-        or model.loss_function is not loss_function
-        or type(head) is not nn.Linear
-        or head._forward_hooks
-        or head._forward_pre_hooks
-    ):
-        return forward(*args, **kwargs)
-    return _without_logits(_run_without_logits(model, forward, head, shift, *args, **kwargs))
-
-
-def _run_without_logits(
-    model: Any, forward: Callable[..., Any], head: nn.Linear, shift: bool, *args: Any, **kwargs: Any
-) -> Any:
-    """Runs the model's own forward; its output layer passes the hidden states on to the loss."""
-    loss = functools.partial(_chunked_loss, head.weight, shift)
-    with _swapped(head, "forward", lambda hidden: hidden), _swapped(model, "_loss_function", loss):
-        return forward(*args, **kwargs)
-
-
-def _without_logits(output: Any) -> Any:
-    """The same output, whose ``logits``, which were never made, raise when they are read."""
-    OrderedDict.pop(output, "logits")
-    del output.__dict__["logits"]
-    output.__class__ = _output_without_logits(type(output))
-    return output
-
-
-@functools.cache
-def _output_without_logits(kind: type[Any]) -> type[Any]:
-    def no_logits(_: Any) -> None:
-        raise RuntimeError(
-            f"{kind.__name__}.logits: patch(linear_cross_entropy=True) makes none of a batch with "
-            "labels under grad: call the model under torch.no_grad(), or without labels"
-        )
-
-    def item(self: Any, key: Any) -> Any:
-        if key == 0:
-            return self.loss
-        if isinstance(key, str) and key != "logits":
-            return kind.__getitem__(self, key)
-        return no_logits(self)
-
-    methods = {"__getitem__": item, "to_tuple": no_logits, "logits": property(no_logits)}
-    return type(kind.__name__, (kind,), methods)
-
-
-def _chunked_loss(
-    weight: Tensor,
-    shift: bool,
-    logits: Tensor,
-    labels: Tensor,
-    vocab_size: int,
-    num_items_in_batch: Tensor | int | None = None,
-    ignore_index: int = -100,
-    shift_labels: Tensor | None = None,
-    **_: Any,
-) -> Tensor:
-    """Computes transformers' ForCausalLMLoss or ForMaskedLMLoss; ``logits`` are hidden states."""
-    if shift_labels is not None:
-        labels = shift_labels
-    elif shift:
-        labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    labels = labels.flatten().to(logits.device)
-    loss = losses.caption_loss(logits.flatten(0, -2), weight, labels, ignore_index)
-    if num_items_in_batch is None:
-        return loss
-    return loss * (labels != ignore_index).sum() / num_items_in_batch
-
-
-@contextmanager
-def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets an instance attribute for the duration."""
-    before = {key: owner.__dict__[key] for key in (name,) if key in owner.__dict__}
-    owner.__dict__[name] = value
-    try:
-        yield
-    finally:
-        del owner.__dict__[name]
-        owner.__dict__.update(before)
-
-
-@torch.no_grad()
-def _loss_obstacle(model: Any, shift: bool) -> str | None:
-    """Says why the loss must stay the model's own; None if eight tokens give the same one."""
-    training, head = model.training, model.get_output_embeddings()
-    model.eval()
-    try:
-        ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
-        expected = model(input_ids=ids, labels=ids).loss
-        loss = _run_without_logits(
-            model, model.forward, head, shift, input_ids=ids, labels=ids
-        ).loss
-    except Exception as error:  # whatever its code raises
-        return f"raises {one_line(error)}"
-    finally:
-        model.train(training)
-    difference = float((loss - expected).abs() / expected)
-    if not difference <= third_party_layers.TOLERANCE:
-        return f"the loss differs by {difference:.1e} on eight tokens"
-    return None
