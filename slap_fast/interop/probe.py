@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from slap_fast.interop.probe_inputs import (
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative L2 difference of a model's outputs and gradients; of other dtypes 0.05. Layers
 add up: one alone is held to 1e-5."""
+GRADIENT_FLOOR = 0.01
+"""Share of all gradients that one is compared with at least: those of queries and keys are small
+differences of large numbers, whose rounding is large beside them in the model's own attention."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,11 @@ class Probe:
         """``parts`` are the modules whose parameters' gradients are compared: the first and the
         last that has any."""
         self.model = model
-        trained = [next((p for p in m.parameters() if p.requires_grad), None) for m in parts]
-        trained = [parameter for parameter in trained if parameter is not None]
-        self.watched = trained[:1] + trained[-1:]
+        trained = [[p for p in part.parameters() if p.requires_grad] for part in parts]
+        trained = [parameters for parameters in trained if parameters]
+        self.watched = list(dict.fromkeys(chain(*trained[:1], *trained[-1:])))
         self.samples: list[_Sample] = []
-        with self._quiet():
+        with evaluating(self.model):
             for inputs in probe_inputs(model):
                 self._add(inputs, steps=False)
                 if "use_cache" in inspect.signature(type(model).forward).parameters:
@@ -62,14 +66,16 @@ class Probe:
         """Says why the model as it is now must not be used; None where all numbers are its own."""
         if not self.samples:
             return "nothing to try it on: it does not run on plain text, pixels or audio"
-        with self._quiet():
+        with evaluating(self.model):
             for sample in self.samples:
                 try:
                     actual = self._run(sample.inputs, sample.steps)
                 except Exception as error:  # whatever its code raises
                     return f"raises {one_line(error)}"
+                floor = GRADIENT_FLOOR * _norm_of_gradients(sample.expected)
                 for name, value in sample.expected.items():
-                    difference = _difference(actual.get(name), value)
+                    smallest = floor if name.startswith("gradient") else 0.0
+                    difference = _difference(actual.get(name), value, smallest)
                     if not difference <= TOLERANCE.get(value.dtype, 0.05):
                         what = ", ".join(sorted(sample.inputs))
                         return f"computes something else: {name} {difference:.1e} away on {what}"
@@ -98,17 +104,19 @@ class Probe:
         named = {f"gradient {i}": grad for i, grad in enumerate(grads) if grad is not None}
         return {name: value.detach() for name, value in {**values, **named}.items()}
 
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        training = {module: module.training for module in self.model.modules()}
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        self.model.eval()
-        try:
-            with torch.random.fork_rng(devices):
-                yield
-        finally:
-            for module, was in training.items():
-                module.training = was
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """A transformers model in eval mode, for the duration; modes and random numbers stay."""
+    training = {module: module.training for module in model.modules()}
+    devices = [model.device] if model.device.type == "cuda" else []
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module, was in training.items():
+            module.training = was
 
 
 def _generates(model: Any) -> bool:
@@ -141,12 +149,12 @@ def _outputs(output: Any, inputs: Inputs | None) -> dict[str, Tensor]:
     if is_left_padded(inputs):  # what is pooled from the first position is of the padding
         length = inputs["attention_mask"].shape[1]
         values = {n: x for n, x in values.items() if x.ndim == 3 and x.shape[1] == length}
-    return {name: _real(value, inputs) for name, value in values.items()}
+    return {name: _real(name, value, inputs) for name, value in values.items()}
 
 
-def _real(value: Tensor, inputs: Inputs) -> Tensor:
+def _real(name: str, value: Tensor, inputs: Inputs) -> Tensor:
     """[2, positions, ...] without the padding of the second sample, as [real positions, ...]."""
-    of_decoder = "decoder_input_ids" in inputs
+    of_decoder = "decoder_input_ids" in inputs and not name.startswith("encoder_")
     if value.ndim < 3 or of_decoder and value.shape[1] == inputs["decoder_input_ids"].shape[1]:
         return value
     # A model may have fewer positions than its input: of the second sample the same share is real,
@@ -164,11 +172,17 @@ def _weights(x: Tensor) -> Tensor:
     return torch.randn(x.shape, generator=generator).to(x.device)
 
 
-def _difference(actual: Tensor | None, expected: Tensor) -> float:
-    """Relative L2; infinite where it is missing or of another shape, NaN where it is."""
+def _norm_of_gradients(values: dict[str, Tensor]) -> float:
+    norms = [x.float().norm() for name, x in values.items() if name.startswith("gradient")]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+def _difference(actual: Tensor | None, expected: Tensor, smallest: float) -> float:
+    """L2 relative to the expected, at least ``smallest``; infinite where it is missing or of
+    another shape, NaN where it is."""
     if actual is None or actual.shape != expected.shape:
         return float("inf")
-    norm = expected.float().norm().clamp(min=1e-30)
+    norm = expected.float().norm().clamp(min=max(smallest, 1e-30))
     return float((actual.float() - expected.float()).norm() / norm)
 
 

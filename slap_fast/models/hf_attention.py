@@ -22,7 +22,18 @@ from slap_fast.models.dense_attention import dense_attention, dropout_attention
 from slap_fast.models.packed_view import PackedMask, PackedView
 from slap_fast.precision import compute_dtype
 
-NAME = "slap_fast"
+
+class _Name(str):
+    """A name in transformers' interfaces, also of the process where its pickle is read."""
+
+    def __deepcopy__(self, memo: Any) -> _Name:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _registered, ()
+
+
+NAME = _Name("slap_fast")
 
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache", "output_attentions")
 _SUPPORTED_MASKS = (
@@ -55,11 +66,6 @@ def packed_mask(
     Raises ValueError for a mask that is more than padding, packing, causal and sliding window, and
     for a cache with room that is not filled yet.
     """
-    if not isinstance(q_offset, Tensor) and q_offset + q_length != kv_offset + kv_length:
-        raise ValueError(
-            f"past_key_values: found {kv_offset + kv_length} keys for the queries up to "
-            f"{q_offset + q_length}, expected as many: a cache that grows, not a static one"
-        )
     # Dynamo cannot inspect a function made inside its graph.
     compiling = torch.compiler.is_compiling()
     parts = {} if compiling else dict(_mask_parts(mask_function))
@@ -69,6 +75,14 @@ def packed_mask(
             f"attention mask: found one made by {', '.join(sorted(unknown))}, expected padding, "
             "packing, causal or a sliding window; patch(..., attention=False) leaves it alone"
         )
+    causal = None if compiling else "causal_mask_function" in parts
+    # Without it, keys may be another sequence's: those of an encoder.
+    if causal is not False and not isinstance(q_offset, Tensor):
+        if q_offset + q_length != kv_offset + kv_length:
+            raise ValueError(
+                f"past_key_values: found {kv_offset + kv_length} keys for the queries up to "
+                f"{q_offset + q_length}, expected as many: a cache that grows, not a static one"
+            )
     same = q_length == kv_length
     num_tokens = None
     if attention_mask is not None:
@@ -84,7 +98,6 @@ def packed_mask(
     else:
         keys = PackedView.unpadded(batch_size, kv_length, device)
         queries = keys if same else PackedView.unpadded(batch_size, q_length, device)
-    causal = None if compiling else "causal_mask_function" in parts
     windowed = any(name.startswith("sliding") for name in parts)
     return PackedMask(queries, keys, causal, windowed, num_tokens)
 
@@ -123,7 +136,8 @@ def packed_attention(
 
     query [B, H, L, D], key and value [B, Hkv, Lk, D], already rotated; ``sliding_window`` counts
     the token itself. With ``cu_seq_lens_q`` (and ``_k``) the batch is one packed row, B = 1, and
-    the mask is not needed. Returns ([B, L, H, D], None), 0 at padded tokens.
+    the mask is not needed. Returns ([B, L, H, D], None); what padded
+    tokens get is of no use.
 
     With ``dropout``, or a mask that is a tensor [B, 1 or H, L, Lk], torch's own attention runs.
 
@@ -152,8 +166,13 @@ def packed_attention(
         keys = queries if cu_seq_lens_k is None else PackedView(None, cu_seq_lens_k, max_length_k)
     elif attention_mask is not None:
         queries, keys = attention_mask.queries, attention_mask.keys
+        if not is_causal and not attention_mask.windowed and keys.order is not None:
+            # Perhaps an encoder's padding, of keys alone: it says nothing of the queries.
+            queries = PackedView.unpadded(len(query), query.shape[2], query.device)
     else:
-        queries, keys = (PackedView.unpadded(len(x), x.shape[2], x.device) for x in (query, key))
+        keys = PackedView.unpadded(len(key), key.shape[2], key.device)
+        same = query.shape[2] == key.shape[2]
+        queries = keys if same else PackedView.unpadded(len(query), query.shape[2], query.device)
     window = -1 if sliding_window is None else sliding_window - 1
     if dropout:
         out = dropout_attention(
@@ -170,7 +189,7 @@ def packed_attention(
         return out, None
     # Under autocast a rotation in fp32 leaves q and k in fp32, beside v in the autocast dtype.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
-    same = query.shape[2] == key.shape[2]
+    same = queries.cu_seqlens is keys.cu_seqlens
     out = ops.attention(
         queries.unpad(query),
         keys.unpad(key),
@@ -212,3 +231,8 @@ def register() -> None:
 
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, packed_mask)
+
+
+def _registered() -> str:
+    register()
+    return NAME

@@ -7,23 +7,24 @@ import torch
 from torch import nn
 
 import slap_fast
-from tests.helpers.transformers_models import MODELS, inputs_of, make, output_of
+from benchmarks.transformers_models import inputs_of, make
+from tests.helpers.transformers_models import MODELS, output_of
 
 REFUSED = {
-    "bert": None,
-    "mistral": None,
-    "bert_decoder": "computes something else: logits",
-    "bart": "computes something else: last_hidden_state",
-    "marian": "computes something else: last_hidden_state",
-    "t5": "raises ValueError: position_bias",
-    "t5_encoder": "raises ValueError: position_bias",
-    "gemma2": "raises ValueError: softcap",
-    "gpt_oss": "raises ValueError: s_aux",
-    "mamba2": "its forward also takes gate",
-    "hiera": "not through transformers' interface|no call reaches|computes something else",
-    "swin": "no call reaches packed attention",
-    "beit": "raises TypeError",
-    "w2v_bert": "raises ValueError: position_bias",
+    "BertModel": None,
+    "MistralForCausalLM": None,
+    "BertLMHeadModel": None,
+    "BartModel": None,
+    "MarianModel": None,
+    "T5Model": "raises ValueError: position_bias",
+    "T5EncoderModel": "raises ValueError: position_bias",
+    "Gemma2ForCausalLM": "raises ValueError: softcap",
+    "GptOssForCausalLM": "raises ValueError: s_aux",
+    "Mamba2Model": "its forward also takes gate",
+    "HieraModel": "not through transformers' interface|no call reaches|computes something else",
+    "SwinModel": "no call reaches packed attention",
+    "BeitModel": "raises TypeError",
+    "Wav2Vec2BertModel": "raises ValueError: position_bias",
 }
 
 
@@ -52,9 +53,9 @@ def _attention_lines(report):
 
 
 def test_left_padded_generation_past_a_sliding_window():
-    model = make("mistral")
+    model = make("MistralForCausalLM")
     mask = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
-    prompt = {"input_ids": inputs_of("mistral")["input_ids"], "attention_mask": mask}
+    prompt = {"input_ids": inputs_of("MistralForCausalLM")["input_ids"], "attention_mask": mask}
     more = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     expected = model.generate(**prompt, **more)
     assert slap_fast.patch(model).changed("attention")
@@ -63,14 +64,14 @@ def test_left_padded_generation_past_a_sliding_window():
 
 def test_a_model_without_weights_is_refused():
     with torch.device("meta"):
-        model = make("mistral")
+        model = make("MistralForCausalLM")
     report = slap_fast.patch(model)
     assert not any(change.changed for change in report.changes)
     assert "has no weights yet to compare with" in str(report)
 
 
 def test_a_model_that_gives_nan_is_not_proven():
-    model = make("bert")
+    model = make("BertModel")
     nn.init.constant_(model.encoder.layer[0].attention.self.query.weight, float("nan"))
     report = slap_fast.patch(model)
     assert report.changed("attention") == 0 and "nothing to try it on" in str(report)
@@ -85,23 +86,23 @@ def test_a_wrong_gradient_is_not_taken(monkeypatch):
         return original(q, k.detach(), v, *args, **kwargs)
 
     monkeypatch.setattr(ops, "attention", attention)
-    report = slap_fast.patch(make("bert"))
+    report = slap_fast.patch(make("BertModel"))
     assert report.changed("attention") == 0
     assert "computes something else: gradient" in str(report)
 
 
 def test_what_its_own_code_raises_leaves_the_model_as_it_was(monkeypatch):
-    model = make("mistral")
-    before = output_of(model, "mistral")
+    model = make("MistralForCausalLM")
+    before = output_of(model, "MistralForCausalLM")
     monkeypatch.setattr(model, "get_output_embeddings", lambda: 1 / 0)
     report = slap_fast.patch(model)
     assert "raised ZeroDivisionError" in str(report) and not report.changed("attention")
-    assert torch.equal(output_of(model, "mistral"), before)
+    assert torch.equal(output_of(model, "MistralForCausalLM"), before)
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_eval_mode_and_random_numbers_stay():
-    model = make("bert")
+    model = make("BertModel")
     model.encoder.train()
     modes = {name: module.training for name, module in model.named_modules()}
     state = torch.get_rng_state()
@@ -110,7 +111,7 @@ def test_eval_mode_and_random_numbers_stay():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", ["t5_encoder", "bert"])
+@pytest.mark.parametrize("name", ["T5EncoderModel", "BertModel"])
 def test_a_model_inside_a_module_is_patched_alike(name):
     holder = nn.ModuleDict({"text": make(name)})
     report = slap_fast.patch(holder)

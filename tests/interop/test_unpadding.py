@@ -9,8 +9,9 @@ import transformers
 from torch import nn
 
 import slap_fast
+from benchmarks.transformers_models import NO_DROPOUT, SIZES, TEXT, make
 from slap_fast import ops
-from tests.helpers.transformers_models import MODELS, NO_DROPOUT, SIZES, TEXT, make
+from tests.helpers.transformers_models import MODELS
 
 LENGTHS = (9, 4, 6)
 RIGHT = torch.tensor([[1] * n + [0] * (9 - n) for n in LENGTHS])
@@ -209,7 +210,7 @@ def test_gradient_checkpointing(use_reentrant, rows):
 @pytest.mark.parametrize(
     "make_model",
     [lambda: bert(attention_probs_dropout_prob=0.3), lambda: mistral(attention_dropout=0.3)],
-    ids=["bert", "mistral"],
+    ids=["BertModel", "MistralForCausalLM"],
 )
 def test_dropout_inside_attention_is_the_models_own(make_model, rows):
     """Not packed while it trains, with the same random numbers; packed when it does not."""
