@@ -7,7 +7,6 @@ input. The report lists what was changed, what was not, and why; ``undo()`` rest
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
 from collections import Counter
@@ -17,7 +16,13 @@ from typing import Any
 
 from torch import nn
 
-from slap_fast.interop import patched_loss, third_party_layers, unpadding
+from slap_fast.interop import (
+    attention_config,
+    patched_loss,
+    replaced_forward,
+    third_party_layers,
+    unpadding,
+)
 from slap_fast.interop.probe import Probe, one_line, unready
 from slap_fast.models import hf_attention
 
@@ -46,7 +51,8 @@ class PatchReport:
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
-        """Restores the model exactly as it was before; a second call does nothing."""
+        """Restores what was changed, exactly, and keeps what changed since; in any order with
+        other reports of the model. A second call does nothing."""
         while self._undo:
             self._undo.pop()()
 
@@ -111,10 +117,9 @@ def patch(
     return report
 
 
-def _set_forward(module: nn.Module, forward: Callable[..., Any], report: PatchReport) -> None:
-    # The signature stays: transformers' Trainer reads it.
-    module.forward = functools.update_wrapper(forward, module.forward)
-    report._undo.append(functools.partial(module.__dict__.pop, "forward"))
+def _set_forward(module: nn.Module, report: PatchReport, *function: Any) -> None:
+    replaced_forward.replace(module, *function)
+    report._undo.append(functools.partial(replaced_forward.restore, module))
 
 
 def _patch_attention(model: nn.Module, report: PatchReport, unpad: bool) -> None:
@@ -125,21 +130,30 @@ def _patch_attention(model: nn.Module, report: PatchReport, unpad: bool) -> None
     if transformers is None:  # never imported, so the model is none of its
         return
     hf_attention.register()
-    _copy_configs(model, report)
+    give_back = attention_config.own_configs(model)
+    report._undo.append(give_back)
     for root_name, root in _roots(model):
         probe: Probe | None = None
         changed: list[nn.Module] = []
-        for group, parts in _attention_groups(root, root_name):
+        for group, parts in _attention_groups(root):
             how = f"packed attention for transformers' {group.config._attn_implementation}"
             obstacle = _attention_obstacle(group)
+            reached: list[nn.Module] = []
             if obstacle is None:
-                probe = probe or Probe(root, [part for _, part in parts])
-                obstacle = _switch(root, group, probe)
-            for part_name, part in parts:
-                report._note("attention", part_name, part, obstacle, how)
-            changed += [part for _, part in parts] if obstacle is None else []
-        if unpad and probe is not None:
+                probe = probe or Probe(root, parts)
+                obstacle, reached = _switch(root, group, probe, changed, report)
+            changed += reached
+            for name, part in root.named_modules():
+                path = _joined(root_name, name)
+                if part in reached:
+                    report._note("attention", path, part, None, how)
+                elif part in parts and not _overlaps(part, reached):
+                    why = obstacle or "no call reaches packed attention"
+                    report._note("attention", path, part, why, "")
+        if unpad and changed:
             _unpad(root, root_name, changed, probe, report)
+    if not report.changed("attention"):
+        give_back()
 
 
 def _unpad(
@@ -157,99 +171,111 @@ def _unpad(
                 break
             for handle in handles:
                 handle.remove()
-        path = f"{root_name}.{name}" if root_name else name
         how = f"{len(blocks)} block{'s' * (len(blocks) > 1)} on the real tokens alone"
-        report._note("unpad", path, blocks[0], obstacle, how)
-
-
-def _copy_configs(model: nn.Module, report: PatchReport) -> None:
-    """Gives a model configs of its own, which other models may share."""
-    copies: dict[int, Any] = {}
-    for module in model.modules():
-        config = module.__dict__.get("config")
-        if isinstance(config, sys.modules["transformers"].PreTrainedConfig):
-            module.config = copy.deepcopy(config, copies)
-            report._undo.append(functools.partial(setattr, module, "config", config))
+        report._note("unpad", _joined(root_name, name), blocks[0], obstacle, how)
 
 
 def _roots(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The transformers models in a module that are in no other, with their paths."""
-    kind = sys.modules["transformers"].PreTrainedModel
     roots: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, kind) and not any(_is_in(name, root) for root in roots):
+        inside = any(_is_in(name, root) for root in roots)
+        if isinstance(module, _pretrained_model()) and not inside:
             roots.append(name)
             yield name, module
+
+
+def _pretrained_model() -> Any:
+    return sys.modules["transformers"].PreTrainedModel
 
 
 def _is_in(name: str, root: str) -> bool:
     return not root or name == root or name.startswith(f"{root}.")
 
 
-def _attention_groups(
-    root: Any, root_name: str
-) -> Iterator[tuple[Any, list[tuple[str, nn.Module]]]]:
+def _joined(root_name: str, name: str) -> str:
+    return ".".join(filter(None, (root_name, name)))
+
+
+def _attention_groups(root: Any) -> Iterator[tuple[Any, list[nn.Module]]]:
     """Parts of a model that share a config, and so an attention: (the model of it, its attention
-    modules by path)."""
+    modules by the names of their classes)."""
+    models = [m for m in root.modules() if isinstance(m, _pretrained_model())]
+    config_of = {part: model.config for model in models for part in model.modules()}
     seen: set[int] = set()
-    for module in root.modules():
-        if not isinstance(module, sys.modules["transformers"].PreTrainedModel):
+    for model in models:
+        if id(model.config) in seen:
             continue
-        if id(module.config) in seen:
-            continue
-        seen.add(id(module.config))
-        prefix = f"{root_name}." if root_name else ""
+        seen.add(id(model.config))
         parts = [
-            (prefix + name, child)
-            for name, child in root.named_modules()
-            if type(child).__name__.endswith("Attention")
-            and getattr(child, "config", module.config) is module.config
-            and any(child is own for own in module.modules())
+            part
+            for part, config in config_of.items()
+            if type(part).__name__.endswith("Attention")
+            and not isinstance(part, nn.MultiheadAttention)
+            and getattr(part, "config", config) is model.config
         ]
+        wrappers = [part for part in parts if len(set(part.modules()) & set(parts)) > 1]
         if parts:
-            yield module, parts
+            yield model, [part for part in parts if part not in wrappers]
 
 
-def _switch(root: Any, group: Any, probe: Probe) -> str | None:
-    """Sets a group's attention to ours and keeps it only if the model's numbers stay; else says why
-    not."""
-    configs = [m.config for m in root.modules() if "config" in m.__dict__]
-    before = [config._attn_implementation_internal for config in configs]
+def _overlaps(part: nn.Module, others: list[nn.Module]) -> bool:
+    """Whether one is in another."""
+    return any(part in other.modules() or other in part.modules() for other in others)
+
+
+def _switch(
+    root: Any, group: Any, probe: Probe, known: list[nn.Module], report: PatchReport
+) -> tuple[str | None, list[nn.Module]]:
+    """Sets a group's attention to ours and keeps it only if the model's numbers stay.
+
+    Returns why not, and the modules whose calls are ours now, beside the ``known``.
+    """
     try:
-        group.set_attn_implementation({"": hf_attention.NAME})
-        with hf_attention.recorded() as reached:
+        restore = attention_config.set_packed(root, group)
+    except Exception as error:  # whatever its code raises
+        return f"raises {one_line(error)}", []
+    try:
+        with hf_attention.recorded() as calls:
             obstacle = probe.obstacle()
-        if obstacle is None and not reached:
-            obstacle = "no call reaches packed attention"
     except Exception as error:  # whatever its code raises
         obstacle = f"raises {one_line(error)}"
+    reached = [module for module in dict.fromkeys(calls) if module not in known]
+    if obstacle is None and not reached:
+        obstacle = "no call reaches packed attention"
     if obstacle is not None:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
-    return obstacle
+        restore()
+        return obstacle, []
+    report._undo.append(restore)
+    return None, reached
 
 
 def _attention_obstacle(module: Any) -> str | None:
     if not module._can_set_attn_implementation():
         return "it computes its attention itself, not through transformers' interface"
+    if module.config._attn_implementation == hf_attention.NAME:
+        return "runs on packed attention already"
     return unready(module)
 
 
 def _patch_layers(model: nn.Module, options: list[str], report: PatchReport) -> None:
+    known = {change.name for change in report.changes if change.option == "attention"}
     for name, module in model.named_modules():
         for candidate in third_party_layers.candidates(module):
-            if candidate.option in options:
+            if candidate.option in options and not (
+                candidate.option == "attention" and name in known
+            ):
                 obstacle = third_party_layers.obstacle(module, candidate)
                 report._note(candidate.option, name, module, obstacle, candidate.description)
                 if obstacle is None:
-                    _set_forward(module, candidate.forward, report)
+                    _set_forward(module, report, candidate.forward, *candidate.args)
 
 
 def _patch_loss(model: Any, report: PatchReport) -> None:
     candidate = patched_loss.candidate(model)
     if candidate is None:
         return
-    obstacle, forward = candidate
+    obstacle, function = candidate
     report._note("linear_cross_entropy", "", model, obstacle, "loss in chunks, no logits kept")
-    if forward is not None:
-        _set_forward(model, forward, report)
+    if obstacle is None:
+        _set_forward(model, report, *function)

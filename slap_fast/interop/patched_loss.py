@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections import OrderedDict
@@ -14,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import losses
-from slap_fast.interop import third_party_layers
-from slap_fast.interop.probe import one_line, unready
+from slap_fast.interop import replaced_forward, third_party_layers
+from slap_fast.interop.probe import evaluating, one_line, unready
 
 
-def candidate(model: Any) -> tuple[str | None, Callable[..., Any] | None] | None:
-    """Why a model's loss must stay its own, or the forward that replaces the model's; None for a
-    model without an output layer."""
+def candidate(model: Any) -> tuple[str | None, tuple[Any, ...]] | None:
+    """Why a model's loss must stay its own, or the function and its first arguments that replace
+    the model's forward; None for a model without an output layer."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(head, nn.Linear):
         return None
@@ -30,30 +31,28 @@ def candidate(model: Any) -> tuple[str | None, Callable[..., Any] | None] | None
         obstacle = f"its loss is {model.loss_function.__name__}"
     elif head.bias is not None:
         obstacle = "the output layer has a bias, which the fused loss has not"
-    elif "forward" in model.__dict__:
+    elif replaced_forward.is_replaced(model):
         obstacle = "its forward was replaced before"
     else:
         obstacle = unready(model) or _loss_obstacle(model, shift)
-    if obstacle is not None:
-        return obstacle, None
-    return None, functools.partial(
-        _forward_with_chunked_loss, model, model.forward, model.loss_function, shift
-    )
+    return obstacle, (_forward_with_chunked_loss, type(model), model.loss_function, shift)
 
 
 def _forward_with_chunked_loss(
     model: Any,
-    forward: Callable[..., Any],
+    kind: type[Any],
     loss_function: Callable[..., Any],
     shift: bool,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The model's forward; of a batch with labels, under grad, its loss without logits.
+    """The forward of a model of class ``kind``; of a batch with labels, under grad, its loss
+    without logits.
 
     Its own forward runs where the logits are needed (no gradient: evaluation; a tuple), and where
     the loss or the output layer are no longer those that were proven.
     """
+    forward = functools.partial(kind.forward, model)
     arguments = inspect.signature(forward).bind(*args, **kwargs).arguments
     arguments |= arguments.pop("kwargs", {})
     head = model.get_output_embeddings()
@@ -81,10 +80,7 @@ def _run_without_logits(
 
 def _without_logits(output: Any) -> Any:
     """The same output, whose ``logits``, which were never made, raise when they are read."""
-    OrderedDict.pop(output, "logits")
-    del output.__dict__["logits"]
-    output.__class__ = _output_without_logits(type(output))
-    return output
+    return _output_without_logits(type(output))(output)
 
 
 @functools.cache
@@ -95,6 +91,13 @@ def _output_without_logits(kind: type[Any]) -> type[Any]:
             "labels under grad: call the model under torch.no_grad(), or without labels"
         )
 
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        # accelerate, DataParallel and pytrees build it again; the class's own init reads logits.
+        values = dict(kind(*args, **kwargs))
+        values.pop("logits", None)
+        OrderedDict.__init__(self, values)
+        vars(self).update({name: values.get(name) for name in names})
+
     def item(self: Any, key: Any) -> Any:
         if key == 0:
             return self.loss
@@ -102,7 +105,13 @@ def _output_without_logits(kind: type[Any]) -> type[Any]:
             return kind.__getitem__(self, key)
         return no_logits(self)
 
-    methods = {"__getitem__": item, "to_tuple": no_logits, "logits": property(no_logits)}
+    names = [field.name for field in dataclasses.fields(kind) if field.name != "logits"]
+    methods = {
+        "__init__": init,
+        "__getitem__": item,
+        "to_tuple": no_logits,
+        "logits": property(no_logits),
+    }
     return type(kind.__name__, (kind,), methods)
 
 
@@ -144,18 +153,15 @@ def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
 @torch.no_grad()
 def _loss_obstacle(model: Any, shift: bool) -> str | None:
     """Says why the loss must stay the model's own; None if eight tokens give the same one."""
-    training, head = model.training, model.get_output_embeddings()
-    model.eval()
+    head = model.get_output_embeddings()
     try:
         ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
-        expected = model(input_ids=ids, labels=ids).loss
-        loss = _run_without_logits(
-            model, model.forward, head, shift, input_ids=ids, labels=ids
-        ).loss
+        inputs = {"input_ids": ids, "labels": ids}
+        with evaluating(model):
+            expected = model(**inputs).loss
+            loss = _run_without_logits(model, model.forward, head, shift, **inputs).loss
     except Exception as error:  # whatever its code raises
         return f"raises {one_line(error)}"
-    finally:
-        model.train(training)
     difference = float((loss - expected).abs() / expected)
     if not difference <= third_party_layers.TOLERANCE:
         return f"the loss differs by {difference:.1e} on eight tokens"

@@ -7,9 +7,8 @@ look-alike (Gemma's RMSNorm, a GeGLU) is left alone.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slap_fast import ops
+from slap_fast.interop import replaced_forward
 from slap_fast.models.layers import silu_mul
 
 TOLERANCE = 1e-5
@@ -37,8 +37,9 @@ class Candidate(NamedTuple):
 
     option: str
     """The keyword of ``patch``."""
-    forward: functools.partial[Tensor]
-    """Its first argument is the layer."""
+    forward: Callable[..., Tensor]
+    """Of (layer, *args, input)."""
+    args: tuple[Any, ...]
     shape: tuple[int, ...]
     """Of an input for the comparison."""
     description: str
@@ -49,18 +50,17 @@ def candidates(module: nn.Module) -> Iterator[Candidate]:
     """Yields at most one candidate for a layer."""
     if _looks_like_rms_norm(module):
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        forward = functools.partial(_rms_norm, module, eps)
-        yield Candidate("rms_norm", forward, (8, len(module.weight)), "torch's fused rms_norm")
+        shape = (8, len(module.weight))
+        yield Candidate("rms_norm", _rms_norm, (eps,), shape, "torch's fused rms_norm")
     for names in _SWIGLU_PARTS:
         if _has_linear(module, *names):
-            forward = functools.partial(_swiglu, module, names)
             shape = (8, getattr(module, names[0]).in_features)
-            yield Candidate("swiglu", forward, shape, "SwiGLU, one activation less kept")
+            how = "SwiGLU, one activation less kept"
+            yield Candidate("swiglu", _swiglu, (names,), shape, how)
             return
     if _has_linear(module, "qkv", "proj") and isinstance(getattr(module, "num_heads", None), int):
-        forward = functools.partial(_self_attention, module)
         shape = (2, 4, module.qkv.in_features)
-        yield Candidate("attention", forward, shape, "packed attention for timm's")
+        yield Candidate("attention", _self_attention, (), shape, "packed attention for timm's")
 
 
 def _looks_like_rms_norm(module: Any) -> bool:
@@ -102,14 +102,14 @@ def _self_attention(
 
 def obstacle(module: nn.Module, candidate: Candidate) -> str | None:
     """Says why a candidate must not be used; None if it gives the layer's numbers."""
-    if "forward" in module.__dict__:
+    if replaced_forward.is_replaced(module):
         return "its forward was replaced before"
     if next(module.parameters()).is_meta:
         return "has no weights yet to compare with"
     if any(isinstance(child, nn.Dropout) and child.p for child in module.modules()):
         return "has dropout inside"
     own = set(inspect.signature(type(module).forward).parameters)
-    more = own - set(inspect.signature(candidate.forward.func).parameters) - {"self"}
+    more = own - set(inspect.signature(candidate.forward).parameters) - {"self"}
     if len(own) > 2 and more - {"hidden_states", "x"}:
         return f"its forward also takes {', '.join(sorted(more))}"
     difference = _difference(module, candidate)
@@ -129,11 +129,15 @@ def _difference(module: nn.Module, candidate: Candidate) -> float:
     for parameter in layer.parameters():
         random = torch.randn(parameter.shape, generator=generator)
         parameter.copy_(random / parameter.shape[-1] ** 0.5)
-    forward = functools.partial(candidate.forward.func, layer, *candidate.forward.args[1:])
     try:
         expected = type(layer).forward(layer, x)
     except Exception:  # it takes more than one tensor, so it is another kind of layer
         return float("inf")
     if not isinstance(expected, Tensor) or expected.shape != x.shape:
         return float("inf")
-    return float(((forward(x) - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+    return float(
+        (
+            (candidate.forward(layer, *candidate.args, x) - expected).norm(dim=-1)
+            / expected.norm(dim=-1)
+        ).max()
+    )

@@ -5,7 +5,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import slap_fast
-from benchmarks.transformers_models import MASK, inputs_of, make
+from benchmarks.transformers_batches import MASK
+from benchmarks.transformers_models import inputs_of, make
 from slap_fast.models import hf_attention
 from slap_fast.packed import starts_of
 

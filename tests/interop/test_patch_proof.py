@@ -118,3 +118,42 @@ def test_a_model_inside_a_module_is_patched_alike(name):
     names = [change.name for change in report.changes if change.option == "attention"]
     assert names and all(path.startswith("text.") for path in names)
     assert bool(report.changed("attention")) == (REFUSED[name] is None)
+
+
+def attention_of(report):
+    return {change.name: change for change in report.changes if change.option == "attention"}
+
+
+def test_the_report_names_the_modules_whose_calls_arrive_and_no_wrappers():
+    from slap_fast.models import hf_attention
+
+    model = make("BertLMHeadModel")
+    report = slap_fast.patch(model)
+    with hf_attention.recorded() as reached:
+        model(**inputs_of("BertLMHeadModel"))
+    parts = {name for name, module in model.named_modules() if module in reached}
+    changes = [change for change in report.changes if change.option == "attention"]
+    assert len(changes) == len(parts) == 4
+    assert {change.name for change in changes if change.changed} == parts
+    assert {change.kind for change in changes} == {"BertSelfAttention", "BertCrossAttention"}
+
+
+def test_a_module_whose_calls_do_not_arrive_is_no():
+    """Its encoder computes attention itself, its decoder does not."""
+    changes = attention_of(slap_fast.patch(make("PegasusXModel")))
+    assert len(changes) == 6
+    for name, change in changes.items():
+        assert change.changed == name.startswith("decoder.")
+        assert change.changed or change.why == "no call reaches packed attention"
+
+
+def test_a_module_with_a_config_of_its_own_model_is_counted_once():
+    """Both towers have their own, and the model around them a third."""
+    report = slap_fast.patch(make("CLIPModel"))
+    changes = [change for change in report.changes if change.option == "attention"]
+    assert len(changes) == len(attention_of(report)) == report.changed("attention") == 4
+
+
+def test_rounding_of_a_small_gradient_is_no_difference():
+    """Of keys and queries: the model's own attentions differ by more among themselves."""
+    assert slap_fast.patch(make("UniSpeechSatModel")).changed("attention") == 2
