@@ -85,6 +85,15 @@ class SlapModel(transformers.PreTrainedModel):
         """Evaluation figures, for the model card."""
         self.post_init()
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Parameters of the losses that ``forward`` has not: DDP waits for no gradient of theirs."""
+        slap = self.slap
+        parts = (slap.caption_decoder, slap.prototype_head)
+        unused = {parameter for part in parts for parameter in part.parameters()}
+        unused |= {slap.audio_encoder.mask_token, slap.logit_bias}
+        return [name for name, parameter in self.named_parameters() if parameter in unused]
+
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the modules initialise themselves."""
 
