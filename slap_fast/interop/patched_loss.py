@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections import OrderedDict
@@ -96,7 +95,7 @@ def _output_without_logits(kind: type[Any]) -> type[Any]:
         values = dict(kind(*args, **kwargs))
         values.pop("logits", None)
         OrderedDict.__init__(self, values)
-        vars(self).update({name: values.get(name) for name in names})
+        vars(self).update({name: values.get(name) for name in fields})
 
     def item(self: Any, key: Any) -> Any:
         if key == 0:
@@ -105,8 +104,10 @@ def _output_without_logits(kind: type[Any]) -> type[Any]:
             return kind.__getitem__(self, key)
         return no_logits(self)
 
-    names = [field.name for field in dataclasses.fields(kind) if field.name != "logits"]
+    # FSDP reads all fields of an output.
+    fields = {name: x for name, x in kind.__dataclass_fields__.items() if name != "logits"}
     methods = {
+        "__dataclass_fields__": fields,
         "__init__": init,
         "__getitem__": item,
         "to_tuple": no_logits,

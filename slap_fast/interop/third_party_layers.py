@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from slap_fast import ops
 from slap_fast.interop import replaced_forward
+from slap_fast.interop.probe import one_line, unready
 from slap_fast.models.layers import silu_mul
 
 TOLERANCE = 1e-5
@@ -104,15 +105,18 @@ def obstacle(module: nn.Module, candidate: Candidate) -> str | None:
     """Says why a candidate must not be used; None if it gives the layer's numbers."""
     if replaced_forward.is_replaced(module):
         return "its forward was replaced before"
-    if next(module.parameters()).is_meta:
-        return "has no weights yet to compare with"
+    if (why := unready(module)) is not None:
+        return why
     if any(isinstance(child, nn.Dropout) and child.p for child in module.modules()):
         return "has dropout inside"
     own = set(inspect.signature(type(module).forward).parameters)
     more = own - set(inspect.signature(candidate.forward).parameters) - {"self"}
     if len(own) > 2 and more - {"hidden_states", "x"}:
         return f"its forward also takes {', '.join(sorted(more))}"
-    difference = _difference(module, candidate)
+    try:
+        difference = _difference(module, candidate)
+    except Exception as error:  # whatever its code raises
+        return f"raises {one_line(error)}"
     if not difference <= TOLERANCE:
         return f"computes something else: {difference:.1e} away on a random input"
     return None
@@ -135,9 +139,5 @@ def _difference(module: nn.Module, candidate: Candidate) -> float:
         return float("inf")
     if not isinstance(expected, Tensor) or expected.shape != x.shape:
         return float("inf")
-    return float(
-        (
-            (candidate.forward(layer, *candidate.args, x) - expected).norm(dim=-1)
-            / expected.norm(dim=-1)
-        ).max()
-    )
+    actual = candidate.forward(layer, *candidate.args, x)
+    return float(((actual - expected).norm(dim=-1) / expected.norm(dim=-1)).max())

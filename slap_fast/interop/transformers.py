@@ -87,7 +87,7 @@ class SlapModel(transformers.PreTrainedModel):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Parameters of the losses that ``forward`` has not: DDP waits for no gradient of theirs."""
+        """Parameters of losses that ``forward`` has not: DDP waits for no gradient of theirs."""
         slap = self.slap
         parts = (slap.caption_decoder, slap.prototype_head)
         unused = {parameter for part in parts for parameter in part.parameters()}
