@@ -34,24 +34,22 @@ def candidate(model: Any) -> tuple[str | None, tuple[Any, ...]] | None:
         obstacle = "its forward was replaced before"
     else:
         obstacle = unready(model) or _loss_obstacle(model, shift)
-    return obstacle, (_forward_with_chunked_loss, type(model), model.loss_function, shift)
+    return obstacle, (_forward_with_chunked_loss, model.loss_function, shift)
 
 
 def _forward_with_chunked_loss(
     model: Any,
-    kind: type[Any],
     loss_function: Callable[..., Any],
     shift: bool,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The forward of a model of class ``kind``; of a batch with labels, under grad, its loss
-    without logits.
+    """The model's forward; of a batch with labels, under grad, its loss without logits.
 
     Its own forward runs where the logits are needed (no gradient: evaluation; a tuple), and where
     the loss or the output layer are no longer those that were proven.
     """
-    forward = functools.partial(kind.forward, model)
+    forward = replaced_forward.own(model)
     arguments = inspect.signature(forward).bind(*args, **kwargs).arguments
     arguments |= arguments.pop("kwargs", {})
     head = model.get_output_embeddings()

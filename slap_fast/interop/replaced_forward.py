@@ -38,6 +38,12 @@ def is_replaced(module: nn.Module) -> bool:
     return not module.__dict__.keys().isdisjoint({"forward", _ATTRIBUTE})
 
 
+def own(module: nn.Module) -> Callable[..., Any]:
+    """A module's own forward."""
+    kinds = (kind.__base__ for kind in type(module).__mro__ if _ATTRIBUTE in vars(kind))
+    return functools.partial(next(kinds, type(module)).forward, module)
+
+
 @functools.cache
 def _class_for(kind: type[Any]) -> type[Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

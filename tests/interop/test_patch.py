@@ -288,8 +288,8 @@ def test_a_timm_style_attention_is_replaced_and_one_with_norms_is_not():
     report = slap_fast.patch(layer)
     assert report.changed("attention") == 1
     torch.testing.assert_close((layer(x), layer(x, is_causal=True)), expected)
-    with pytest.raises(ValueError, match="attn_mask"):
-        layer(x, torch.ones(7, 7, dtype=torch.bool))
+    mask = torch.ones(7, 7, dtype=torch.bool).tril()
+    torch.testing.assert_close(layer(x, mask), expected[1])
     report.undo()
     layer.q_norm = nn.LayerNorm(8)
     assert slap_fast.patch(layer).changed("attention") == 0
