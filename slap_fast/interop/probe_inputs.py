@@ -124,7 +124,10 @@ def _pixels(model: Any) -> Iterator[Tensor]:
     config = getattr(model.config, "vision_config", model.config)
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
-    yield _noise(model, 2, getattr(config, "num_channels", 3), height, width)
+    image = getattr(config, "num_channels", 3), height, width
+    yield _noise(model, 2, *image)
+    if hasattr(config, "num_frames"):
+        yield _noise(model, 2, config.num_frames, *image)
 
 
 def _values(model: Any) -> Iterator[Tensor]:

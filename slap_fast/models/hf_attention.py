@@ -144,8 +144,11 @@ def packed_attention(
     Raises ValueError for what the packed operation does not do: soft caps, sinks, biases.
     """
     for name in _UNSUPPORTED:
-        if options.get(name) is not None and options[name] is not False:
-            raise ValueError(f"{name}: found {options[name]!r}, which packed attention has not")
+        found = options.get(name)
+        if found is not None and found is not False:
+            if isinstance(found, Tensor):
+                found = f"a tensor of shape {list(found.shape)}"
+            raise ValueError(f"{name}: found {found}, which packed attention has not")
     if isinstance(attention_mask, Tensor):
         mask = attention_mask
         return dense_attention(query, key, value, mask, dropout=dropout, scale=scaling), None
