@@ -77,13 +77,15 @@ def test_a_model_that_gives_nan_is_not_proven():
     assert report.changed("attention") == 0 and "nothing to try it on" in str(report)
 
 
-def test_a_wrong_gradient_is_not_taken(monkeypatch):
+@pytest.mark.parametrize("times", [0.0, 1.01])
+def test_a_wrong_gradient_is_not_taken(times, monkeypatch):
     from slap_fast import ops
 
     original = ops.attention
 
     def attention(q, k, v, *args, **kwargs):
-        return original(q, k.detach(), v, *args, **kwargs)
+        k = k.detach() + times * (k - k.detach()) if times else k.detach()
+        return original(q, k, v, *args, **kwargs)
 
     monkeypatch.setattr(ops, "attention", attention)
     report = slap_fast.patch(make("BertModel"))
@@ -136,6 +138,11 @@ def test_the_report_names_the_modules_whose_calls_arrive_and_no_wrappers():
     assert len(changes) == len(parts) == 4
     assert {change.name for change in changes if change.changed} == parts
     assert {change.kind for change in changes} == {"BertSelfAttention", "BertCrossAttention"}
+
+
+def test_a_wrapper_of_a_part_that_is_refused_is_not_named():
+    changes = attention_of(slap_fast.patch(make("MegatronBertModel")))
+    assert [change.kind for change in changes.values()] == ["MegatronBertSelfAttention"] * 2
 
 
 def test_a_module_whose_calls_do_not_arrive_is_no():
