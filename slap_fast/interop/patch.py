@@ -1,8 +1,9 @@
 """``slap_fast.patch(model)``: slow parts of a third-party model on slap-fast's operations.
 
 One instance is changed, never its class: parameters, state dict and hooks stay, and copies, pickles
-and replicas of the model are patched as it is. A part is replaced only if the model, or the layer alone, gives the same numbers and gradients on random
-input. The report lists what was changed, what was not, and why; ``undo()`` restores the model.
+and replicas of the model are patched as it is. A part is replaced only if the model, or the layer
+alone, gives the same numbers and gradients on random input. The report lists what was changed, what
+was not, and why; ``undo()`` restores the model.
 """
 
 from __future__ import annotations

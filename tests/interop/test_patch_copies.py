@@ -170,8 +170,15 @@ def test_compile_with_graph_breaks():
     torch.testing.assert_close(loss.detach(), expected[0])
 
 
-def test_accelerate_wraps_and_unwraps():
-    accelerate = pytest.importorskip("accelerate")
+@pytest.fixture
+def accelerate():
+    """The package; its settings, which a process has once, are forgotten after the test."""
+    package = pytest.importorskip("accelerate")
+    yield package
+    package.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accelerate_wraps_and_unwraps(accelerate):
     model = make("LlamaForCausalLM")
     inputs = labelled()
     own = model(**inputs)
