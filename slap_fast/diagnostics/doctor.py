@@ -92,7 +92,7 @@ PACKAGES = (
 )
 """pyproject.toml's dependencies and extras; a test keeps the two the same."""
 
-TESTED = (("2.11", "3.6"), ("2.13", "3.7"))
+TESTED = (("2.13", "3.7"),)
 """Releases of torch and of triton that the tests have run with, together."""
 
 OFFLINE = (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import slap_fast
 from slap_fast.cli import machine, main
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import loss_rows
@@ -215,6 +216,11 @@ def test_the_module_runs_as_a_program(tmp_path):
     shown = python("-m", "slap_fast.cli", "--help", cwd=tmp_path)
     assert shown.returncode == 0 and "slap-fast" in shown.stdout, shown.stderr
     assert python("-m", "slap_fast.cli", "fly", cwd=tmp_path).returncode == 2
+
+
+def test_the_version_is_one_line(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"slap-fast {slap_fast.__version__}\n"
 
 
 def test_importing_the_command_line_imports_no_torch(tmp_path):
