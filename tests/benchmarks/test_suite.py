@@ -53,6 +53,7 @@ def test_a_record_that_does_not_fit_is_rejected():
         assert len(list(machine.complaints(record))) == 1, record
 
 
+@pytest.mark.slow
 def test_a_dry_run_records_and_resumes(tmp_path):
     done = run(tmp_path, "map_pool", "memcheck", "--minutes", "5")
     assert done.returncode == 0, done.stdout + done.stderr

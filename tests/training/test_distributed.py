@@ -35,6 +35,7 @@ SIZES = (8, 5)
 TRIALS = len(CASES) * len(SIZES)
 
 
+@pytest.mark.slow
 def test_ranks_start_beside_a_folder_of_runs(tmp_path):
     """`make demo` makes one where `make test` starts."""
     (tmp_path / "runs" / "demo").mkdir(parents=True)
