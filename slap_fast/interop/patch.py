@@ -163,12 +163,12 @@ def _unpad(
     for name, blocks in unpadding.block_lists(root, attentions):
         for pairs in (False, True):
             handles = unpadding.install(root, name, blocks, pairs=pairs)
+            report._undo += [handle.remove for handle in handles]
             with unpadding.recorded() as seen:
                 obstacle = probe.obstacle()
             if obstacle is None and blocks[-1] not in seen:
                 obstacle = "nothing to unpad: no mask of padding reaches its blocks"
             if obstacle is None:
-                report._undo += [handle.remove for handle in handles]
                 break
             for handle in handles:
                 handle.remove()

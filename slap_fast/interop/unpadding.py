@@ -100,11 +100,12 @@ def install(
     handles.append(blocks[-1].register_forward_hook(_leave, with_kwargs=True))
     for path, module in root.named_modules():
         if hasattr(module, "config") and (not path or name.startswith(f"{path}.")):
-            if _allow not in module._forward_pre_hooks.values():
+            hooks = module._forward_pre_hooks.values()
+            if _allow not in hooks:
                 handles.append(module.register_forward_pre_hook(_allow, with_kwargs=True))
                 handles.append(module.register_forward_hook(_forget, always_call=True))
-                if pairs:
-                    handles.append(module.register_forward_pre_hook(_pack_mask, with_kwargs=True))
+            if pairs and _pack_mask not in hooks:
+                handles.append(module.register_forward_pre_hook(_pack_mask, with_kwargs=True))
     return handles
 
 
@@ -130,8 +131,10 @@ def _allow(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 def _pack_mask(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    if torch.compiler.is_compiling() or not counts_tokens.get():
+        return None
     mask = kwargs.get("attention_mask")
-    if not counts_tokens.get() or not isinstance(mask, Tensor) or mask.ndim != 4:
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
         return None
     packed = PackedMask.from_keys(mask)
     return None if packed is None else (args, {**kwargs, "attention_mask": packed})

@@ -91,8 +91,7 @@ def packed_mask(
         keys = PackedView.from_mask(mask)
         queries = keys if same else PackedView.from_mask(mask[:, -q_length:])
         if same and not compiling and counts_tokens.get():
-            num_tokens = int(keys.cu_seqlens[-1])
-            num_tokens = None if num_tokens == mask.numel() else num_tokens
+            num_tokens = keys.num_tokens()
     elif "packed_sequence_mask_function" in parts:
         queries = keys = PackedView.from_sequence_numbers(parts["packed_sequence_mask_function"])
     else:
@@ -136,8 +135,7 @@ def packed_attention(
 
     query [B, H, L, D], key and value [B, Hkv, Lk, D], already rotated; ``sliding_window`` counts
     the token itself. With ``cu_seq_lens_q`` (and ``_k``) the batch is one packed row, B = 1, and
-    the mask is not needed. Returns ([B, L, H, D], None); what padded
-    tokens get is of no use.
+    the mask is not needed. Returns ([B, L, H, D], None); what padded tokens get is of no use.
 
     With ``dropout``, or a mask that is a tensor [B, 1 or H, L, Lk], torch's own attention runs.
 

@@ -54,6 +54,11 @@ class PackedView(NamedTuple):
         from_end = ends[number.clamp(max=len(ends) - 1)] - token
         return number.view(batch_size, length), from_end.view(batch_size, length)
 
+    def num_tokens(self) -> int | None:
+        """Of the real tokens, read back from the device; None where all are."""
+        count = int(self.cu_seqlens[-1])
+        return None if self.order is None or count == len(self.order) else count
+
     def unpad(self, x: Tensor) -> Tensor:
         """[B, H, L, D] -> [B x L, H, D]."""
         tokens = x.transpose(1, 2).flatten(0, 1)
@@ -78,7 +83,7 @@ class PackedMask(NamedTuple):
     windowed: bool
     """The layer has a sliding window, whose size the attention module passes."""
     num_tokens: int | None = None
-    """The real tokens of a padded batch, where they were counted."""
+    """The real tokens of a batch with padding, where they were counted."""
     padded: PackedMask | None = None
     """Of a batch without its padding: the mask that it had with it."""
 
@@ -86,15 +91,14 @@ class PackedMask(NamedTuple):
     def from_keys(cls, mask: Tensor) -> PackedMask | None:
         """A mask [B, 1, L or 1, L], bool or added to the scores, that hides the same keys from
         every query; None for any other. Reads values back from the device."""
-        if not mask.dtype == torch.bool:
+        if mask.dtype != torch.bool:
             if ((mask != 0) & (mask > -1e4)).any():
                 return None
             mask = mask == 0
         if mask.shape[1] != 1 or (mask != mask[:, :, :1]).any():
             return None
         view = PackedView.from_mask(mask[:, 0, 0])
-        num_tokens = int(view.cu_seqlens[-1])
-        return cls(view, view, False, False, num_tokens if num_tokens < len(view.order) else None)
+        return cls(view, view, False, False, view.num_tokens())
 
     def without_padding(self) -> PackedMask:
         """The mask of the real tokens as one row, B = 1."""

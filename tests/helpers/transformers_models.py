@@ -35,3 +35,11 @@ def output_of(model: nn.Module, name: str) -> Tensor:
     if mask is None or "decoder_input_ids" in inputs or value.shape[:2] != mask.shape:
         return value
     return value[mask.bool()]
+
+
+def assert_same(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> None:
+    """Of (values, gradients): each gradient is compared with the norm of all."""
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-4, atol=1e-5)
+    norm = torch.stack([x.norm() for x in expected[1]]).norm()
+    for a, b in zip(actual[1], expected[1], strict=True):
+        assert (a - b).norm() <= 1e-5 * norm

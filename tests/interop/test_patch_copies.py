@@ -13,6 +13,7 @@ import slap_fast
 from benchmarks.transformers_batches import MASK
 from benchmarks.transformers_models import inputs_of, make
 from slap_fast.models import hf_attention
+from tests.helpers.transformers_models import assert_same
 
 NAMES = ("LlamaForCausalLM", "ModernBertModel", "Wav2Vec2Model", "BartModel")
 
@@ -37,13 +38,6 @@ def outcome(model, name):
     value = value_of(model, name)
     value.pow(2).sum().backward()
     return value.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-
-def assert_same(actual, expected):
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-4, atol=1e-5)
-    norm = torch.stack([x.norm() for x in expected[1]]).norm()
-    for a, b in zip(actual[1], expected[1], strict=True):
-        assert (a - b).norm() <= 1e-5 * norm
 
 
 def spoil(model):

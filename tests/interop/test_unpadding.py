@@ -11,7 +11,7 @@ from torch import nn
 import slap_fast
 from benchmarks.transformers_models import NO_DROPOUT, SIZES, TEXT, make
 from slap_fast import ops
-from tests.helpers.transformers_models import MODELS
+from tests.helpers.transformers_models import MODELS, assert_same
 
 LENGTHS = (9, 4, 6)
 RIGHT = torch.tensor([[1] * n + [0] * (9 - n) for n in LENGTHS])
@@ -72,13 +72,6 @@ def results(model, **more):
     real = hidden[RIGHT.bool()]
     real.pow(3).sum().backward()
     return real.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-
-def assert_same(actual, expected):
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-4, atol=1e-5)
-    norm = torch.stack([x.norm() for x in expected[1]]).norm()
-    for a, b in zip(actual[1], expected[1], strict=True):
-        assert (a - b).norm() <= 1e-5 * norm
 
 
 def qwen2_audio():
@@ -347,8 +340,20 @@ def test_a_call_that_fails_leaves_no_trace(rows):
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_no_model_is_left_with_hooks_that_it_cannot_use(name):
+def test_hooks_stay_only_where_blocks_are_unpadded(name):
     model = make(name)
     report = slap_fast.patch(model)
+    assert any(m._forward_pre_hooks for m in model.modules()) == (report.changed("unpad") > 0)
     report.undo()
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_mask_of_pairs_compiles_without_a_graph_break():
+    model = build(qwen2_audio)
+    features = torch.randn(2, 8, 48, generator=torch.Generator().manual_seed(4))
+    mask = (torch.arange(24) < torch.tensor([24, 10])[:, None])[:, None, None].expand(2, 1, 24, 24)
+    expected = model(features, attention_mask=mask).last_hidden_state
+    assert slap_fast.patch(model).changed("unpad")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    actual = compiled(features, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
